@@ -14,6 +14,8 @@ from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.state import Member, is_well, members
 from longshore.tasks.operations.docker.evidence import evidence_of, reason_of
 
+#: Exit codes after SIGINT, SIGKILL and SIGTERM.
+_ASKED = {130, 137, 143}
 #: Names of images in the sentence.
 _NAMED = 3
 
@@ -21,12 +23,13 @@ _NAMED = 3
 def standing(
     ctx: Context, docker: Engine, project: str, *, back: bool = False, after: float | None = None
 ) -> dict[str, Any]:
-    """The running version of a project: its images, revision, health, and a sentence. `back`: the step was reverted or undone;
-    `after`: the seconds that this took.
+    """The running version of a project: its images, revision, health, and a sentence.
+
+    `back`: the step was reverted or undone; `after`: the seconds that this took. Stopped containers count as intended.
     """
     found = members(docker, project)
     revision = revisions.running(project, found)
-    ill = [member for member in found if not is_well(member)]
+    ill = [member for member in found if not is_well(member) and not was_stopped(docker, member)]
     services = revisions.services_of(found)
     for name, service in services.items():
         mine = [member for member in found if member.service == name]
@@ -39,6 +42,14 @@ def standing(
         "services": services,
         "text": _sentence(ctx, docker, project, found, ill, revision, back=back, after=after),
     }
+
+
+def was_stopped(docker: Engine, member: Member) -> bool:
+    """Reports whether a container was never started, or was stopped by a signal, and not for lack of memory."""
+    if member.status == "created" or (member.status == "exited" and member.exit_code in _ASKED):
+        container = docker.inspect(member.id)
+        return container is None or not container.oom_killed
+    return False
 
 
 def _health(member: Member) -> str:

@@ -16,6 +16,7 @@ from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.reconstruction import describe
+from longshore.tasks.operations.compose.standing import was_stopped
 from longshore.tasks.operations.compose.state import Member, containers, is_well, members
 
 _REMEDY = "pull or build the image again, or set no_way_back: accept"
@@ -78,7 +79,8 @@ def note_running(ctx: Context, docker: Engine, project: str) -> None:
     kept = revisions.load(revisions.path_of(ctx, project, "before")) if ctx.attempt == 1 else None
     everything = members(docker, project)
     is_new = kept is not None and revisions.running(project, everything) is None
-    if kept is not None and is_new and all(is_well(member) for member in everything):
+    well = all(is_well(member) or was_stopped(docker, member) for member in everything)
+    if kept is not None and is_new and well:
         revisions.note(ctx, docker, kept, everything)
     revisions.tidy(docker, project)
 

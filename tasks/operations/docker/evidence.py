@@ -30,7 +30,7 @@ def evidence_of(ctx: Context, docker: Engine, container: str) -> dict[str, Any] 
     checks = ((state.get("Health") or {}).get("Log") or [])[-_CHECKS:]
     said = [_lines(ctx.redact(check.get("Output") or "")) for check in checks]
     output = docker.logs(container, _BYTES, tail=_LINES, redact=ctx.redact)
-    # An earlier start may have printed the reason on the stream for errors, before the present one printed all these lines.
+    # An earlier start may have printed the reason as an error, before the present one printed all these lines.
     errors = output.stderr or docker.logs(container, _BYTES, tail=_LINES * 10, redact=ctx.redact).stderr
     found: dict[str, Any] = {
         "container": raw["Name"].removeprefix("/"),
