@@ -7,6 +7,7 @@
 # The first of these that is new enough makes the environments.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # Most tests wait for servers, so that two cores serve several at a time. The tests of a module share its workers.
 PROCESSES ?= 3
 
@@ -55,8 +56,8 @@ lint: env ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: env ## measure on a real Redis, and print the figures
-	@$(WITH_SERVERS) --redis-only $(BIN)/python benchmarks/bench.py
+bench: env .dev/dbos/.made ## measure beside Celery and DBOS, and hold the figures against targets (BENCH_ARGS=--help)
+	@$(WITH_SERVERS) --redis-only $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 env: .venv/.env ## make .venv with the locked versions of everything that the targets need
 test-env: env
@@ -88,7 +89,12 @@ latest: | .venv-latest/bin/python ## install the newest versions that pyproject.
 	@find orchestration tasks workers -type f ! -name '*.pyc' | LC_ALL=C sort >$@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-.venv/bin/python .venv-latest/bin/python .dev/uv/bin/python:
+# A peer of the benchmarks, which go on without it.
+.dev/dbos/.made: benchmarks/dbos.txt | .dev/dbos/bin/python
+	@.dev/dbos/bin/python -m pip install --quiet --quiet --disable-pip-version-check -r $< && touch $@ \
+	  || echo "DBOS cannot be installed, so it is not measured"
+
+.venv/bin/python .venv-latest/bin/python .dev/uv/bin/python .dev/dbos/bin/python:
 	@for python in $(PYTHON); do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    echo "making $(@:/bin/python=) with $$($$python --version)"; \

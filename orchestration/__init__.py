@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longshore.orchestration.authoring.context import Context, Prediction
     from longshore.orchestration.authoring.functions import operation
+    from longshore.orchestration.client.async_client import AsyncClient
+    from longshore.orchestration.client.async_run import AsyncRun
     from longshore.orchestration.client.client import Client
     from longshore.orchestration.client.run import Run
     from longshore.orchestration.errors import (
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
         LongshoreError,
         OperationError,
         ParamsError,
+        Permanent,
         PlanError,
         Preflight,
         QueueFull,
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
         WaitTimeout,
         exit_code_of,
     )
-    from longshore.orchestration.language.expressions import E
+    from longshore.orchestration.language.expressions import E, template
     from longshore.orchestration.language.guards import OnlyIf
     from longshore.orchestration.language.params import Param
     from longshore.orchestration.operations import Retry
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     from longshore.orchestration.states import RunState, StepState, UndoState
 
 __all__ = [
+    "AsyncClient",
+    "AsyncRun",
     "Blocked",
     "Client",
     "ConfigError",
@@ -68,6 +73,7 @@ __all__ = [
     "OperationError",
     "Param",
     "ParamsError",
+    "Permanent",
     "Plan",
     "PlanError",
     "Prediction",
@@ -100,10 +106,13 @@ __all__ = [
     "load",
     "operation",
     "parse",
+    "template",
     "validate",
 ]
 
 _HOMES = {
+    "AsyncClient": "client.async_client",
+    "AsyncRun": "client.async_run",
     "Blocked": "errors",
     "Client": "client.client",
     "ConfigError": "errors",
@@ -120,6 +129,7 @@ _HOMES = {
     "OperationError": "errors",
     "Param": "language.params",
     "ParamsError": "errors",
+    "Permanent": "errors",
     "Plan": "plans.model",
     "PlanError": "errors",
     "Prediction": "authoring.context",
@@ -152,6 +162,7 @@ _HOMES = {
     "load": "plans.loading",
     "operation": "authoring.functions",
     "parse": "plans.loading",
+    "template": "language.expressions",
     "validate": "plans.loading",
 }
 

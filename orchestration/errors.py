@@ -28,6 +28,7 @@
     ├── WaitTimeout                   waiting timed out; the run continues
     └── OperationError                an operation failed on a worker
         ├── Transient                 a temporary error: the step is retried
+        ├── Permanent                 an error that no retry policy repeats
         ├── Unsuccessful              the effect was attempted and failed: retried only under an explicit policy
         ├── Delayed                   the outcome is not known yet: the operation is polled
         ├── InDoubt                   the effect may have happened, and a retry could repeat it
@@ -242,6 +243,10 @@ class OperationError(LongshoreError):
 
 class Transient(OperationError):
     """A temporary error: a busy engine, an unreachable registry. The step's policy retries the attempt."""
+
+
+class Permanent(OperationError):
+    """An error that another attempt would meet again, such as a declined card: no policy retries it."""
 
 
 class Unsuccessful(OperationError):

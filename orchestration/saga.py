@@ -17,6 +17,7 @@ from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, S
 from longshore.orchestration.states import (
     STEP_BAD,
     STEP_GOOD,
+    UNDO_OPEN,
     Cause,
     RunState,
     StepState,
@@ -167,7 +168,7 @@ def _good_end(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> RunState:
     return RunState.PARTIAL if good else RunState.FAILED
 
 
-def _leaves(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Iterator[tuple[StepId, CompiledStep, StepRecord]]:
+def leaves(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Iterator[tuple[StepId, CompiledStep, StepRecord]]:
     """Each step, or each unit of a step that was fanned out."""
     for step in plan.steps:
         record = steps[step.index]
@@ -181,10 +182,10 @@ def _leaves(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Iterator[tup
 def _while_aborting(
     plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], evaluate: Evaluate
 ) -> Transition | None:
-    queued = tuple(i for i, step, leaf in _leaves(plan, steps) if _can_be_cancelled(i, step, leaf))
+    queued = tuple(i for i, step, leaf in leaves(plan, steps) if _can_be_cancelled(i, step, leaf))
     if queued:
         return Drain(queued)
-    if any(leaf.status in _AT_WORK for _, _, leaf in _leaves(plan, steps)):
+    if any(leaf.status in _AT_WORK for _, _, leaf in leaves(plan, steps)):
         return None
     if run.lost > run.fenced or not run.compared:
         return Compare(ending=True)
@@ -194,9 +195,9 @@ def _while_aborting(
 
 
 def _can_be_cancelled(leaf_id: StepId, step: CompiledStep, leaf: StepRecord) -> bool:
-    """Whether a step or unit is dispatched but not claimed, held back (no always step), or waits for a person."""
+    """Whether a step or unit is dispatched but not claimed, held back (no always step), or waits for no effect."""
     held_back = leaf.status is StepState.PENDING and isinstance(leaf_id, str) and not step.always
-    parked = leaf.status is StepState.WAITING and step.waits is Waits.PERSON
+    parked = leaf.status is StepState.WAITING and step.waits in {Waits.PERSON, Waits.TIME}
     return leaf.status in _QUEUED or held_back or parked
 
 
@@ -210,7 +211,7 @@ def _while_undoing(
 ) -> Transition | None:
     if run.left > 0:
         if run.undo_deadline is not None and run.now >= run.undo_deadline:
-            late = tuple(i for i, _, leaf in _leaves(plan, steps) if leaf.undo in _UNDO_QUEUED)
+            late = tuple(i for i, _, leaf in leaves(plan, steps) if leaf.undo in _UNDO_QUEUED)
             return GiveUpUndo(late) if late else None
         return None
     if not run.compared:
@@ -220,37 +221,64 @@ def _while_undoing(
 
 
 def _open_undo(plan: CompiledPlan, steps: Mapping[int, StepRecord], below: int) -> OpenUndo | None:
-    """Open the highest level under `below` with steps to undo; None if there is none."""
+    """Open the highest level under `below` with steps to undo; None if there is none.
+
+    A step that would be undone is held back where the compensation of a step that depends on it has failed: what
+    remains of that step may need this one. A step without a compensation holds no other back.
+    """
+    standing = {} if plan.plan.on_undo_failure == "continue" else _failed_dependents(plan, steps)
     todo: dict[int, list[tuple[StepId, CompiledStep, StepRecord]]] = {}
-    for leaf in _leaves(plan, steps):
-        if leaf[1].level < below and _may_have_acted(leaf[1], leaf[2]):
+    for leaf in leaves(plan, steps):
+        if leaf[1].level < below and leaf[2].undo is None and may_have_acted(leaf[1], leaf[2]):
             todo.setdefault(leaf[1].level, []).append(leaf)
     for level in sorted(todo, reverse=True):
-        ready = tuple(i for i, step, leaf in todo[level] if step.has_undo and not _is_point(step, leaf))
+        undoable = [(i, step) for i, step, leaf in todo[level] if step.has_undo and not _is_point(step, leaf)]
+        ready = tuple(i for i, step in undoable if step.index not in standing)
+        held_back = {i: _why_held_back(plan, standing[step.index]) for i, step in undoable if step.index in standing}
         impossible = {
             i: _IRREVERSIBLE if _is_point(step, leaf) else _why_impossible(leaf)
             for i, step, leaf in todo[level]
             if _is_point(step, leaf) or (not step.has_undo and step.step.undo != "none")
         }
-        if ready or impossible:
-            return OpenUndo(level, ready, impossible)
+        if ready or impossible or held_back:
+            return OpenUndo(level, ready, impossible, held_back)
     return None
+
+
+def _failed_dependents(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> dict[int, list[int]]:
+    """For each step, the steps that depend on it, also through others, and whose compensation has failed."""
+    failed = {step.index for _, step, leaf in leaves(plan, steps) if leaf.undo is UndoState.UNDO_FAILED}
+    found: dict[int, set[int]] = {}
+    for i in failed:
+        for needed in plan.upstream(i):
+            found.setdefault(needed, set()).add(i)
+    return {i: sorted(dependents) for i, dependents in found.items()}
+
+
+def _why_held_back(plan: CompiledPlan, failed: list[int]) -> str:
+    if len(failed) == 1:
+        return f"{plan.steps[failed[0]].name} depends on it, and its undo failed"
+    return f"{', '.join(plan.steps[i].name for i in failed)} depend on it, and their undos failed"
 
 
 def _is_point(step: CompiledStep, record: StepRecord) -> bool:
     return step.step.irreversible and record.status in STEP_GOOD
 
 
-def _may_have_acted(step: CompiledStep, record: StepRecord) -> bool:
-    """Whether a step was claimed, has not been undone yet, and is not proven to have had no effect."""
+def may_have_acted(step: CompiledStep, record: StepRecord) -> bool:
+    """Whether a step was claimed, and is not proven to have had no effect. Always steps are not compensated."""
     return (
         record.attempts > 0
-        and record.undo is None
         and not step.always
         and not step.read_only
         and not record.no_effect
         and record.status is not StepState.UNCHANGED
     )
+
+
+def is_untouched(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
+    """Whether no step of a run can have had an effect that a compensation would cover."""
+    return not any(may_have_acted(step, leaf) for _, step, leaf in leaves(plan, steps))
 
 
 def _why_impossible(record: StepRecord) -> str:
@@ -282,8 +310,9 @@ def _bad_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]
     # An undo commanded after the end undoes what it can, also past the point of no return.
     if run.keep or (past_return(plan, steps) and run.undo_level is None):
         return RunState.FAILED
-    failed = any(leaf.undo is UndoState.UNDO_FAILED for _, _, leaf in _leaves(plan, steps))
-    return RunState.UNDO_FAILED if failed else RunState.UNDONE
+    if any(leaf.undo in UNDO_OPEN for _, _, leaf in leaves(plan, steps)):
+        return RunState.UNDO_FAILED
+    return RunState.FAILED if run.undo_level is None and is_untouched(plan, steps) else RunState.UNDONE
 
 
 #: Prefix of the skip reason of a step that a person resolved as `skip`.
@@ -341,15 +370,15 @@ def _is_done(record: StepRecord) -> bool:
 def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord]) -> list[StepId]:
     """Steps and units whose effect remains although the run did not succeed.
 
-    A failed or cancelled step without an undo is reported only in its own record: it is known to have stopped, not to
-    have changed something.
+    A failed or cancelled step without an undo is in doubt instead (`longshore.orchestration.runs.doubt`): it is known
+    to have stopped, not to have changed something.
     """
     if state is RunState.SUCCEEDED:
         return []
     found: list[StepId] = []
-    for leaf_id, step, record in _leaves(plan, steps):
+    for leaf_id, step, record in leaves(plan, steps):
         if (
-            record.undo is UndoState.UNDO_FAILED
+            record.undo in UNDO_OPEN
             or (record.undo is UndoState.NOT_UNDOABLE and record.status not in _STOPPED_HALF_WAY)
             or (
                 state in {RunState.PARTIAL, RunState.FAILED}

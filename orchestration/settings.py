@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +28,8 @@ from longshore.orchestration.errors import ConfigError, plain
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.language.schedule import Scheduled, ScheduleName
 from longshore.orchestration.language.targets import is_host_name, parse_facts, parse_labels
+
+log = logging.getLogger(__name__)
 
 #: The most steps of a plan: one Lua script processes the whole record.
 MAX_STEPS = 10_000
@@ -348,7 +352,32 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigError(f"setting {name}: {what}", remedy=remedy) from error
 
 
+#: The prefix of the variables of settings.
+_PREFIX = "LONGSHORE_"
+#: Similarity, of 1, above which a name counts as a misspelt setting.
+_SIMILAR = 0.75
+
+
+def misspelt_variables(environment: Iterable[str]) -> dict[str, str]:
+    """The variables that resemble a setting and are none, each with the nearest setting.
+
+    Exempt are the stack that a job's worker is given, a variable of the Compose file, and values that `secret()` reads.
+    """
+    from difflib import get_close_matches  # noqa: PLC0415 - only for variables that are no settings
+
+    known = [name.upper() for name in Settings.model_fields]
+    unknown = {name.removeprefix(_PREFIX) for name in environment if name.startswith(_PREFIX)} - set(known)
+    found = {}
+    for name in sorted(unknown):
+        near = get_close_matches(name, known, n=1, cutoff=_SIMILAR)
+        if near and name not in {"STACK", "STACKS_DIR"} and not name.startswith("SECRET_"):
+            found[f"{_PREFIX}{name}"] = f"{_PREFIX}{near[0]}"
+    return found
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Settings of the process, read once."""
+    """Settings of the process, read once; logs a warning for each variable that is a misspelt setting."""
+    for name, near in misspelt_variables(os.environ).items():
+        log.warning("%s is no setting and has no effect: did you mean %s?", name, near)
     return load_settings()

@@ -59,6 +59,8 @@ class UndoState(StrEnum):
     UNDONE = "undone"
     UNDO_FAILED = "undo_failed"
     NOT_UNDOABLE = "not_undoable"
+    #: Not begun: the effect of a step that depends on this one remains, because its compensation failed.
+    HELD_BACK = "held_back"
 
 
 class Cause(StrEnum):
@@ -111,7 +113,9 @@ STEP_BAD = frozenset({StepState.FAILED, StepState.UNKNOWN, StepState.CANCELLED})
 #: Dispatched and not final.
 STEP_IN_FLIGHT = frozenset({StepState.READY, StepState.RUNNING, StepState.RETRYING, StepState.WAITING})
 
-UNDO_FINAL = frozenset({UndoState.UNDONE, UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE})
+UNDO_FINAL = frozenset({UndoState.UNDONE, UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE, UndoState.HELD_BACK})
+#: Compensations that did not take place, and that an operator can have tried again.
+UNDO_OPEN = frozenset({UndoState.UNDO_FAILED, UndoState.HELD_BACK})
 
 
 def may_follow(before: RunState, after: RunState) -> bool:

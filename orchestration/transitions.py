@@ -20,6 +20,8 @@ class StepRecord:
     reason: str = ""
     #: Whether the outcome proves that there was no effect.
     no_effect: bool = False
+    #: Whether an application's worker may still carry out the message of the step.
+    live_message: bool = False
     #: Whether the step was skipped after a failed dependency, so that dependent steps are skipped too.
     tainted: bool = False
     #: Units of a step that was fanned out; empty unless `wants_units` requires them.
@@ -82,11 +84,12 @@ class OpenLevel:
 
 @dataclass(frozen=True)
 class OpenUndo:
-    """Steps become ready to be undone, or are recorded as not undoable."""
+    """Steps become ready to be undone, or are recorded as not undoable or held back, each with the reason."""
 
     level: int
     ready: tuple[StepId, ...]
     impossible: dict[StepId, str] = field(default_factory=dict)
+    held_back: dict[StepId, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from longshore.orchestration.errors import UNREADABLE, BadIdentifier, Damaged, LongshoreError, PlanDenied, UnknownName
 from longshore.orchestration.language import identifiers, secrets, templates
 from longshore.orchestration.messaging import signing
+from longshore.orchestration.plans import subplans
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.model import Plan, digest_of
 from longshore.orchestration.plans.policy import reject_forbidden
@@ -64,22 +65,25 @@ class Loaded:
     trace: str = ""
     #: Digest of the request's text.
     request: str = ""
+    #: The references of the secrets that the parent of a child run knows.
+    inherited_secrets: tuple[str, ...] = ()
 
     def file(self, path: str) -> bytes:
         return base64.b64decode(self.contents[path])
 
     @cached_property
     def secrets(self) -> frozenset[str]:
-        """The references of all secrets in the plan's steps and undos."""
-        found: set[str | None] = set()
-        for step in self.plan.plan.steps.values():
-            undo = step.undo.with_ if isinstance(step.undo, UndoSpec) else {}
-            for given in (step.with_, undo):
-                if templates.SECRET in str(given):
-                    # A broken template fails its own step.
-                    with contextlib.suppress(templates.TemplateProblem):
-                        found |= templates.references(given).secrets
-        return frozenset(reference for reference in found if reference and secrets.problem(reference) is None)
+        """The references of all secrets in the steps and undos of the plan, of its child plans, and of its parents'."""
+        found = {*self.inherited_secrets}
+        for plan in [self.plan.plan, *subplans.all_of(self.contents)]:
+            for step in plan.steps.values():
+                undo = step.undo.with_ if isinstance(step.undo, UndoSpec) else {}
+                for given in (step.with_, undo):
+                    if templates.SECRET in str(given):
+                        # A broken template fails its own step.
+                        with contextlib.suppress(templates.TemplateProblem):
+                            found |= {reference or "" for reference in templates.references(given).secrets}
+        return frozenset(reference for reference in found if secrets.problem(reference) is None)
 
 
 #: The compiled plans of this process with their canonical texts, by the digest of the plan in the request.
@@ -277,4 +281,5 @@ class Plans:
             AdmissionRequest.of(body),
             str(body.get("instance_id", "")),
             str(body.get("trace", "")),
+            inherited_secrets=tuple(body.get("secrets", ())),
         )

@@ -58,10 +58,12 @@ class HostRegistration:
     # --- registration and heartbeat ---------------------------------------------------------------
 
     def describe(self) -> Node:
+        own = {name: operation for name, operation in all_operations().items() if operation.function is not None}
         return Node(
             self.node,
             queues=tuple(sorted(self.queues)),
-            own=tuple(name for name, operation in all_operations().items() if operation.function is not None),
+            own=tuple(own),
+            accepts={name: operation.accepts for name, operation in own.items()},
             version=version("longshore"),
             labels=labels(),
             facts=facts(),

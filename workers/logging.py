@@ -9,6 +9,7 @@ from celery.signals import after_setup_logger, after_setup_task_logger, task_pos
 
 from longshore.orchestration.monitoring import logs
 from longshore.orchestration.settings import get_settings
+from longshore.tasks.attempts import run_secrets
 
 
 @task_postrun.connect
@@ -20,4 +21,5 @@ def _reset_context(**_: Any) -> None:
 @after_setup_task_logger.connect
 def _set_format(logger: logging.Logger | None = None, **_: Any) -> None:
     if logger is not None:
-        logs.configure(logger, get_settings().log_format, get_settings().host)
+        # What an application's operation prints or logs may hold a secret.
+        logs.configure(logger, get_settings().log_format, get_settings().host, run_secrets.redact)

@@ -36,6 +36,10 @@ class SagaBackend(DisabledBackend):
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Store nothing: the run's record counts its level."""
 
+    def get_state(self, task_id: str) -> str:
+        """A state that Celery does not overwrite when a task is revoked: no state is stored here."""
+        return states.STARTED
+
     def mark_as_done(
         self,
         task_id: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,18 @@ class Context:
             if left <= 0:
                 return
             time.sleep(min(left, 0.2))
+
+
+#: The context of the step that this thread runs.
+current: ContextVar[Context | None] = ContextVar("longshore_step", default=None)
+
+
+def current_step() -> Context | None:
+    """The context of the step that this code runs for; None outside of a step.
+
+    In a Celery task of an application the context has no earlier results, files, objects, caches and engine.
+    """
+    return current.get()
 
 
 def _no_file(path: str) -> bytes:

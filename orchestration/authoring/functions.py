@@ -11,17 +11,19 @@ modules of the entry-point group `longshore.operations` and of the setting `impo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_type_hints, overload
 
 from pydantic import create_model
 
 from longshore.orchestration.authoring.context import Context
 from longshore.orchestration.errors import ConfigError
-from longshore.orchestration.operations import BACKOFF, Kind, Operation, Params, Retry, Undo, register
+from longshore.orchestration.operations import BACKOFF, Kind, Operation, Params, Retry, TypedOperation, Undo, register
 from longshore.orchestration.operations import Result as AnyResult
+from longshore.orchestration.operations.base import bound
 
+C = ParamSpec("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,8 +48,9 @@ class Functions:
     done: Callable[..., Any] | None = None
 
 
-class OwnOperation(Generic[P, R]):
-    """An operation made of a function, which remains callable as a function.
+class OwnOperation(TypedOperation[P], Generic[C, P, R]):
+    """An operation made of a function, which remains callable as a function: C are the parameters of the function, P
+    those of a step, without the context.
 
     Its methods are decorators that add further functions. Each takes, by name, any of the context, the parameters of
     the operation, and the arguments listed here:
@@ -59,15 +62,22 @@ class OwnOperation(Generic[P, R]):
       or None where there was no effect
     """
 
-    def __init__(self, name: str, function: Callable[P, R], functions: Functions) -> None:
+    def __init__(self, name: str, function: Callable[C, R], functions: Functions) -> None:
         self.name = name
         self._function = function
         self._functions = functions
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: C.args, **kwargs: C.kwargs) -> R:
         return self._function(*args, **kwargs)
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        context = context_parameter(self._function)
+        parameters = [each for each in inspect.signature(self._function).parameters.values() if each.name != context]
+        positional = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
+        needed = {each.name: each.default is each.empty for each in parameters}
+        return bound(self.name, needed, positional, args, kwargs)
 
     def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: set the function that reads the state before the step acts."""
@@ -95,6 +105,18 @@ class OwnOperation(Generic[P, R]):
         return function
 
 
+class Decorator(Protocol):
+    """Makes an operation of a function, whose first parameter may be the context."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context, P], R], /
+    ) -> OwnOperation[Concatenate[Context, P], P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> OwnOperation[P, P, R]: ...
+
+
 def operation(
     name: str,
     *,
@@ -107,29 +129,39 @@ def operation(
     service: str = "",
     secrets: Iterable[str] = (),
     summary: str = "",
-) -> Callable[[Callable[P, R]], OwnOperation[P, R]]:
+    renamed: Mapping[str, str] | None = None,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Decorator:
     """Decorate a function as the operation `name`.
 
     The parameters of the function are those of the step, validated by pydantic; a parameter that is annotated as
     Context, or named `ctx`, receives the context. The function returns a Result, a mapping, a model, a dataclass, or
-    None; an exception fails the step.
+    None; an exception fails the step. An `async def` function runs in an event loop of the worker's process, and is
+    cancelled at the timeout of the attempt and where the run is aborting.
 
     * `undo` – the operation that compensates this one; its parameters are taken by name from the recorded data, from
       `before`, and from the parameters of the step
     * `read_only` – the function changes nothing
     * `idempotent` – a second call with the same `ctx.idempotency_key` has no further effect; after the loss of a worker
       only such a step runs again
-    * `retry_on` – exceptions that are retried, as `retry` configures
+    * `retry_on` – exceptions that are retried, as `retry` configures, where neither step nor plan has a retry policy;
+      that of a step or a plan retries every error but `Permanent` and `Preflight`
     * `service` – the service that the function needs, with `{host}` for its host; after a `Blocked`, its breaker opens,
       and runs that need it wait
     * `secrets` – parameters that may contain `{{ secret('env:NAME') }}`; the function receives the value, and no
       record does
 
+    Runs keep the parameters with which they were stored, also where a deployment changes the function in the meantime:
+
+    * `renamed` – former names of parameters with their present ones, `{"order": "order_id"}`
+    * `upgrade` – a function of the stored parameters that returns the present ones; also called for those that are
+      up to date
+
     Raises ConfigError for a function whose parameters cannot be a step's.
     """
     hidden = frozenset(secrets)
 
-    def make(function: Callable[P, R]) -> OwnOperation[P, R]:
+    def make(function: Callable[..., Any]) -> OwnOperation[Any, Any, Any]:
         context = context_parameter(function)
         functions = Functions(function, retry_on, undo, read_only)
         params = _params(name, function, context)
@@ -138,7 +170,13 @@ def operation(
                 f"operation {name!r}: `secrets` names {unknown[0]!r}, which is not a parameter of the function",
                 remedy="name parameters of the function only",
             )
-        made = OwnOperation(name, function, functions)
+        for old, new in (renamed or {}).items():
+            if old in params.model_fields or new not in params.model_fields:
+                raise ConfigError(
+                    f"operation {name!r}: `renamed` has {old!r} for {new!r}, which is no parameter's former name",
+                    remedy="write {former name: present name}",
+                )
+        made: OwnOperation[Any, Any, Any] = OwnOperation(name, function, functions)
         register(
             Operation(
                 name=name,
@@ -153,6 +191,8 @@ def operation(
                 secrets=hidden,
                 function=functions,
                 retry=retry or BACKOFF,
+                renamed=dict(renamed or {}),
+                upgrade=upgrade,
             )
         )
         return made

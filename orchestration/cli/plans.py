@@ -120,9 +120,12 @@ def _print_simulated(failed: str | None, report: Report) -> None:
     parts = [f"{title}: {report.state}, exit code {report.exit_code}"]
     parts += [f"undone: {', '.join(reversed(undone))}"] if undone else []
     parts += [f"left over: {', '.join(report.left_over)}"] if report.left_over else []
+    parts += [f"in doubt: {', '.join(report.in_doubt)}"] if report.in_doubt else []
     for step in report.steps:
         if step.undo and step.undo.status == "undo_failed":
             parts.append(f"the undo of {step.name} fails: {step.undo.error}")
+        if step.undo and step.undo.status == "held_back":
+            parts.append(f"{step.name} is not undone: {step.undo.error}")
     if failed is None and report.error:
         parts.append(f"{f'step {report.error.step}: ' if report.error.step else ''}{report.error.message}")
     print_line("; ".join(parts))

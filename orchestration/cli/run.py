@@ -25,6 +25,7 @@ from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, RunLost
 from longshore.orchestration.jobs.jobs import Jobs
 from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.runs.report import Report
 
 #: Seconds in which a second Ctrl-C cancels the run.
 _CANCEL_WINDOW = 2.0
@@ -101,6 +102,10 @@ def show_dry_run(plan: Plan, params: dict[str, Any]) -> int:
     if options.json:
         options.show({"dry_run": True, "plan": plan.name, "possible": not impossible, "steps": answers})
         return 1 if impossible else 0
+    if options.quiet:
+        for answer in impossible:
+            print_line(f"error: {answer['step']} on {answer['host']} cannot succeed: {answer['impossible']}", err=True)
+        return 1 if impossible else 0
     console = options.console()
     console.print(f"dry run of {plan.name}: nothing is changed", style="bold")
     for answer in answers:
@@ -121,22 +126,41 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
     `follow` names the step whose output is printed as it arrives; `show`: print the data of the steps, too.
     """
     options = current_options()
-    console = options.console()
-    output_reader = _follow_output(run, follow, console) if follow and not options.quiet else None
+    output_reader = _follow_output(run, follow, options.console()) if follow and not options.quiet else None
     try:
-        report = run.wait() if options.quiet else live.watch(run, console)
+        report = wait_for_end(run)
         if output_reader is not None:
             output_reader.join(_OUTPUT_DRAIN_TIMEOUT)
     except KeyboardInterrupt:
         return stop_watching(run)
-    if options.json:
-        print_report(report)
-    else:
-        console.print(live.closing(report))
-        for step in report.steps if show else []:
-            if step.data and not options.quiet:
+    print_outcome(report, report.exit_code or 0)
+    if show and not options.json and not options.quiet:
+        for step in report.steps:
+            if step.data:
                 options.show(step.data)
     return report.exit_code or 0
+
+
+def wait_for_end(run: Run) -> Report:
+    """Wait until a run has ended; with the live view, unless the output is quiet."""
+    options = current_options()
+    return run.wait() if options.quiet else live.watch(run, options.console())
+
+
+def print_outcome(report: Report, code: int) -> None:
+    """Print a report as JSON, or its closing lines; with --quiet only those of a failure, on stderr.
+
+    `code` is the exit code of the command.
+    """
+    options = current_options()
+    if options.json:
+        print_report(report)
+    elif not options.quiet:
+        options.console().print(live.closing(report))
+    elif code:
+        console = options.console(error=True)
+        console.print(f"error: run {report.run_id} of plan {report.plan}")
+        console.print(live.closing(report))
 
 
 def _follow_output(run: Run, step: str, console: PlainConsole) -> threading.Thread:

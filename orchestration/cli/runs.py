@@ -17,18 +17,18 @@ from longshore.orchestration.cli.common import (
     print_json,
     print_line,
     print_lines,
-    print_report,
     print_result,
 )
 from longshore.orchestration.cli.inputs import client, read_duration
-from longshore.orchestration.cli.run import watch_started, watch_to_end
+from longshore.orchestration.cli.run import print_outcome, wait_for_end, watch_started, watch_to_end
 from longshore.orchestration.client import live
 from longshore.orchestration.client.replay import Replay
 from longshore.orchestration.client.run import Resolution, Run
 from longshore.orchestration.language import printable
+from longshore.orchestration.plans.shown_params import one_line
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.search import Filter, search
-from longshore.orchestration.states import TERMINAL
+from longshore.orchestration.states import TERMINAL, UNDO_OPEN
 
 
 @click.group("runs")
@@ -45,7 +45,7 @@ def runs_group() -> None:
 @click.option("--state", default="", metavar="STATE", help="Only runs in this state.")
 @click.option("--label", default="", metavar="KEY[=VALUE]", help="Only runs of plans with this label.")
 @click.option("--since", default="", metavar="TIME", help="Only runs since then: an age such as 2h, or a date.")
-@click.option("--text", default="", help="Only runs with this text in the id, the plan, the actor or the error.")
+@click.option("--text", default="", help="Only runs with this text in id, plan, parameters, actor or error.")
 def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> None:
     """List the latest runs, newest first."""
     options, run_filter = current_options(), Filter.read(text, plan, state, label, since)
@@ -63,10 +63,12 @@ def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> 
     console = options.console()
     if not console.is_terminal:
         console.width = 200  # for grep, not for a screen
-    table = Table("run", "plan", "state", "started", "took", "summary", box=None, header_style="bold", pad_edge=False)
+    columns = ("run", "plan", "state", "started", "took", "params", "summary")
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for report in reports:
         took = f"{report.duration_s:.1f} s" if report.duration_s is not None else ""
-        table.add_row(report.run_id, report.plan, report.state, (report.started_at or "")[:19], took, report.summary)
+        started, params = (report.started_at or "")[:19], one_line(report.params)
+        table.add_row(report.run_id, report.plan, report.state, started, took, params, report.summary)
     for column in table.columns[:3]:
         column.no_wrap = True
     console.print(table if reports else "no runs")
@@ -90,14 +92,12 @@ def show(run: str) -> None:
     """
     options = current_options()
     report = client().get(run).report()
-    if options.json:
-        print_report(report)
-    else:
+    if not options.json and not options.quiet:
         console = options.console()
         if not console.is_terminal:
             console.width = 1000  # for a pipe, not for a screen
         console.print(live.tree(report), soft_wrap=False)
-        options.console().print(live.closing(report))
+    print_outcome(report, report.exit_code or 0)
     exit_with(report.exit_code or 0)
 
 
@@ -173,7 +173,7 @@ def undo(run: str, reason: str, detach: bool) -> None:
     found = client().get(run)
     if current_options().dry_run:
         report = found.report()
-        names = [s.name for s in report.steps if s.changed and (s.undo is None or s.undo.status == "undo_failed")]
+        names = [s.name for s in report.steps if s.changed and (s.undo is None or s.undo.status in UNDO_OPEN)]
         states = {"succeeded", "partial", "failed", "undo_failed"}
         _print_dry_run(found, states, f"undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
         return
@@ -201,11 +201,8 @@ def resume(run: str, reason: str, detach: bool) -> None:
     if detach:
         print_result(f"run {run} is {found.state()}", run_id=run, state=found.state())
         return
-    report = found.wait() if options.quiet else live.watch(found, options.console())
-    if options.json:
-        print_report(report)
-    else:
-        options.console().print(live.closing(report))
+    report = wait_for_end(found)
+    print_outcome(report, report.exit_code or 0)
     exit_with(report.exit_code or 0)
 
 
@@ -386,7 +383,6 @@ def approve(run: str, step: str, reject: bool, note: str) -> None:
 
 def _finish_command(run_id: str, command_id: str, *, detach: bool) -> int:
     """Wait for a command to a run. Returns the exit code: 0 done, 1 refused, 3 changes are left over."""
-    options = current_options()
     run = client().get(run_id)
     answer = run.answer(command_id)
     if answer != "done":
@@ -395,9 +391,7 @@ def _finish_command(run_id: str, command_id: str, *, detach: bool) -> int:
     if detach:
         print_result(f"run {run_id} is {run.state()}", run_id=run_id, state=run.state())
         return 0
-    report = run.wait() if options.quiet else live.watch(run, options.console())
-    if options.json:
-        print_report(report)
-    else:
-        options.console().print(live.closing(report))
-    return 3 if report.exit_code == 3 else 0
+    report = wait_for_end(run)
+    code = 3 if report.exit_code == 3 else 0
+    print_outcome(report, code)
+    return code

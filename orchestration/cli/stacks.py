@@ -21,8 +21,7 @@ from longshore.orchestration.cli.common import (
     print_table,
 )
 from longshore.orchestration.cli.inputs import client, read_duration
-from longshore.orchestration.cli.run import show_dry_run, stop_watching
-from longshore.orchestration.client import live
+from longshore.orchestration.cli.run import print_outcome, show_dry_run, stop_watching, wait_for_end
 from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.runs.report import Report
@@ -129,18 +128,21 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
         return exit_with(2)
     if as_json:
         current_options().show(_check_json(checked, found))
-    elif not current_options().quiet:
-        for line in _check_lines(checked):
-            print_line(line)
-        if found is not None:
+    else:
+        quiet = current_options().quiet
+        for line in _check_lines(checked, stale_only=quiet):
+            print_line(line, err=quiet)
+        if found is not None and not quiet:
             _print_selection(found)
     for host, why in checked.errors.items():
         print_line(f"error: {host}: {why}", err=True)
     return exit_with(checked.exit_code)
 
 
-def _check_lines(checked: Checked) -> Iterable[str]:
+def _check_lines(checked: Checked, *, stale_only: bool = False) -> Iterable[str]:
     for one in checked.hosts:
+        if one.valid and stale_only:
+            continue
         if one.valid:
             yield f"{one.host}: cache valid (generation {one.generation}, {one.age_s or 0:.0f} s old)"
         elif not one.error:
@@ -411,12 +413,12 @@ def _watch(run: Run, *, detach: bool) -> Report:
         options.show({"run_id": run.id, "attached": run.attached}) if options.json else print_line(run.id)
         exit_with(0)
     try:
-        report = run.wait() if options.quiet else live.watch(run, options.console())
+        report = wait_for_end(run)
     except KeyboardInterrupt:
         exit_with(stop_watching(run))
         raise
     if not options.json:
-        options.console().print(live.closing(report))
+        print_outcome(report, report.exit_code or 0)
     return report
 
 

@@ -104,7 +104,7 @@ class Client:
         `max_queued` runs wait. Raises StoreUnavailable where Redis does not answer in time.
         """
         self.ensure_server()
-        run_id = run_id if run_id is not None else _new_run_id(plan if isinstance(plan, str) else plan.name)
+        run_id = run_id if run_id is not None else new_run_id(plan if isinstance(plan, str) else plan.name)
         identifiers.run_id(run_id)
         given = load(plan) if isinstance(plan, str) else plan
         body = preconditions.permitted_request(self.store, given, params or {}, run_id)
@@ -280,6 +280,7 @@ def _same_server(one: str, other: str) -> bool:
     return one == other or parts(one) == parts(other)
 
 
-def _new_run_id(name: str) -> str:
+def new_run_id(name: str) -> str:
+    """A new id for a run of a plan of that name."""
     stem = re.sub(r"[^A-Za-z0-9._@-]", "-", Path(name).stem if "/" in name else name)[:80] or "run"
     return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}"

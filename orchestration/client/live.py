@@ -16,8 +16,8 @@ from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.language import printable
 from longshore.orchestration.language.guards import FAILED
+from longshore.orchestration.plans.shown_params import one_line
 from longshore.orchestration.runs.events import Event
-from longshore.orchestration.runs.job_outcome import JobReport
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.step_report import ItemReport, StepReport
 from longshore.orchestration.states import STEP_IN_FLIGHT, TERMINAL, RunState, StepState, UndoState
@@ -40,6 +40,7 @@ _UNDO_STYLES = {
     UndoState.UNDONE: "blue",
     UndoState.UNDO_FAILED: "bold red",
     UndoState.NOT_UNDOABLE: "magenta",
+    UndoState.HELD_BACK: "bold magenta",
 }
 #: Steps of one level, and items of one step, that are shown; the others are counted.
 _SHOWN = 24
@@ -120,8 +121,10 @@ def _line(event: Event) -> Text | None:
             delay = int(fields["delay_ms"]) / 1000
             what = "did not act" if fields.get("in_vain") else f"attempt {fields['attempt']} failed"
             return Text(f"  {fields['step']} {what}, retry in {delay:.1f} s{error}", "yellow")
-        case "step_skipped" | "item_skipped" | "undo_impossible":
-            what = "cannot be undone" if event.name == "undo_impossible" else "skipped"
+        case "step_skipped" | "item_skipped":
+            return Text(f"  {name} skipped: {fields['reason']}")
+        case "undo_impossible" | "undo_held_back":
+            what = "cannot be undone" if event.name == "undo_impossible" else "is not undone"
             return Text(f"  {name} {what}: {fields['reason']}")
         case "lease_lost":
             return Text(f"  {name}: its worker was lost", "yellow")
@@ -147,6 +150,8 @@ def tree(report: Report) -> Tree:
     style = "red" if report.state not in {RunState.SUCCEEDED, RunState.RUNNING, RunState.PENDING} else "bold"
     took = f"  {report.duration_s:.1f} s" if report.duration_s is not None else ""
     root = Tree(Text.assemble((f"{report.plan} ", "bold"), (report.run_id, "dim"), "  ", (report.state, style), took))
+    if report.params:
+        root.add(Text(f"params: {one_line(report.params)}", style="dim"))
     levels: dict[int, list[StepReport]] = {}
     for step in report.steps:
         levels.setdefault(step.level, []).append(step)
@@ -203,19 +208,6 @@ def _named(report: Report, step: StepReport) -> bool:
     return report.error is not None and report.error.step == step.name
 
 
-def _of_job(job: JobReport) -> str:
-    """The line of a job: the result of its work, and the state of its stack."""
-    stack = {
-        "healthy": "the stack is up again",
-        "not_needed": "the stack was not touched",
-        "kept_stopped": "the stack is left stopped, as asked",
-        "failed": f"the stack is not fully up: {', '.join(job.down) or 'see the step start'}",
-    }
-    parts = [f"{job.result or 'not ended'}"] if job.result or not job.restart else []
-    parts += [stack[job.restart]] if job.restart else []
-    return f"job {job.name}: {'; '.join(parts)}"
-
-
 def closing(report: Report) -> Group:
     """The closing lines: the outcome, what is left over or in doubt, and the next command."""
     report = printable.values(report)
@@ -227,8 +219,8 @@ def closing(report: Report) -> Group:
     if report.exit_code == 3:
         others = [step for step in report.steps if step.error and step.status in FAILED and not _named(report, step)]
         lines += [Text(f"step {step.name}: {step.error}") for step in others]
-    if report.job:
-        lines.append(Text(_of_job(report.job)))
+    if report.job and report.exit_code is None:
+        lines.append(Text(report.job.summary))
     if report.left_over:
         lines.append(Text(f"left over: {', '.join(report.left_over)}", style="bold magenta"))
     lines += [Text(f"in doubt: {doubt}", style="bold magenta") for doubt in report.in_doubt]

@@ -5,8 +5,11 @@ A command is stored in Redis and carried out by a worker; each method that sends
 
 from __future__ import annotations
 
+import json
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from celery import Celery
@@ -15,15 +18,18 @@ from kombu.exceptions import OperationalError
 from longshore.orchestration.errors import RunFailed, RunLost, StoreUnavailable, UnknownName, WaitTimeout
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.messaging.canvas import Canvas
-from longshore.orchestration.plans.compiled import CompiledPlan, StepId
+from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs import events, pending_reasons, report
 from longshore.orchestration.runs.events import Event
 from longshore.orchestration.runs.hooks import HookDispatcher, Hooks
 from longshore.orchestration.runs.report import Report
+from longshore.orchestration.runs.step_report import ItemReport, StepReport
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store.records import stream_order
 from longshore.orchestration.store.run_store import Store
+
+log = logging.getLogger(__name__)
 
 #: How a person may resolve a step whose outcome the record does not know; see `Run.resolve`.
 Resolution = Literal["done", "skip", "undone", "abandon"]
@@ -31,6 +37,10 @@ Resolution = Literal["done", "skip", "undone", "abandon"]
 
 #: Seconds between two reads of the output of a step.
 _FOLLOW = 0.3
+#: Seconds between two looks at why a run without events does not continue.
+WAITS_PAUSE = 10.0
+#: Seconds between two reads of the answer to a command.
+ANSWER_PAUSE = 0.05
 
 
 class Run:
@@ -71,10 +81,7 @@ class Run:
         """The state of the run. Raises RunLost where neither record nor request exists."""
         state = self.store.state(self.id)
         if state is None and self.store.body(self.id) is None:
-            raise RunLost(
-                f"run {self.id} does not exist: it was pruned, or Redis has lost it",
-                remedy="check whether Redis keeps its data: longshore doctor",
-            )
+            raise lost(self.id)
         return RunState(state or RunState.PENDING)
 
     def unserved(self) -> list[str]:
@@ -82,6 +89,15 @@ class Run:
         if self.store.settings.redis_url is None:
             return []  # the embedded supervisor starts its worker by itself
         return pending_reasons.unserved(self.store, self.plan)
+
+    def waits_for(self) -> list[str]:
+        """Why the run does not continue now: queues without a worker, and hosts that take no work; else empty."""
+        if self.store.settings.redis_url is None:
+            return []  # see `unserved`
+        found = self.report()
+        if found.state is RunState.PENDING and found.error is None:
+            return [f"no worker consumes queue {CONTROL}"] if CONTROL in self.unserved() else []
+        return waiting_reasons(found)
 
     def report(self) -> Report:
         """The report of the run as of now; complete once the run has ended."""
@@ -126,7 +142,9 @@ class Run:
 
         Raises WaitTimeout after `timeout` seconds, which does not affect the run, and RunLost where the run does not
         exist any more. With `check`, raises RunFailed for an exit code other than 0. `hooks` are called as in `watch`.
+        Logs a warning for each reason why the run waits for a worker.
         """
+        idle = IdleLog(self.id)
         watcher = _Watcher(self, hooks) if hooks is not None else None
         store = self.store
         began = time.monotonic()
@@ -138,23 +156,17 @@ class Run:
                 break
             left = 2.0 if until is None else min(2.0, until - time.monotonic())
             if left <= 0:
-                why = self.report().error
-                raise WaitTimeout(
-                    f"run {self.id} has not ended in {timeout:g} s{f' ({why.message})' if why else ''}",
-                    remedy=f"the run continues; watch it: longshore runs watch {self.id}",
-                )
+                raise timed_out(self.report(), timeout or 0.0, self.waits_for())
             if watcher is not None:
                 watcher.call_for_new_events()
             if store.read_events(self.id, newest, block_ms=max(1, round(left * 1000)), count=1):
                 # A wide run emits an event every millisecond; a read for each would slow the run down.
                 time.sleep(min(0.05, (time.monotonic() - began) / 50))
+            elif idle.is_due():
+                idle.tell(self.waits_for())
         if watcher is not None:
             watcher.call_for_new_events()
-        done = self.report()
-        if check and done.exit_code:
-            what = done.error.message if done.error else done.summary
-            raise RunFailed(f"run {self.id} ended {done.state}: {what}", report=done, exit_code=done.exit_code)
-        return done
+        return checked(self.report()) if check else self.report()
 
     def log(self, step: str) -> Iterator[str]:
         """The output of a step, its last thousand lines. Raises UnknownName for a step that the plan does not have."""
@@ -239,16 +251,19 @@ class Run:
         """
         until = time.monotonic() + timeout
         while time.monotonic() < until:
-            fields = self.store.fields(self.id)
-            if not fields and self.store.body(self.id) is None:
-                return "done"  # pruned, as commanded
-            if stream_order(fields.get("last_command", "0-0")) >= stream_order(command_id):
-                return fields.get("answer", "done")
-            time.sleep(0.05)
-        raise WaitTimeout(
-            f"no worker has read the command of run {self.id} yet",
-            remedy="start a worker, which will carry it out: longshore worker",
-        )
+            if (found := self._answered(command_id)) is not None:
+                return found
+            time.sleep(ANSWER_PAUSE)
+        raise not_answered(self.id)
+
+    def _answered(self, command_id: str) -> str | None:
+        """The answer to a command: `done`, or the reason of a refusal; None until a worker has handled it."""
+        fields = self.store.fields(self.id)
+        if not fields and self.store.body(self.id) is None:
+            return "done"  # pruned, as commanded
+        if stream_order(fields.get("last_command", "0-0")) >= stream_order(command_id):
+            return fields.get("answer", "done")
+        return None
 
     def _command(
         self, kind: str, reason: str, *, keep: bool = False, step: StepId | None = None, resolved_as: str = ""
@@ -263,6 +278,71 @@ class Run:
                 remedy="wait until a worker sweeps, which carries it out; start one if none runs: longshore worker",
             ) from error
         return command_id
+
+
+def lost(run_id: str) -> RunLost:
+    """The error of a run that has neither record nor request."""
+    return RunLost(
+        f"run {run_id} does not exist: it was pruned, or Redis has lost it",
+        remedy="check whether Redis keeps its data: longshore doctor",
+    )
+
+
+class IdleLog:
+    """Logs why a run does not continue, each reason once."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._told: set[str] = set()
+        self._next = 0.0
+
+    def is_due(self) -> bool:
+        """Whether to look at the reasons now; called while the run has no events."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + WAITS_PAUSE
+        return True
+
+    def tell(self, reasons: Sequence[str]) -> None:
+        """Log the reasons that were not logged before."""
+        for why in reasons:
+            if why not in self._told:
+                self._told.add(why)
+                log.warning("run %s waits: %s", self._run_id, why)
+
+
+def waiting_reasons(found: Report) -> list[str]:
+    """The reasons why dispatched steps and undos of a run have not begun, each once."""
+    parts: list[StepReport | ItemReport] = [*found.steps, *(item for step in found.steps for item in step.items)]
+    reasons = [reason for part in parts for reason in (part.reason, part.undo and part.undo.reason) if reason]
+    prefix = "waits: "
+    return list(dict.fromkeys(reason.removeprefix(prefix) for reason in reasons if reason.startswith(prefix)))
+
+
+def timed_out(report: Report, timeout: float, waits_for: Sequence[str] = ()) -> WaitTimeout:
+    """The error of a run that continues after the time of its watcher."""
+    reasons = [*([report.error.message] if report.error else []), *waits_for]
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return WaitTimeout(
+        f"run {report.run_id} has not ended in {timeout:g} s{why}",
+        remedy=f"the run continues; watch it: longshore runs watch {report.run_id}",
+    )
+
+
+def not_answered(run_id: str) -> WaitTimeout:
+    """The error of a command that no worker has handled in time."""
+    return WaitTimeout(
+        f"no worker has read the command of run {run_id} yet",
+        remedy="start a worker, which will carry it out: longshore worker",
+    )
+
+
+def checked(done: Report) -> Report:
+    """The report of an ended run. Raises RunFailed for an exit code other than 0."""
+    if done.exit_code:
+        what = done.error.message if done.error else done.summary
+        raise RunFailed(f"run {done.run_id} ended {done.state}: {what}", report=done, exit_code=done.exit_code)
+    return done
 
 
 class _Watcher:
@@ -292,4 +372,10 @@ def stored_plan(store: Store, run_id: str) -> tuple[CompiledPlan, str]:
     body = store.body(run_id)
     if body is None:
         raise UnknownName(f"run {run_id!r} does not exist", remedy="list the latest runs: longshore runs ls")
-    return CompiledPlan(Plan.model_validate(body["plan"]), lenient=True), str(body.get("digest", ""))
+    return _compiled(json.dumps(body["plan"])), str(body.get("digest", ""))
+
+
+# The runs of one plan share its object: a thousand of them would make each garbage collection a long pause.
+@lru_cache(maxsize=16)
+def _compiled(plan: str) -> CompiledPlan:
+    return CompiledPlan(Plan.model_validate_json(plan), lenient=True)

@@ -63,10 +63,16 @@ COMMANDS: dict[str, frozenset[str]] = {
 
 
 def queues(settings: Settings, own: Iterable[str] = ()) -> list[str]:
-    """Patterns of the queues' keys in Redis: `docker`, `docker.undo`, `docker@web1`, …"""
+    """Patterns of the queues' keys in Redis: `docker`, `docker.undo`, `docker@web1`, …
+
+    Messages of other priorities than 0 have lists of their own: Celery appends two control characters and a digit. Only
+    tasks of an application have priorities.
+    """
+    own = list(own)
     known = dict.fromkeys([*_FAMILIES, *(op.queue for op in all_operations().values()), *own])
     prefix = settings.broker_prefix()
-    return [f"{prefix}{name}{end}" for name in known for end in ("", ".undo", "@*")]
+    priorities = [f"{prefix}{name}??[0-9]" for name in own]
+    return [f"{prefix}{name}{end}" for name in known for end in ("", ".undo", "@*")] + priorities
 
 
 def users(settings: Settings, passwords: Mapping[str, str], own_queues: Iterable[str] = (), *, admin: str = "") -> str:

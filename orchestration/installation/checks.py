@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from longshore.orchestration.errors import LongshoreError
+from longshore.orchestration.installation.evolution import unsupported
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.language.targets import listed
 from longshore.orchestration.messaging import signing
@@ -32,6 +33,8 @@ _SKEW_WARNING, _SKEW_ERROR = 2_000, 60_000
 _FREE_WARNING, _FREE_ERROR = 2 * 1024**3, 200 * 1024**2
 #: Live runs examined at most.
 _LIVE_RUNS = 500
+#: Runs of one kind that are named.
+_NAMED = 5
 #: Seconds for which a jump of Redis's clock is reported.
 _JUMP_REPORTED = 86_400.0
 
@@ -61,6 +64,7 @@ def examine(store: Store) -> Iterator[Finding]:
     yield from _beats(store)
     yield from _clock(store)
     yield from _runs(store)
+    yield from _stored_runs(store, [node for _, node in nodes])
 
 
 def _plans() -> tuple[list[Plan], list[str]]:
@@ -301,6 +305,21 @@ def _clock(store: Store) -> Iterator[Finding]:
         f"Redis's clock has jumped {where} by {format_duration(round(abs(int(by)) / 1000))}", "warning",
         "run a time service that slews the clock of its host; waiting runs were resumed",
     )  # fmt: skip
+
+
+def _stored_runs(store: Store, nodes: list[Node]) -> Iterator[Finding]:
+    """Live runs that a deployed worker could not carry out."""
+    found = list(unsupported(store, nodes)) if nodes else []
+    for run_id, why in found[:_NAMED]:
+        yield Finding(
+            f"run {run_id} cannot be carried out as it was stored: {why}", "error",
+            "deploy workers that know it, with renamed= or upgrade= of @operation for its parameters; or cancel it: "
+            f"longshore runs cancel {run_id}",
+        )  # fmt: skip
+    if len(found) > _NAMED:
+        yield Finding(
+            f"{len(found) - _NAMED} more runs cannot be carried out as they were stored", "error", "see above"
+        )
 
 
 def _runs(store: Store) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from longshore.orchestration.installation import checks, integrity
 from longshore.orchestration.installation.checks import Finding
 from longshore.orchestration.language.identifiers import RUN_ID
 from longshore.orchestration.language.targets import listed
+from longshore.orchestration.settings import misspelt_variables
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.hosts import Hosts, HostState
@@ -23,13 +25,18 @@ _OLDEST = (7, 0)
 
 def examine(store: Store) -> list[Finding]:
     """All findings about an installation. Raises StoreUnavailable where Redis does not answer."""
-    found = [*_redis(store), *_keys(store)]
+    found = [*_redis(store), *_settings(), *_keys(store)]
     for part in (_work, checks.examine):
         try:
             found += part(store)
         except (WrongType, Damaged) as error:  # _keys names the key
             found.append(Finding(f"some checks were skipped: {error.message}", "error", error.remedy))
     return found
+
+
+def _settings() -> Iterator[Finding]:
+    for name, near in misspelt_variables(os.environ).items():
+        yield Finding(f"{name} is no setting and has no effect", "warning", f"rename it to {near}")
 
 
 def _keys(store: Store) -> Iterator[Finding]:

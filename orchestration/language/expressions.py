@@ -15,7 +15,8 @@ _ROOTS = ("params", "steps", "run", "host", "item")
 class Expression:
     """A Jinja2 expression, built with attributes, items, comparisons, `&`, `|` and `~`.
 
-    As a step parameter, an expression yields the value itself; inside an f-string, its text.
+    As a step parameter, an expression yields the value itself; inside an f-string, its text. For type checkers, a value
+    that is known only in the run has any type.
     """
 
     def __init__(self, text: str, *, simple: bool = True) -> None:
@@ -23,12 +24,12 @@ class Expression:
         #: Whether the text needs no parentheses beside an operator.
         self._simple = simple
 
-    def __getattr__(self, name: str) -> Expression:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         return Expression(f"{self._operand()}.{name}")
 
-    def __getitem__(self, key: str | int) -> Expression:
+    def __getitem__(self, key: str | int) -> Any:
         return Expression(f"{self._operand()}[{_literal(key)}]")
 
     def __str__(self) -> str:
@@ -80,6 +81,11 @@ class Expression:
 
     def is_in(self, values: Any) -> Expression:
         return self._with("in", values)
+
+
+def template(text: str) -> Any:
+    """A template as the value of a parameter of any type, for type checkers; returns the text itself."""
+    return text
 
 
 def operand(value: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -88,11 +88,13 @@ class Redaction:
     def __init__(self) -> None:
         self.values: set[str] = set()
         self._spelled: list[str] = []
-        self._of = 0
+        self._of: frozenset[str] = frozenset()
 
     def text(self, text: str) -> str:
-        if len(self.values) != self._of:
-            self._spelled, self._of = self._spellings(), len(self.values)
+        if self.values != self._of:
+            # A copy: an attempt in another thread may add a value meanwhile.
+            self._of = frozenset(self.values)
+            self._spelled = self._spellings(self._of)
         for spelled in self._spelled:
             text = text.replace(spelled, HIDDEN)
         return text
@@ -111,9 +113,10 @@ class Redaction:
             return HIDDEN if self.text(str(value)) != str(value) else value
         return value
 
-    def _spellings(self) -> list[str]:
+    @staticmethod
+    def _spellings(values: Iterable[str]) -> list[str]:
         found: set[str] = set()
-        for value in self.values:
+        for value in values:
             lines = [line for line in value.splitlines() if len(line.strip()) >= _SHORTEST_LINE]
             for one in {value, value.strip(), *lines} - {""}:
                 found |= {one, repr(one)[1:-1], json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1]}

@@ -16,6 +16,8 @@ from celery.utils import uuid
 from kombu import Queue
 
 from longshore.orchestration.messaging.signing import plan_header, seal
+from longshore.orchestration.messaging.step_header import StepHeader
+from longshore.orchestration.operations.celery_task import TaskOptions
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, index_of
 from longshore.orchestration.settings import Settings, get_settings
 
@@ -53,7 +55,7 @@ def producer(settings: Settings) -> Celery:
         broker_connection_timeout=settings.connect_timeout,
         broker_transport_options={
             "socket_connect_timeout": settings.connect_timeout,
-            "socket_timeout": 30,
+            "socket_timeout": settings.connect_timeout,
             # The same as on the workers: one list for each queue.
             "priority_steps": [0],
             **settings.broker_options(),
@@ -168,9 +170,21 @@ class Canvas:
         kwargs: Mapping[str, Any],
         queue: str,
         task_id: str,
-        reply: tuple[Any, ...],
+        header: StepHeader,
+        options: TaskOptions,
     ) -> None:
-        """Send a task of an application; Celery reports its end by `link` or `link_error`."""
+        """Send a task of an application; Celery reports its end by `link` or `link_error`.
+
+        The message expires at the time limit of its attempt at the latest, so that no worker begins it later.
+        """
+        reply = (header.run_id, header.step_id, header.side, header.fence)
+        limits = {"time_limit": options.time_limit, "soft_time_limit": options.soft_time_limit}
+        more: dict[str, Any] = {key: value for key, value in limits.items() if value}
+        if options.priority:
+            connection = self.app.connection_for_write()
+            # Longshore's own queues have one list each; those of an application have one for each priority.
+            connection.transport_options = (connection.transport_options or {}) | {"priority_steps": list(range(10))}
+            more |= {"priority": options.priority, "connection": connection}
         self.app.send_task(
             task,
             args=list(args),
@@ -179,9 +193,18 @@ class Canvas:
             task_id=task_id,
             root_id=self.run_id,
             parent_id=self.run_id,
+            expires=min(header.seconds, options.lifetime() or header.seconds),
+            headers=options.headers | header.as_headers(),
             link=self._ended(reply, ok=True),
             link_error=self._ended(reply, ok=False),
+            **more,
         )
+        if options.priority:
+            more["connection"].close()
+
+    def revoke_task(self, task_id: str) -> None:
+        """Tell the application's workers to drop the message of a task. Workers that start later do not learn of it."""
+        self.app.control.revoke(task_id)
 
     def _ended(self, reply: tuple[Any, ...], *, ok: bool) -> Signature[Any]:
         """The `longshore.task_ended` message; Celery puts the result, or the id of the failed task, before `reply`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -44,7 +45,17 @@ class About(logging.Filter):
 
 
 class Lines(logging.Formatter):
-    """One line per record, with indented tracebacks, so that text in a record cannot imitate another record."""
+    """One line per record, with indented tracebacks, so that text in a record cannot imitate another record.
+
+    `redact` removes secrets from the whole text.
+    """
+
+    def __init__(self, format: str, redact: Callable[[str], str] = str) -> None:  # noqa: A002 - the base class's name
+        super().__init__(format)
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
         return printable.line(super().formatMessage(record))
@@ -60,10 +71,10 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in printable.lines(text).split("\n"))
 
 
-def formatter(kind: str) -> logging.Formatter:
+def formatter(kind: str, redact: Callable[[str], str] = str) -> logging.Formatter:
     """The formatter for `text` or `json`. Raises ConfigError where python-json-logger is missing for JSON."""
     if kind == "text":
-        return Lines(_TEXT)
+        return Lines(_TEXT, redact)
     try:
         from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415 - an extra
     except ImportError:
@@ -72,14 +83,14 @@ def formatter(kind: str) -> logging.Formatter:
 
     class JsonLines(JsonFormatter):
         def format(self, record: logging.LogRecord) -> str:
-            return printable.as_json(super().format(record))
+            return redact(printable.as_json(super().format(record)))
 
     return JsonLines(names, rename_fields={"levelname": "level"}, timestamp=True)
 
 
-def configure(logger: logging.Logger, kind: str, host: str = "") -> None:
-    """Set the format and the fields for all handlers of a logger."""
-    chosen, about = formatter(kind), About(host)
+def configure(logger: logging.Logger, kind: str, host: str = "", redact: Callable[[str], str] = str) -> None:
+    """Set the format and the fields for all handlers of a logger; `redact` removes secrets from each line."""
+    chosen, about = formatter(kind, redact), About(host)
     for handler in logger.handlers:
         handler.setFormatter(chosen)
         handler.addFilter(about)

@@ -14,6 +14,7 @@ from longshore.orchestration.operations import (
     noop,
     stacks,
     subplan,
+    timer,
 )
 from longshore.orchestration.operations.base import (
     BACKOFF,
@@ -25,6 +26,7 @@ from longshore.orchestration.operations.base import (
     Params,
     Result,
     Retry,
+    TypedOperation,
     Undo,
     Waits,
     all_operations,
@@ -43,6 +45,7 @@ __all__ = [
     "Params",
     "Result",
     "Retry",
+    "TypedOperation",
     "Undo",
     "Waits",
     "all_operations",
@@ -62,4 +65,5 @@ __all__ = [
     "register",
     "stacks",
     "subplan",
+    "timer",
 ]

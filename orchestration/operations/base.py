@@ -6,19 +6,21 @@ implementation for each operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import cache, partial
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Generic, ParamSpec
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from longshore.orchestration.errors import ConfigError, UnknownName
+from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.settings import get_settings
+
+P = ParamSpec("P")
 
 
 class Params(BaseModel):
@@ -65,6 +67,13 @@ class Waits(StrEnum):
     RUN = "run"
     #: The end of an application's Celery task.
     TASK = "task"
+    #: A time.
+    TIME = "time"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether such a step is never retried and cannot be an undo, since a person, a run or a clock ends it."""
+        return self in {Waits.PERSON, Waits.RUN, Waits.TIME}
 
 
 class Retry(BaseModel):
@@ -163,6 +172,10 @@ class Operation:
     #: Whether the operation can run inside a container (`in:` of a step).
     inside: bool = False
     about: About | None = None
+    #: Former names of parameters with their present ones, and a function that brings the parameters of a stored step up
+    #: to date.
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     #: The function of a custom operation (`longshore.orchestration.authoring.functions`).
     function: Any = None
 
@@ -175,6 +188,21 @@ class Operation:
     def elsewhere(self) -> bool:
         """Whether another system performs the effect, which no receipt on a worker's host can fence."""
         return self.queue == "network" or self.function is not None or self.name == "celery.task.execute"
+
+    def upgraded(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a step that may have been stored for an earlier version of the operation."""
+        values = {self.renamed.get(name, name): value for name, value in params.items()}
+        return values if self.upgrade is None else self.upgrade(values)
+
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """The parameters that a stored step may have: `name`, `name?` for an optional one, `former=name` for a former
+        name, and `*` where a function upgrades all of them.
+        """
+        fields = self.params.model_fields.items()
+        names = [name if each.is_required() else f"{name}?" for name, each in fields]
+        former = [f"{old}={new}" for old, new in self.renamed.items()]
+        return (*names, *former, *(["*"] if self.upgrade is not None else []))
 
     def templated(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that the plan renders as templates."""
@@ -191,6 +219,37 @@ def service_of(operation: Operation, host: str) -> str:
     if not host and "{host}" in operation.service:
         return ""
     return operation.service.replace("{host}", host)
+
+
+class TypedOperation(Generic[P]):
+    """An operation whose parameters type checkers know; `Plan.step` takes it in place of its name."""
+
+    name: str
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        """The parameters by name. Raises UsageError for one that is missing, unknown, or given twice."""
+        raise NotImplementedError
+
+
+def bound(
+    name: str, parameters: Mapping[str, bool], positional: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments by name. `parameters` has whether each is required, and `positional` those that need no name.
+
+    Raises UsageError for one that is missing, unknown, or given twice.
+    """
+    if len(args) > len(positional):
+        raise UsageError(f"{name} takes {len(positional)} parameters by position, and {len(args)} are given")
+    given = dict(zip(positional, args, strict=False))
+    if unknown := [key for key in kwargs if key not in parameters]:
+        near = f"; it has {', '.join(parameters)}" if parameters else ""
+        raise UsageError(f"{name} has no parameter {unknown[0]!r}{near}")
+    if twice := [key for key in kwargs if key in given]:
+        raise UsageError(f"{name}: the parameter {twice[0]!r} is given twice")
+    given |= kwargs
+    if missing := [key for key, is_required in parameters.items() if is_required and key not in given]:
+        raise UsageError(f"{name} needs the parameter{'s' * (len(missing) > 1)} {' and '.join(missing)}")
+    return given
 
 
 _REGISTRY: dict[str, Operation] = {}

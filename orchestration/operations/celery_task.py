@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, Params, Result, Undo, Waits, register
@@ -13,17 +16,57 @@ if TYPE_CHECKING:
     from celery import Signature
 
 
+#: Seconds from the interruption of a fenced task at its time limit to the end of its process.
+STOP_GRACE = 10.0
+
+
+class TaskError(StrEnum):
+    """How an application has marked the error of a task; an error without a mark is retried by an explicit policy."""
+
+    PERMANENT = "permanent"
+    #: Raised before any effect.
+    PREFLIGHT = "preflight"
+    CANCELLED = "cancelled"
+    IN_DOUBT = "in_doubt"
+
+
+class TaskOptions(Params):
+    """The options of a message. `priority` is one of the steps that the application's broker has; `expires` is a number
+    of seconds from the dispatch, or a time.
+    """
+
+    priority: Annotated[int, Field(ge=0, le=9)] = 0
+    expires: Annotated[float, Field(gt=0)] | AwareDatetime | None = None
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+    soft_time_limit: Annotated[float, Field(gt=0)] | None = None
+    headers: dict[str, Any] = {}
+
+    def lifetime(self) -> float | None:
+        """Seconds from now until the message expires; None for no end."""
+        if isinstance(self.expires, datetime):
+            return max(0.0, (self.expires - datetime.now(UTC)).total_seconds())
+        return self.expires
+
+
 class TaskParams(Params):
-    """The parts of a signature. `queue` is a queue that the application's workers consume."""
+    """The parts of a signature. `queue` is a queue that the application's workers consume. With `as_result`, the step's
+    data has the value that the task returned as `result`, also where the value is a mapping. `fenced`: each worker of
+    the application asks the record before it begins the task. `idempotent`: a second execution has no further effect;
+    after the loss of a worker only such a task runs again.
+    """
 
     task: Annotated[str, Field(min_length=1)]
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     queue: str = "celery"
+    as_result: bool = False
+    options: TaskOptions = TaskOptions()
+    fenced: bool = False
+    idempotent: bool = False
 
 
 class TaskResult(Result):
-    """The mapping that the task returned; any other value is stored as `result`."""
+    """The mapping that the task returned; any other value, and all values with `as_result`, as `result`."""
 
     result: Any = None
 
@@ -38,8 +81,7 @@ CELERY = register(
         undo=Undo.NONE,
         summary="Run an application's Celery task on the application's workers",
         retry=NO_RETRY,
-        # The task may execute at any time after it was sent.
-        repeatable=lambda _params: False,
+        repeatable=lambda params: params.get("idempotent") is True,
         waits=Waits.TASK,
     )
 )
@@ -56,7 +98,7 @@ def as_params(signature: Signature[Any]) -> dict[str, Any]:
     if lost := sorted(key for key, value in signature.options.items() if key not in _CARRIED and value is not None):
         raise UsageError(
             f"the signature of {signature.task} has unsupported options: {', '.join(lost)}",
-            remedy="make callbacks steps of their own, and set timeouts and retries on the step",
+            remedy="make callbacks steps of their own, set retries on the step, and remove other options",
         )
     params: dict[str, Any] = {"task": signature.task}
     if signature.args:
@@ -65,19 +107,44 @@ def as_params(signature: Signature[Any]) -> dict[str, Any]:
         params["kwargs"] = dict(signature.kwargs)
     if (queue := _queue(signature)) != "celery":
         params["queue"] = queue
+    if options := _options(signature):
+        params["options"] = options
+    if getattr(signature.app, FENCED, False):
+        params["fenced"] = True
     return params
 
 
-#: Options of a signature that routing uses; the task id is that of the step.
-_CARRIED = frozenset({"queue", "routing_key", "exchange", "task_id", "immutable"})
+#: The attribute of an application's Celery app whose workers ask the record before they begin a task.
+FENCED = "longshore_fenced"
+#: Options of a signature that the message keeps, and those that routing uses; the task id is that of the step.
+_KEPT = ("expires", "time_limit", "soft_time_limit", "headers")
+_CARRIED = frozenset({"queue", "routing_key", "exchange", "priority", "task_id", "immutable", *_KEPT})
+#: The priorities that Celery's Redis transport tells apart, where the application configures no others.
+_PRIORITY_STEPS = (0, 3, 6, 9)
+
+
+def _options(signature: Signature[Any]) -> dict[str, Any]:
+    """The message options of the task and of the signature, as JSON."""
+    given = _own_options(signature) | dict(signature.options)
+    options: dict[str, Any] = {key: given[key] for key in _KEPT if given.get(key)}
+    if isinstance(expires := options.get("expires"), datetime):
+        options["expires"] = (expires if expires.tzinfo else expires.replace(tzinfo=UTC)).isoformat()
+    if given.get("priority"):
+        steps = sorted((signature.app.conf.broker_transport_options or {}).get("priority_steps", _PRIORITY_STEPS))
+        if step := steps[max(0, bisect(steps, given["priority"]) - 1)]:
+            options["priority"] = step
+    return options
+
+
+def _own_options(signature: Signature[Any]) -> dict[str, Any]:
+    task: Any = signature.app.tasks.get(str(signature.task))
+    return {key: value for key, value in (task._get_exec_options() if task else {}).items() if value is not None}
 
 
 def _queue(signature: Signature[Any]) -> str:
     """The queue by the task's options, the signature's options and the application's routes."""
     app = signature.app
-    task: Any = app.tasks.get(str(signature.task))
-    own = {key: value for key, value in (task._get_exec_options() if task else {}).items() if value is not None}
-    options = own | dict(signature.options)
+    options = _own_options(signature) | dict(signature.options)
     routed = app.amqp.router.route(options, str(signature.task), signature.args, signature.kwargs)
     queue = routed.get("queue") or app.conf.task_default_queue
     return str(getattr(queue, "name", queue))

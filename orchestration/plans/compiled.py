@@ -260,13 +260,20 @@ class CompiledPlan:
         return not step.always and (step.step.on_error or self.plan.on_error) == "stop"
 
     def retry_policy(self, index: int) -> Retry:
-        """The policy of the step, else of the plan, else of the operation. Steps that wait for an approval or a run
-        are not retried.
+        """The policy of the step, else of the plan, else of the operation. Steps that wait for an approval, a run or
+        a time are not retried.
         """
         step = self.steps[index]
-        if step.waits in {Waits.PERSON, Waits.RUN}:
+        if step.waits.is_final:
             return NO_RETRY
         return step.step.retry or self.plan.retry or step.operation.retry
+
+    def retries_every_error(self, index: int) -> bool:
+        """Whether a policy of the step or the plan retries each error that is not marked permanent.
+
+        Without one, the policy of the operation retries temporary errors only.
+        """
+        return self.steps[index].step.retry is not None or self.plan.retry is not None
 
     def may_chain(self, index: int) -> bool:
         """Whether the step can be part of a chain: alone in its level, and no decision at dispatch."""

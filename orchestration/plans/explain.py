@@ -71,6 +71,9 @@ def _timeout(step: CompiledStep) -> float:
     if step.waits is Waits.PERSON and step.step.timeout is None:
         given = step.step.with_.get("timeout", ApprovalParams().timeout)
         return ApprovalParams().timeout if templates.has_template(given) else parse_duration(given)
+    if step.waits is Waits.TIME:
+        given = step.step.with_.get("delay", 0)
+        return 0.0 if templates.has_template(given) else parse_duration(given)
     if step.waits is Waits.RUN and step.step.timeout is None:
         return 0.0  # bounded by the child plan
     return step.step.timeout or get_settings().step_timeout
@@ -88,7 +91,7 @@ def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
     facts = [
         f"queue {step.queue}" + (f" on {step.target}" if step.target != "_any" else ""),
         f"at most {format_duration(_timeout(step))} an attempt" if _timeout(step) else "as long as its own run takes",
-        _retry(plan.retry_policy(step.index)),
+        _retry(plan.retry_policy(step.index), every=plan.retries_every_error(step.index)),
     ]
     facts += guards_of(step)
     if step.step.foreach is not None:
@@ -121,10 +124,12 @@ def guards_of(step: CompiledStep) -> list[str]:
     return words
 
 
-def _retry(policy: Retry) -> str:
+def _retry(policy: Retry, *, every: bool) -> str:
     if policy.attempts == 1:
         return "tried once"
-    return f"up to {policy.attempts} tries, waiting at most {format_duration(round(policy.worst_case(), 3))} in all"
+    errors = "any error that is not permanent" if every else "a temporary error"
+    longest = format_duration(round(policy.worst_case(), 3))
+    return f"up to {policy.attempts} tries after {errors}, waiting at most {longest} in all"
 
 
 def _undo(plan: CompiledPlan) -> list[str]:
@@ -133,6 +138,8 @@ def _undo(plan: CompiledPlan) -> list[str]:
     lines = []
     for members in reversed(plan.levels):
         lines += [f"  {plan.steps[i].name}: {_undo_of(plan.steps[i])}" for i in members]
+    if plan.plan.on_undo_failure == "continue":
+        lines.append("  if an undo fails, the other undos run all the same: on_undo_failure is continue")
     return lines
 
 

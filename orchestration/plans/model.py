@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, Self, overload
 
 import yaml
 from pydantic import (
@@ -17,14 +17,14 @@ from pydantic import (
     model_validator,
 )
 
-from longshore.orchestration.errors import PlanError, Problem, plain
+from longshore.orchestration.errors import PlanError, Problem, UsageError, plain
 from longshore.orchestration.language.durations import Duration, format_duration, parse_duration
 from longshore.orchestration.language.expressions import Expression, as_data, as_text, of_step
 from longshore.orchestration.language.guards import OnlyIf
 from longshore.orchestration.language.params import Param
 from longshore.orchestration.language.schedule import Scheduled, ScheduleName
 from longshore.orchestration.language.targets import HostFilter
-from longshore.orchestration.operations import Retry
+from longshore.orchestration.operations import Retry, TypedOperation
 from longshore.orchestration.operations.celery_task import CELERY, as_params
 from longshore.orchestration.plans.steps import Inside, OnError, OnNoHost, Step, UndoSpec, When, _as_target, _Model
 
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from celery import Signature
 
 
+P = ParamSpec("P")
+
 OnFailure = Literal["undo", "keep"]
+OnUndoFailure = Literal["hold", "continue"]
 OnUnknown = Literal["fail", "ask"]
 
 
@@ -56,6 +59,10 @@ class Plan(_Model):
     params: dict[str, Param] = Field(default_factory=dict, description="Typed inputs")
     on_error: OnError = Field("stop", description="The effect of a step's final failure, for steps without on_error")
     on_failure: OnFailure = Field("undo", description="Whether a failed run is undone or keeps its effects")
+    on_undo_failure: OnUndoFailure = Field(
+        "hold",
+        description="Whether the steps that a step depends on are left as they are if its undo fails, or undone too",
+    )
     on_unknown: OnUnknown = Field(
         "fail", description="Whether a step of unknown outcome counts as failed, or a person decides about it"
     )
@@ -88,10 +95,21 @@ class Plan(_Model):
 
     # --- building in Python ---------------------------------------------------------------------
 
-    def step(self, name: str, op: str, /, **params: Any) -> StepHandle:
-        """Add a step; keywords are the parameters of its operation. Raises PlanError for a name in use."""
+    @overload
+    def step(self, name: str, op: str, /, **params: Any) -> StepHandle: ...
+
+    @overload
+    def step(self, name: str, op: TypedOperation[P], /, *args: P.args, **kwargs: P.kwargs) -> StepHandle: ...
+
+    def step(self, name: str, op: str | TypedOperation[Any], /, *args: Any, **params: Any) -> StepHandle:
+        """Add a step; keywords are the parameters of its operation, which is given by its name or as the function.
+
+        For a function, type checkers know the parameters; see `longshore.orchestration.template` for templates in
+        their place. Raises PlanError for a name in use, and for a parameter of a function that is missing or unknown.
+        """
         if name in self.steps:
             raise PlanError([Problem("the plan has a step of this name", step=name)])
+        op, params = _named(name, op, args, params)
         after = [list(self.steps)[-1]] if self.sequential and self.steps else []
         self.steps[name] = Step(op=op, with_=as_data(params), after=after)
         return StepHandle(self, name)
@@ -120,16 +138,59 @@ class Plan(_Model):
         return self.step(name, "approval.wait.execute", **given)
 
     def celery(
-        self, name: str, signature: Signature[Any], /, *, timeout: float | str, undo: Signature[Any] | None = None
+        self,
+        name: str,
+        signature: Signature[Any],
+        /,
+        *,
+        timeout: float | str,
+        undo: Signature[Any] | None = None,
+        idempotent: bool = False,
     ) -> StepHandle:
         """Add an existing Celery task as a step; the application's own workers run the task unchanged.
 
         `undo` is the signature of the compensation. The `timeout` of an attempt is required: a task without a result
-        in that time is `unknown`. See `longshore.orchestration.operations.celery_task`.
+        in that time is `unknown`. An `idempotent` task runs again after the loss of its worker. See
+        `longshore.orchestration.operations.celery_task`, and `longshore.orchestration.celery.install`.
         """
         back = as_params(undo) if undo is not None else None
-        step = self.step(name, CELERY.name, **as_params(signature)).timeout(timeout)
+        params = as_params(signature) | ({"idempotent": True} if idempotent else {})
+        step = self.step(name, CELERY.name, **params).timeout(timeout)
         return step.undo(CELERY.name, **back) if back is not None else step
+
+    @classmethod
+    def from_canvas(
+        cls,
+        signature: Signature[Any],
+        /,
+        *,
+        args: Sequence[Any] = (),
+        name: str = "",
+        undo: Mapping[Any, Any] | None = None,
+        timeout: float | str = "1h",
+    ) -> Self:
+        """A plan of the tasks of a Celery canvas of any shape; the application's own workers run them unchanged.
+
+        `args` are those of `signature.delay`. The result of a task becomes the first argument of the next one, as
+        Celery does it. Countdowns and etas become steps that wait without a worker; `timeout` is that of each task.
+        `undo` maps a task, or its name, to its compensation: a task, which is called with the same arguments; a
+        signature, whose templates may use `data.result`; or "none". Compensations of
+        `longshore.orchestration.celery.compensates` need no entry.
+
+        Raises UsageError for an option that a step cannot keep, for an argument that is not JSON, and for a name in
+        `undo` that no task has.
+        """
+        from longshore.orchestration.operations.canvas import convert  # noqa: PLC0415 - Celery is imported only here
+
+        found = convert(signature, args, undo).steps
+        plan = cls(name or "-".join(dict.fromkeys(step.name for step in found))[:48].rstrip("-") or "canvas")
+        for each in found:
+            step = plan.step(each.name, each.op, **each.params).after(*each.after)
+            if "task" in each.params:
+                step.timeout(timeout)
+            if each.undo is not None:
+                step.undo("none") if each.undo == "none" else step.undo(each.op, **each.undo)
+        return plan
 
     @staticmethod
     def chain(*steps: StepHandle) -> None:
@@ -169,6 +230,23 @@ class Plan(_Model):
     __hash__ = None  # type: ignore[assignment]
 
 
+def _named(
+    step: str, op: str | TypedOperation[Any], args: tuple[Any, ...], params: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The name and the parameters of an operation. Raises PlanError."""
+    if isinstance(op, TypedOperation):
+        try:
+            return op.name, op.bind(*args, **params)
+        except UsageError as error:
+            raise PlanError([Problem(str(error), step=step)]) from None
+    if not isinstance(op, str):
+        why = f"{op!r} is no operation: decorate the function with @operation, or use Plan.celery for a Celery task"
+        raise PlanError([Problem(why, step=step)])
+    if args:
+        raise PlanError([Problem(f"{op}: give the parameters by name", step=step)])
+    return op, params
+
+
 def digest_of(canonical: str, params: Mapping[str, Any], files: Mapping[str, str]) -> str:
     """The digest of a start, from the canonical text of its plan; see `Plan.digest`."""
     inputs = json.dumps([dict(params), dict(files)], sort_keys=True, ensure_ascii=False)[1:-1]
@@ -195,29 +273,34 @@ class StepHandle:
 
     # --- outcome of the step, for parameters and guards of later steps ------------------------------
 
+    def _outcome(self, name: str) -> Expression:
+        found: Expression = getattr(of_step(self.name), name)
+        return found
+
     @property
     def status(self) -> Expression:
-        return of_step(self.name).status
+        return self._outcome("status")
 
     @property
     def changed(self) -> Expression:
-        return of_step(self.name).changed
+        return self._outcome("changed")
 
     @property
-    def data(self) -> Expression:
+    def data(self) -> Any:
+        """The data of the step as an Expression; type checkers accept it and its parts as any type."""
         return of_step(self.name).data
 
     @property
     def error(self) -> Expression:
-        return of_step(self.name).error
+        return self._outcome("error")
 
     @property
     def hosts(self) -> Expression:
-        return of_step(self.name).hosts
+        return self._outcome("hosts")
 
     @property
     def items(self) -> Expression:
-        return of_step(self.name).items
+        return self._outcome("items")
 
     # --- guards ---------------------------------------------------------------------------------
 
@@ -309,7 +392,11 @@ class StepHandle:
         maximum: float | str = 30,
         jitter: bool = True,
     ) -> Self:
-        """Retry up to `retries` times after the first attempt; without `initial`, immediately."""
+        """Retry up to `retries` times after the first attempt; without `initial`, immediately.
+
+        Every error is retried that is not marked permanent: with `Permanent` or `Preflight` in an own operation or a
+        Celery task, and by each operation of the catalogue. Without this call, only temporary errors are retried.
+        """
         policy = {"attempts": retries + 1, "initial": initial, "maximum": maximum, "jitter": jitter}
         return self._set(retry=policy)
 
@@ -324,8 +411,15 @@ class StepHandle:
         """Limit the time of each attempt."""
         return self._set(timeout=duration)
 
-    def undo(self, op: str, /, **params: Any) -> Self:
-        """Set the compensation; `undo("none")` declares that the step needs none."""
+    @overload
+    def undo(self, op: str, /, **params: Any) -> Self: ...
+
+    @overload
+    def undo(self, op: TypedOperation[P], /, *args: P.args, **kwargs: P.kwargs) -> Self: ...
+
+    def undo(self, op: str | TypedOperation[Any], /, *args: Any, **params: Any) -> Self:
+        """Set the compensation; `undo("none")` declares that the step needs none. Raises PlanError as `Plan.step`."""
+        op, params = _named(self.name, op, args, params)
         return self._set(undo="none" if op == "none" else UndoSpec(op=op, with_=as_data(params)))
 
     def always(self) -> Self:

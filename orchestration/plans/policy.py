@@ -70,20 +70,21 @@ def plaintext_secrets(plan: Plan) -> Iterator[Problem]:
 def _named(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if isinstance(item, str) and _is_secret(str(key)) and _in_sight(item):
+            if isinstance(item, str) and names_secret(str(key)) and _in_sight(item):
                 yield str(key), (*path, str(key))
             else:
                 yield from _named(item, (*path, str(key)))
     elif isinstance(value, list):
         for number, item in enumerate(value):
             name, sign, text = item.partition("=") if isinstance(item, str) else ("", "", "")
-            if sign and _is_secret(name) and _in_sight(text):
+            if sign and names_secret(name) and _in_sight(text):
                 yield name, (*path, number)
             else:
                 yield from _named(item, (*path, number))
 
 
-def _is_secret(name: str) -> bool:
+def names_secret(name: str) -> bool:
+    """Whether a field of this name contains a secret: a password, a token or a key."""
     return bool(_SECRET.search(name)) and not _NO_SECRET.search(name)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from longshore.orchestration.errors import PlanError, Problem
@@ -32,6 +33,25 @@ def pinned(plan: Plan, files_of: Any) -> dict[str, str]:
     return found
 
 
+def read(contents: Mapping[str, str], step: str) -> tuple[Plan, dict[str, Any]]:
+    """The child plan of a step of a request, and its JSON: the plan as written, and its files."""
+    kept: dict[str, Any] = json.loads(base64.b64decode(contents[key(step)]))
+    return Plan.model_validate(kept["plan"]), kept
+
+
+def all_of(contents: Mapping[str, str]) -> Iterator[Plan]:
+    """All child plans that a request carries, with the children of those."""
+    for name in contents:
+        if name.startswith(_KEY):
+            plan, kept = read(contents, name.removeprefix(_KEY))
+            yield plan
+            yield from all_of(kept["files"])
+
+
+#: Never the beginning of a valid path.
+_KEY = "plan of step "
+
+
 def key(step: str) -> str:
     """The key of a child plan among the files of a request; never a valid path."""
-    return f"plan of step {step}"
+    return f"{_KEY}{step}"

@@ -15,7 +15,7 @@ from longshore.orchestration.errors import LongshoreError, Problem, UnknownName,
 from longshore.orchestration.language import secrets, templates
 from longshore.orchestration.language.guards import LOOKS_AT_FAILURE
 from longshore.orchestration.language.targets import ANY, is_several
-from longshore.orchestration.operations import Operation, Params, Waits, celery_task, find, known, subplan
+from longshore.orchestration.operations import Operation, Params, celery_task, find, known, subplan
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, find_cycle, target_of
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.plans.policy import excessive_code
@@ -97,7 +97,7 @@ def _step(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Probl
     yield from _guards(plan, name, step)
     yield from _fan_out(plan, name, step)
     operation = known(step.op)
-    if operation is not None and operation.waits in {Waits.PERSON, Waits.RUN} and step.retry is not None:
+    if operation is not None and operation.waits.is_final and step.retry is not None:
         yield Problem(f"{step.op} is never retried: remove retry", step=name, path=(*at, "retry"))
     undo_by = getattr(operation.function, "undo_by", None) if operation is not None else None
     if undo_by is not None and known(undo_by) is None:
@@ -115,7 +115,7 @@ def _step(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Probl
         roots = templates.ROOTS | {"data", "before"} | item
         yield from _operation(plan, name, step.undo.op, step.undo.with_, undo_at, roots)
         undo = known(step.undo.op)
-        if undo is not None and undo.waits in {Waits.PERSON, Waits.RUN}:
+        if undo is not None and undo.waits.is_final:
             yield Problem(
                 f"{undo.name} cannot be an undo, because it waits for an external event: use another operation",
                 step=name,

@@ -36,7 +36,7 @@ def read(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> l
     """All events after a cursor."""
     found: list[Event] = []
     while entries := store.read_events(run_id, after):
-        found += filter(None, (_event(plan, *entry) for entry in entries))
+        found += filter(None, (parse(plan, *entry) for entry in entries))
         after = entries[-1][0]
     return found
 
@@ -49,11 +49,11 @@ def follow(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") ->
             yield None
         for stream_id, fields in entries:
             after = stream_id
-            if (event := _event(plan, stream_id, fields)) is not None:
+            if (event := parse(plan, stream_id, fields)) is not None:
                 yield event
 
 
-def _event(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event | None:
+def parse(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event | None:
     """An entry of the stream as an event, with names for the numbers of steps; None for an unreadable entry."""
     try:
         return _named(plan, stream_id, fields)

@@ -133,7 +133,7 @@ class HookDispatcher:
             case "undo_level_started":
                 for part in event.fields["steps"].split():
                     self.undoing.setdefault(self._whole(part), set()).add(part)
-            case "undo_ended" | "undo_impossible":
+            case "undo_ended" | "undo_impossible" | "undo_held_back":
                 left = self.undoing.get(whole, set())
                 left.discard(step)
                 # A step with items is reported once, after the undo of its last item.

@@ -44,6 +44,19 @@ class JobReport(BaseModel):
             return 3
         return 0 if self.result in {"succeeded", None} else 1
 
+    @property
+    def summary(self) -> str:
+        """The result of the work and the state of the stack, in one line."""
+        stack = {
+            "healthy": "the stack is up again",
+            "not_needed": "the stack was not touched",
+            "kept_stopped": "the stack is left stopped, as asked",
+            "failed": f"the stack is not fully up: {', '.join(self.down) or 'see the step start'}",
+        }
+        parts = [str(self.result or "not ended")] if self.result or not self.restart else []
+        parts += [stack[self.restart]] if self.restart else []
+        return f"job {self.name}: {', '.join(parts)}"
+
 
 def outcome(plan: Plan, state: RunState, cause: Cause | None, steps: Sequence[StepReport]) -> JobReport | None:
     """The outcome of the run of a job; None for any other run."""

@@ -15,6 +15,7 @@ from longshore.orchestration import saga
 from longshore.orchestration.errors import DecodeError
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId
 from longshore.orchestration.runs import stack_outcome as deployed
+from longshore.orchestration.runs.doubt import in_doubt
 from longshore.orchestration.runs.job_outcome import JobReport, outcome
 from longshore.orchestration.runs.production import standings
 from longshore.orchestration.runs.step_report import (
@@ -39,6 +40,8 @@ class Report(_Part):
 
     run_id: str
     plan: str
+    #: The parameters of the run, without plaintext secrets, and with long values shortened.
+    params: dict[str, Any] = {}
     state: RunState
     cause: Cause | None = None
     exit_code: int | None = None
@@ -50,7 +53,8 @@ class Report(_Part):
     steps: list[StepReport]
     #: Steps whose effect remains although the run did not succeed.
     left_over: list[str] = []
-    #: Possible effects of lost attempts that could be neither fenced nor compared with receipts.
+    #: Steps that were stopped, may have had an effect, and have no compensation; and possible effects of lost attempts
+    #: that could be neither fenced nor compared with receipts.
     in_doubt: list[str] = []
     #: Which version of each project runs after a failure, in a sentence each; projects that are down come first.
     production: list[str] = []
@@ -118,33 +122,43 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         error = ErrorReport(message=run["hold_reason"])
     cause = Cause(run["cause"]) if run.get("cause") else None
     job = outcome(plan.plan, state, cause, reports)
-    doubts = run.get("doubts", "").splitlines()
-    code = _exit_code(plan, state, records, [*left, *doubts]) if state in TERMINAL else None
+    doubtful = in_doubt(plan, state, records) if state in TERMINAL else []
+    unconfirmed = run.get("doubts", "").splitlines()
+    code = _exit_code(plan, state, records, [*left, *doubtful, *unconfirmed]) if state in TERMINAL else None
+    untouched = state is RunState.FAILED and not unconfirmed and saga.is_untouched(plan, records)
+    untouched = untouched and not any(step.changed for step in reports)
     if code is not None:
         code = deployed.exit_code(plan.plan.labels, state, cause, reports) or code
     return Report(
         run_id=run_id,
         plan=plan.plan.name,
+        params=json.loads(run.get("params", "{}")),
         state=state,
         cause=cause,
         exit_code=job.exit if job is not None and code is not None else code,
-        summary=summary(reports),
+        summary="; ".join(
+            [
+                *([job.summary] if job is not None and code is not None else []),
+                *(["nothing was changed"] if untouched else []),
+                summary(reports),
+            ]
+        ),
         started_at=_iso(started),
         duration_s=None if started is None else round(((ended or now) - started) / 1000, 3),
         actor=run.get("actor", ""),
         error=error,
         steps=reports,
-        left_over=[_name(plan, i, steps.get(f"{Field.HOST}:{i}")) for i in left],
-        in_doubt=doubts,
+        left_over=_names(plan, left, steps),
+        in_doubt=_names(plan, doubtful, steps) + unconfirmed,
         production=standings(reports) if state in TERMINAL and state is not RunState.SUCCEEDED else [],
         job=job,
     )
 
 
-def _name(plan: CompiledPlan, step_id: StepId, host: str | None) -> str:
-    """The name of a step or unit; for a unit, with its host."""
-    name = plan.name_of(step_id)
-    return f"{name} on {host}" if host and isinstance(step_id, str) else name
+def _names(plan: CompiledPlan, ids: Sequence[StepId], fields: Mapping[str, str]) -> list[str]:
+    """The names of steps and units; of a unit, with its host."""
+    hosts = [fields.get(f"{Field.HOST}:{i}") if isinstance(i, str) else None for i in ids]
+    return [plan.name_of(i) + (f" on {host}" if host else "") for i, host in zip(ids, hosts, strict=True)]
 
 
 def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: Sequence[StepId]) -> int:
@@ -211,6 +225,7 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
         undo=undo.status if undo else None,
         reason=get(Field.REASON) or "",
         no_effect=bool(get(Field.NO_EFFECT)),
+        live_message=bool(outcome.get("live_message")),
         tainted=bool(get(Field.TAINTED)),
     )
     changed = status is StepState.CHANGED or bool(outcome.get("changed"))
@@ -234,7 +249,10 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
 
 
 def _waits_for(get: Callable[[str], str | None]) -> str | None:
-    what = json.loads(get(Field.PARKED) or "{}").get("what")
+    wait = json.loads(get(Field.PARKED) or "{}")
+    what = wait.get("what")
+    if wait.get("fenced") and not (get(Field.BEGUN) or "").startswith(f"{get(Field.FENCE)} "):
+        return f"waits: no worker of the application has begun {what}"
     return f"waits for {what}" if what else None
 
 
@@ -270,7 +288,12 @@ def _undo_of(undos: list[UndoReport]) -> UndoReport | None:
     """The undos of the units of a step as one, with the worst status."""
     if not undos:
         return None
-    order = [UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE, *(s for s in UndoState if s not in UNDO_FINAL)]
+    order = [
+        UndoState.UNDO_FAILED,
+        UndoState.HELD_BACK,
+        UndoState.NOT_UNDOABLE,
+        *(s for s in UndoState if s not in UNDO_FINAL),
+    ]
     status = next((s for s in order if any(undo.status is s for undo in undos)), UndoState.UNDONE)
     return UndoReport(
         status=status,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from longshore.orchestration.errors import Damaged, UsageError, WrongType
 from longshore.orchestration.language.durations import parse_duration
 from longshore.orchestration.language.identifiers import RUN_ID
+from longshore.orchestration.plans.shown_params import one_line
 from longshore.orchestration.states import RunState
 
 if TYPE_CHECKING:
@@ -18,14 +20,14 @@ if TYPE_CHECKING:
 
 #: Runs that are read at once, and that a search examines at most.
 _PAGE, _FARTHEST = 200, 20_000
-_FIELDS = ("state", "plan", "created", "started", "ended", "actor", "err")
+_FIELDS = ("state", "plan", "created", "started", "ended", "actor", "err", "params")
 
 
 @dataclass(frozen=True)
 class Filter:
     """The conditions of a search; empty conditions match every run."""
 
-    #: A part of the run's id, plan, actor or error.
+    #: A part of the run's id, plan, parameters, actor or error.
     text: str = ""
     plan: str = ""
     state: RunState | None = None
@@ -44,7 +46,7 @@ class Filter:
     def fits(self, row: Row, labels: dict[str, str]) -> bool:
         """Report whether a run matches."""
         key, sign, value = self.label.partition("=")
-        about = f"{row.run_id} {row.plan} {row.actor} {row.error}".lower()
+        about = f"{row.run_id} {row.plan} {row.params} {row.actor} {row.error}".lower()
         return (
             self.text in about
             and self.plan in {"", row.plan}
@@ -80,6 +82,8 @@ class Row:
     took_s: float | None = None
     actor: str = ""
     error: str = ""
+    #: As `version=1.2 env=prod`.
+    params: str = ""
 
 
 def search(store: Store, wanted: Filter, limit: int = 50) -> list[Row]:
@@ -131,6 +135,7 @@ def _row(now: int, run_id: str, values: list[str | None] | Exception) -> Row | N
             ((ended or now) - began) / 1000 if began else None,
             known["actor"],
             known["err"],
+            one_line(json.loads(known["params"] or "{}")),
         )
     except (ValueError, OverflowError, OSError):
         return None

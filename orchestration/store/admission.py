@@ -19,7 +19,6 @@ from typing import Any
 
 from longshore.orchestration.errors import UNREADABLE, QueueFull, WrongType
 from longshore.orchestration.messaging.signing import sealed
-from longshore.orchestration.store.connection import ScriptCall
 from longshore.orchestration.store.indices import mark
 from longshore.orchestration.store.records import read_request
 from longshore.orchestration.store.run_store import Store
@@ -130,13 +129,6 @@ class Admission:
         Returns `gone` for a run that was released. With `anyway`, admits beyond the limits a run that has begun before
         and resumes.
         """
-        limit = self._store.acknowledged(self.admit_call(run_id, request, anyway=anyway))[0]
-        return "" if limit == "ok" else str(limit)
-
-    def admit_call(
-        self, run_id: str, request: AdmissionRequest, *, anyway: bool = False, starts: bool = False
-    ) -> ScriptCall:
-        """The call of the script that `admit` runs. With `starts`, the caller starts the run, and no sweep is due."""
         store, keys, settings = self._store, self._store.keys, self._store.settings
         names = [
             keys.queue,
@@ -151,10 +143,11 @@ class Admission:
         ]
         for name in request.locks:
             names += [keys.slot(_lock(name)), keys.waiting(f"lock {name}")]
-        return store.global_call(
+        limit = store.run_global(
             "admit", names, run_id, settings.max_runs or "", self._limit_of_plan(request) or "",
-            request.limit if request.key else "", "1" if anyway else "", "1" if starts else "", *request.parents,
+            request.limit if request.key else "", "1" if anyway else "", *request.parents,
         )  # fmt: skip
+        return "" if limit == "ok" else str(limit)
 
     def _limit_of_plan(self, request: AdmissionRequest) -> int | None:
         settings = self._store.settings
@@ -184,6 +177,11 @@ class Admission:
         names = [request.key] if request.key else []
         names += [_lock(name) for name in request.locks]
         return [keys.of_plan(request.plan_key), *map(keys.slot, names)]
+
+    def keys_without_limits(self, request: AdmissionRequest) -> list[str]:
+        """The keys with which `Store.create` admits a run that no limit concerns."""
+        keys = self._store.keys
+        return [keys.queue, keys.new, keys.admitted, keys.of_plan(request.plan_key)]
 
     def held_keys(self, request: AdmissionRequest) -> list[str]:
         """The keys with which `Store.finish` releases a run."""

@@ -6,11 +6,14 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.commands.core import Script
 from redis.connection import HiredisRespSerializer
@@ -21,7 +24,8 @@ from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongT
 from longshore.orchestration.settings import SENTINEL, Settings, get_settings, sentinel
 from longshore.orchestration.store.keys import Keys
 
-_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
+#: The errors of Redis that `Connection.translated` accepts.
+ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, redis.exceptions.InvalidResponse)
 #: Retries of a command over a new connection before the call fails.
 _TRIES = 1
 #: Seconds to wait for replicas to acknowledge a write.
@@ -30,8 +34,8 @@ _REPLICATION = 2.0
 _SCRIPT_PAUSE = 0.1
 #: Seconds that a thread waits for a free connection of the pool.
 _CONNECTION = 30.0
-#: The longest blocking read, in seconds.
-_LONGEST_BLOCK = 2.0
+#: The longest blocking read, as a part of the time that a client waits for an answer.
+_LONGEST_BLOCK = 0.4
 #: The steady clock; on Linux it includes the time that the machine sleeps.
 _STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -64,6 +68,18 @@ def as_number(text: object) -> int | None:
         return None
 
 
+def _options(settings: Settings) -> dict[str, Any]:
+    """The options of a connection."""
+    return {
+        "decode_responses": True,
+        # Undecodable bytes damage one entry only; an exception would fail the read of all others.
+        "encoding_errors": "surrogateescape",
+        "socket_connect_timeout": settings.connect_timeout,
+        "socket_timeout": settings.connect_timeout,
+        "health_check_interval": 15,
+    }
+
+
 def as_dict(answer: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     """The fields of a hash in the answer of a script."""
     return dict(answer) if isinstance(answer, Mapping) else dict(zip(answer[::2], answer[1::2], strict=True))
@@ -72,18 +88,12 @@ def as_dict(answer: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 def connect(settings: Settings) -> redis.Redis:
     """A client of the Redis of the settings; connects on first use. Raises ConfigError for an invalid URL.
 
-    Commands are retried after a lost connection, so a script may be applied twice; every script is idempotent.
+    Commands are retried after a lost connection, so a script may be applied twice; every script is idempotent. A server
+    that does not answer in time is not asked again: a frozen one would take twice the time.
     """
-    options: dict[str, Any] = {
-        "decode_responses": True,
-        # Undecodable bytes damage one entry only; an exception would fail the read of all others.
-        "encoding_errors": "surrogateescape",
-        "socket_connect_timeout": settings.connect_timeout,
+    options = _options(settings) | {
         "command_packer": _Packer(HiredisRespSerializer().pack) if HIREDIS_AVAILABLE else None,
-        # Longer than the longest blocking read.
-        "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
-        "health_check_interval": 15,
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES),
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,)),
     }
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
@@ -101,6 +111,29 @@ def connect(settings: Settings) -> redis.Redis:
         return redis.Redis.from_pool(pool)
     except ValueError as error:
         raise ConfigError(f"the Redis URL is invalid: {error}", remedy="write redis://host:6379/0") from None
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[redis.asyncio.Redis]:
+    """A client of one connection to the same Redis, for the running event loop; closed at the end."""
+    backoff = ExponentialWithJitterBackoff(base=0.05, cap=0.5)
+    options = _options(settings) | {"retry": AsyncRetry(backoff, _TRIES, (redis.ConnectionError,))}
+    clients: list[redis.asyncio.Redis] = []
+    if settings.url().startswith(SENTINEL):
+        found = sentinel(settings.url())
+        ask = {"socket_timeout": settings.connect_timeout, "socket_connect_timeout": settings.connect_timeout}
+        asked = Sentinel(found.hosts, sentinel_kwargs=ask)  # type: ignore[no-untyped-call]
+        master = asked.master_for(
+            found.service, db=found.db, username=found.username, password=found.password, **options
+        )
+        clients += [master, *asked.sentinels]
+    else:
+        clients.append(redis.asyncio.Redis.from_url(settings.url(), single_connection_client=True, **options))
+    try:
+        yield clients[0]
+    finally:
+        for client in clients:
+            await client.aclose(close_connection_pool=True)
 
 
 def _remedy(error: str) -> str:
@@ -126,14 +159,6 @@ _REMEDIES = {
 }
 
 
-class ScriptCall(NamedTuple):
-    """One call of a script."""
-
-    script: Script
-    keys: Sequence[str]
-    args: Sequence[Any]
-
-
 class Connection:
     """A connection to the keys of one installation. Each method raises StoreUnavailable where Redis does not answer."""
 
@@ -147,6 +172,10 @@ class Connection:
     @cached_property
     def _blocking(self) -> threading.Semaphore:
         return threading.Semaphore(max(1, self.settings.max_connections // 2))
+
+    def longest_block(self, seconds: float) -> float:
+        """The time for a read to block on the server: `seconds`, or less where the connection would time out."""
+        return min(seconds, _LONGEST_BLOCK * self.settings.connect_timeout)
 
     @contextlib.contextmanager
     def blocking(self, seconds: float) -> Iterator[bool]:
@@ -167,48 +196,38 @@ class Connection:
         """Call a function of the client. Raises WrongType or StoreUnavailable for an error of Redis."""
         try:
             return function(*args, **kwargs)
-        except _ERRORS as error:
-            why = str(error).rstrip(".")
-            if "WRONGTYPE" in why:
-                raise WrongType(
-                    f"Redis at {self.shown_url()}: a key has the wrong type", remedy="find the key: longshore doctor"
-                ) from error
-            raise StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why)) from error
+        except ERRORS as error:
+            raise self.translated(error) from error
 
-    def acknowledged(self, *calls: ScriptCall) -> list[Any]:
-        """Run scripts in order, in one round trip; return their answers once the required replicas have the writes.
+    def translated(self, error: Exception) -> WrongType | StoreUnavailable:
+        """An error of Redis as Longshore's own."""
+        if isinstance(error, redis.exceptions.InvalidResponse):
+            return StoreUnavailable(
+                f"the server at {self.shown_url()} does not answer as Redis does",
+                remedy="correct host and port in LONGSHORE_REDIS_URL",
+            )
+        why = str(error).rstrip(".")
+        if "WRONGTYPE" in why:
+            return WrongType(
+                f"Redis at {self.shown_url()}: a key has the wrong type", remedy="find the key: longshore doctor"
+            )
+        return StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why))
 
-        Each script is atomic; the sequence is not. A script that Redis does not know is loaded, and run again with
-        those after it. See `written`.
-        """
-        return self.call(self._evaluated, calls)  # type: ignore[no-any-return]
+    def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a script and return its answer once the required replicas have its writes; see `written`."""
+        return self.call(self._evaluated, script, keys, args)
 
-    def _evaluated(self, calls: Sequence[ScriptCall]) -> list[Any]:
+    def _evaluated(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         until = time.monotonic() + self.settings.connect_timeout
-        answers: list[Any] = []
-        while len(answers) < len(calls):
-            left = calls[len(answers) :]
-            for answer in self._answers(left):
-                if isinstance(answer, redis.exceptions.NoScriptError):
-                    self._load(calls[len(answers)].script, until)
-                    break
-                if isinstance(answer, Exception):
-                    raise answer
-                answers.append(answer)
-        return answers
-
-    def _answers(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        """The answer, or the error, of each script."""
-        if len(calls) == 1 and not self.settings.needed_replicas():
-            (call,) = calls
+        while True:
             try:
-                return [self.client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)]
-            except _ERRORS as error:
-                return [error]
-        pipe = self.client.pipeline(transaction=False)
-        for script, keys, args in calls:
-            pipe.evalsha(script.sha, len(keys), *keys, *args)
-        return self.written(pipe, raise_on_error=False)
+                if not self.settings.needed_replicas():
+                    return self.client.evalsha(script.sha, len(keys), *keys, *args)
+                pipe = self.client.pipeline(transaction=False)
+                pipe.evalsha(script.sha, len(keys), *keys, *args)
+                return self.written(pipe)[0]
+            except redis.exceptions.NoScriptError:
+                self._load(script, until)
 
     def _load(self, script: Script, until: float) -> None:
         """Load a script into the server, or, as a user who may load none, wait 0.1 s for a worker to load it."""
@@ -226,7 +245,7 @@ class Connection:
             )
         time.sleep(_SCRIPT_PAUSE)
 
-    def written(self, pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
+    def written(self, pipe: Any) -> list[Any]:
         """Execute a pipeline and return its answers once the required replicas have its writes.
 
         A failover loses writes that no replica has, so none of those may be acknowledged. The pipeline must not be a
@@ -236,9 +255,7 @@ class Connection:
         wanted = self.settings.needed_replicas()
         if wanted:  # in the same pipeline: WAIT covers the writes of its own connection
             pipe.wait(wanted, milliseconds(_REPLICATION))
-        answers = list(pipe.execute(raise_on_error=raise_on_error))
-        if any(isinstance(answer, Exception) for answer in answers):
-            return answers  # the caller decides about the errors first
+        answers = list(pipe.execute())
         if wanted and int(answers.pop()) < wanted:
             raise StoreUnavailable(
                 f"Redis at {self.shown_url()}: fewer than the {wanted} required replicas have the write",

@@ -80,6 +80,8 @@ class Node:
     active: int = 0
     #: Health of the host, as reported by the worker (`longshore.tasks.host.health`).
     health: Mapping[str, Any] = field(default_factory=dict)
+    #: The parameters that each of its function operations accepts (`Operation.accepts`).
+    accepts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -386,4 +388,5 @@ def _node(
         state,
         active,
         told.get("health", {}),
+        told.get("accepts", {}),
     )

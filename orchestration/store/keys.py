@@ -129,6 +129,10 @@ class Field(StrEnum):
     JOURNALLED = "journalled"
     #: The external wait of a parked step, JSON; and the decision on it, its actor, note and time.
     PARKED = "wait"
+    #: Of an application's task: the fence and the number of the next delivery that may begin, and `ended` at its end;
+    #: and the error of the task under a fence, JSON.
+    BEGUN = "begun"
+    TASK_ERROR = "task_error"
     DECISION = "decision"
     DECIDED_BY = "decided_by"
     NOTE = "note"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from longshore.orchestration.plans.compiled import StepId
+from longshore.orchestration.store.connection import milliseconds as _ms
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.records import (
     FAR,
@@ -189,8 +190,9 @@ class RunReads(SideRecords):
     ) -> list[tuple[str, dict[str, str]]]:
         """Events after a cursor; with `block_ms`, wait at most so long for the first."""
         stream = {self.keys.of(run_id).events: after}
-        with contextlib.nullcontext(False) if block_ms is None else self.blocking(block_ms / 1000) as may:
-            found = self.call(self.client.xread, stream, count=count, block=block_ms if may else None)
+        block = None if block_ms is None else max(1, _ms(self.longest_block(block_ms / 1000)))
+        with contextlib.nullcontext(False) if block is None else self.blocking(block / 1000) as may:
+            found = self.call(self.client.xread, stream, count=count, block=block if may else None)
         return found[0][1] if found else []
 
     def newest_event(self, run_id: str) -> str:

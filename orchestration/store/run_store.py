@@ -13,15 +13,16 @@ from longshore.orchestration.messaging.signing import origin, sealed_command
 from longshore.orchestration.plans.compiled import StepId, as_id
 from longshore.orchestration.saga import ResumeSet
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
-from longshore.orchestration.states import Cause, RunState
+from longshore.orchestration.states import Cause, RunState, UndoState
 from longshore.orchestration.store.audit import KEPT
-from longshore.orchestration.store.connection import ScriptCall, as_dict
+from longshore.orchestration.store.connection import as_dict
 from longshore.orchestration.store.connection import milliseconds as _ms
-from longshore.orchestration.store.indices import Indices, mark
+from longshore.orchestration.store.indices import mark
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.receipt_questions import ReceiptQuestions
 from longshore.orchestration.store.records import Ending, Grant, Recorded, granted
 from longshore.orchestration.store.run_reads import RunReads
+from longshore.orchestration.store.task_leases import TaskLeases
 from longshore.orchestration.transitions import RunRecord
 
 #: Steps that one call of a script on each of them reads.
@@ -40,7 +41,7 @@ def actor(settings: Settings) -> str:
         return "unknown"
 
 
-class Store(RunReads, ReceiptQuestions, Indices):
+class Store(RunReads, ReceiptQuestions, TaskLeases):
     """The runs of one installation. Methods raise StoreUnavailable where Redis does not answer."""
 
     def command(
@@ -81,26 +82,22 @@ class Store(RunReads, ReceiptQuestions, Indices):
         *,
         inbox: float | None = None,
         audit: Mapping[str, str] | None = None,
+        admit: Sequence[str] = (),
     ) -> tuple[bool, dict[str, str]]:
         """Create the record, its entries in the indices, and the `audit` entry; the entry of the inbox is removed.
 
-        `inbox` is the score at which that entry was found. Returns whether the record was created, and its fields.
+        `inbox` is the score at which that entry was found. With the keys `admit`, the run is admitted too; see
+        `Admission.keys_without_limits`. Returns whether the record was created, and its fields.
         """
-        created, found = self.acknowledged(self.create_call(run_id, fields, inbox=inbox, audit=audit))[0]
-        return bool(created), as_dict(found)
-
-    def create_call(
-        self, run_id: str, fields: Mapping[str, object], *, inbox: float | None, audit: Mapping[str, str] | None
-    ) -> ScriptCall:
-        """The call of the script that `create` runs."""
         keys = self.keys
         line, values = audit or {}, [part for pair in fields.items() for part in pair]
         noted = [part for pair in line.items() for part in pair]
         score = "" if inbox is None else f"{inbox:.0f}"
-        return self._call_of(
+        created, found = self._run(
             "create", run_id, run_id, score, _ms(self.settings.lease / 3), KEPT, len(line), *noted, *values,
-            keys=[keys.live, keys.runs, keys.inbox, keys.clock, keys.audit],
+            keys=[keys.live, keys.runs, keys.inbox, keys.clock, keys.audit, *admit],
         )  # fmt: skip
+        return bool(created), as_dict(found)
 
     def open_level(
         self,
@@ -133,9 +130,16 @@ class Store(RunReads, ReceiptQuestions, Indices):
         return bool(self._run("open_level", run_id, *args, *flat))
 
     def open_undo(
-        self, run_id: str, run: RunRecord, level: int, ready: Sequence[StepId], impossible: Mapping[StepId, str]
+        self,
+        run_id: str,
+        run: RunRecord,
+        level: int,
+        ready: Sequence[StepId],
+        impossible: Mapping[StepId, str],
+        held_back: Mapping[StepId, str],
     ) -> bool:
-        flat = [part for pair in impossible.items() for part in pair]
+        flat = [part for i, reason in impossible.items() for part in (i, UndoState.NOT_UNDOABLE, reason)]
+        flat += [part for i, reason in held_back.items() for part in (i, UndoState.HELD_BACK, reason)]
         came_from = "" if run.undo_level is None else run.undo_level
         grace, limit = _ms(self.settings.lease), _ms(self.settings.undo_timeout)
         args = (run.state, came_from, level, grace, limit, len(ready), *ready, *flat, run.epoch)
@@ -222,11 +226,7 @@ class Store(RunReads, ReceiptQuestions, Indices):
         who = (command_id, asked.get("actor", ""), asked.get("reason", ""))
         return bool(self._run("unsuspend", run_id, what, epoch, side, _ms(delay), *who, *ids))
 
-    def claim(self, run_id: str, step_id: StepId, side: str, owner: str, task_id: str, **more: Any) -> Grant | str:
-        """Claim a step for an attempt; return the grant, or the reason of a refusal. `more`: see `claim_call`."""
-        return granted(self.acknowledged(self.claim_call(run_id, step_id, side, owner, task_id, **more))[0])
-
-    def claim_call(
+    def claim(
         self,
         run_id: str,
         step_id: StepId,
@@ -238,15 +238,15 @@ class Store(RunReads, ReceiptQuestions, Indices):
         instance_id: str = "",
         host: str = "",
         stays: bool = False,
-    ) -> ScriptCall:
-        """The call that claims a step.
+    ) -> Grant | str:
+        """Claim a step for an attempt; return the grant, or the reason of a refusal.
 
         An always step can be claimed in a suspended run too. A step that `stays` can be claimed again only on the host
         of its first claim.
         """
         lease = _ms(self.settings.lease)
         more = ("1" if always else "", instance_id, host, "1" if stays else "")
-        return self._call_of("claim", run_id, step_id, side, owner, task_id, lease, *more)
+        return granted(self._run("claim", run_id, step_id, side, owner, task_id, lease, *more))
 
     def journal(self, run_id: str, step_id: StepId, side: str, fence: str, rendered: str, before: str) -> bool:
         """Journal the data for the undo before the attempt acts. False: the attempt is superseded."""
@@ -266,11 +266,12 @@ class Store(RunReads, ReceiptQuestions, Indices):
         no_effect: bool = False,
         stops: bool = False,
         next_link: int | None = None,
-        then: ScriptCall | None = None,
+        ahead: tuple[str, str, str, bool] | None = None,
     ) -> Recorded:
         """Record an outcome; without a fence, of a step that is not claimed, or that waits externally.
 
-        `then` claims the next link in the same round trip, and is refused where the outcome did not open that link.
+        `ahead` claims the next link in the same script, where the outcome opens that link: the owner and task id of its
+        attempt, its host, and whether the link `stays`.
         `bulk` is the rest of the outcome, a JSON object. A `bulk` of more than LARGE_DATA_BYTES gets a key of its own.
         """
         apart = ""
@@ -280,11 +281,12 @@ class Store(RunReads, ReceiptQuestions, Indices):
             self.call(self.client.set, self.keys.of(run_id).data(apart), bulk)
         elif bulk:
             outcome = f"{outcome[:-1]}{',' if outcome != '{}' else ''}{bulk[1:]}"
-        call = self._call_of(
+        owner, task_id, host, stays = ahead or ("", "", "", False)
+        code, advance, held_back, *claims = self._run(
             "complete", run_id, step_id, side, fence, status, outcome, "1" if no_effect else "",
             "1" if stops else "", error, "" if next_link is None else next_link, _ms(self.settings.lease), apart,
+            owner, task_id, host, "1" if stays else "",
         )  # fmt: skip
-        (code, advance, held_back), *claims = self.acknowledged(call, *([then] if then is not None else []))
         if code == "stale" and apart:
             self.call(self.client.delete, self.keys.of(run_id).data(apart))
         grant = granted(claims[0]) if claims else None

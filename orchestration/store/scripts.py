@@ -10,7 +10,7 @@ from redis.commands.core import Script
 from redis.lock import Lock
 
 from longshore.orchestration.store import lua
-from longshore.orchestration.store.connection import Connection, ScriptCall
+from longshore.orchestration.store.connection import Connection
 
 
 class Scripts(Connection):
@@ -28,23 +28,16 @@ class Scripts(Connection):
             script = self._scripts[name] = self.client.register_script(text)
         return script
 
-    def _call_of(self, name: str, run_id: str, *args: object, keys: Sequence[str] = ()) -> ScriptCall:
-        """The call of a script on a run's record, with further keys."""
-        return ScriptCall(self._script(name, of_run=True), [*self.keys.of(run_id).record(), *keys], args)
-
     def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
-        call = self._call_of(name, run_id, *args, keys=keys)
+        """Run a script on the record of a run, with further keys."""
+        script, names = self._script(name, of_run=True), [*self.keys.of(run_id).record(), *keys]
         if not lasting:  # a write that is repeated after its loss does not wait for replicas
-            return self.call(call.script, keys=list(call.keys), args=list(args))
-        return self.acknowledged(call)[0]
-
-    def global_call(self, name: str, keys: Sequence[str], *args: object) -> ScriptCall:
-        """The call of a script of the whole installation."""
-        return ScriptCall(self._script(name, of_run=False), keys, args)
+            return self.call(script, keys=names, args=list(args))
+        return self.acknowledged(script, names, args)
 
     def run_global(self, name: str, keys: Sequence[str], *args: object) -> Any:
         """Run a script of the whole installation."""
-        return self.acknowledged(self.global_call(name, keys, *args))[0]
+        return self.acknowledged(self._script(name, of_run=False), keys, args)
 
     def load_scripts(self) -> bool:
         """Load the scripts that clients call; return whether one was missing.

@@ -81,6 +81,7 @@ class SideRecords(Connection):
 
     def next_answer(self, dry_run_id: str, seconds: float) -> dict[str, Any] | None:
         """Remove and return the next answer to a dry run; None where none arrives within so many seconds."""
+        seconds = self.longest_block(seconds)
         with self.blocking(seconds) as may:
             got = self.call(
                 self.client.blpop, [self.keys.dry_run_answers(dry_run_id)], timeout=seconds if may else 0.01

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from longshore.orchestration.authoring.context import Context, HostFacts
+from longshore.orchestration.authoring.context import Context, HostFacts, current
 from longshore.orchestration.errors import LongshoreError, StoreUnavailable
+from longshore.orchestration.monitoring.output import pass_on
 from longshore.orchestration.plans.compiled import unit_of
 from longshore.orchestration.runs import report
 from longshore.orchestration.runs.step_report import StepReport
@@ -21,7 +22,7 @@ from longshore.orchestration.store.locks import Holder, Locks
 from longshore.orchestration.store.objects import Objects
 from longshore.orchestration.store.records import Grant
 from longshore.tasks.attempts.delivery import Delivery
-from longshore.tasks.host import secret_sources
+from longshore.tasks.attempts.run_secrets import redaction_of
 from longshore.tasks.host.engine.calls import raw_client
 from longshore.tasks.host.engine.factory import engine_url
 from longshore.tasks.host.facts import facts, labels
@@ -34,8 +35,8 @@ _STOP_POLL = 0.5
 
 def context_of(delivery: Delivery, grant: Grant) -> Context:
     """The context of a claimed attempt; its deadline begins now."""
-    # A file, or the answer of a service, can hold a secret that another step of the plan names.
-    delivery.redaction.values |= secret_sources.known(delivery.loaded.secrets)
+    # A file, or the answer of a service, can hold a secret that another step of the run names.
+    delivery.redaction = redaction_of(delivery.loaded)
     context = Context(
         run_id=delivery.run_id,
         step=delivery.step.name,
@@ -49,7 +50,7 @@ def context_of(delivery: Delivery, grant: Grant) -> Context:
         has_upstream=bool(delivery.step.needs),
         asked_to_stop=_asked_to_stop(delivery),
         log=partial(_log, delivery),
-        printed=partial(_log_output, delivery),
+        printed=partial(_printed, delivery),
         renew=partial(_renew, delivery),
         results=_EarlierSteps(delivery),
         files=delivery.loaded.file,
@@ -58,6 +59,7 @@ def context_of(delivery: Delivery, grant: Grant) -> Context:
         make_engine=_engine,
     )
     context.lock = partial(_lock, delivery, grant, context)
+    current.set(context)
     return context
 
 
@@ -93,12 +95,16 @@ def _renew(delivery: Delivery) -> bool:
 
 
 def _log(delivery: Delivery, text: str) -> None:
-    # A step does not fail for its output.
-    with contextlib.suppress(StoreUnavailable):
-        delivery.store.add_log(delivery.run_id, delivery.step_id, delivery.redaction.text(text).splitlines())
+    _printed(delivery, "", text.splitlines())
 
 
-def _log_output(delivery: Delivery, stream: str, lines: Sequence[str]) -> None:
+def _printed(delivery: Delivery, stream: str, lines: Sequence[str]) -> None:
+    pass_on()
+    log_output(delivery, stream, lines)
+
+
+def log_output(delivery: Delivery, stream: str, lines: Sequence[str]) -> None:
+    """Add lines to the output of the step, without secrets. A step does not fail for its output."""
     with contextlib.suppress(StoreUnavailable):
         redacted = [delivery.redaction.text(line) for line in lines]
         delivery.store.add_log(delivery.run_id, delivery.step_id, redacted, stream)

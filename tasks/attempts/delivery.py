@@ -92,7 +92,7 @@ class Delivery:
     side: str = ""
     #: The step that follows in the chain, if any.
     next_link: int | None = None
-    #: The secrets that this attempt has read.
+    #: The secrets of the run that this worker can read, once the attempt has begun.
     redaction: Redaction = field(default_factory=Redaction)
     #: The claim, where it was made together with the record of the link before.
     granted: Grant | None = None
@@ -139,24 +139,19 @@ class Delivery:
         if self.granted is not None:
             return self.granted
         # Under the same owner: where the answer was lost, the script repeats it.
-        grant = self.wait_for_redis(lambda: self.store.claim(*self._step(), **self._conditions()), _CLAIM_TIMEOUT)
+        grant = self.wait_for_redis(
+            lambda: self.store.claim(
+                self.run_id, self.step_id, self.side, self.owner, self.task_id,
+                always=not self.side and self.step.always, instance_id=self.loaded.instance_id, host=self.host,
+                stays=self.step.stays(self.side),
+            ),
+            _CLAIM_TIMEOUT,
+        )  # fmt: skip
         if grant == "another run":
             raise AnotherInstance(grant)
         if isinstance(grant, str):
             raise Refused(grant)
         return grant
-
-    def _step(self) -> tuple[str, StepId, str, str, str]:
-        return self.run_id, self.step_id, self.side, self.owner, self.task_id
-
-    def _conditions(self) -> dict[str, Any]:
-        """The conditions of the claim."""
-        return {
-            "always": not self.side and self.step.always,
-            "instance_id": self.loaded.instance_id,
-            "host": self.host,
-            "stays": self.step.stays(self.side),
-        }
 
     def record(self, grant: Grant, status: str, body: dict[str, Any], bulk: str = "", **more: Any) -> Recorded:
         """Record the outcome under the attempt's fence; with `next_link`, claim that link for this process if it may.
@@ -164,7 +159,8 @@ class Delivery:
         Raises Refused where another attempt holds the step now.
         """
         if more.get("next_link") is not None and self.following is not None and self.may_follow():
-            more["then"] = self.store.claim_call(*self.following._step(), **self.following._conditions())
+            link = self.following
+            more["ahead"] = (link.owner, link.task_id, link.host, link.step.stays(""))
         redacted = self.redaction.data(body)
         error = str(redacted.get("error", ""))[:500].encode("utf-8", "replace").decode()
         text = as_json(redacted)

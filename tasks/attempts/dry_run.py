@@ -15,6 +15,7 @@ from longshore.orchestration.store.caches import Caches
 from longshore.orchestration.store.objects import Objects
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.params import render_step, reveal_params
+from longshore.tasks.attempts.run_secrets import redaction_of
 from longshore.tasks.attempts.scope import of_steps
 from longshore.tasks.host import policy
 from longshore.tasks.host.facts import facts, labels
@@ -28,7 +29,7 @@ def dry_run_step(body: dict[str, Any], index: int, host: str, store: Store) -> d
     step = loaded.plan.steps[index]
     templated = step.operation.templated(step.step.with_)
     unknown = sorted(templates.references(templated).steps)
-    redaction = Redaction()
+    redaction = redaction_of(loaded)
     try:
         prediction = _guarded(loaded, index, _predict(loaded, index, unknown, host, store, redaction), host)
     except (LongshoreError, templates.TemplateProblem) as error:

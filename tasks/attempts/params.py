@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,17 +27,31 @@ def render_step(raw: dict[str, Any], templated: dict[str, Any], inside: str, kno
 
 
 def reveal_params(
-    operation: Operation, rendered: dict[str, Any], inside: str, redaction: secrets.Redaction
+    operation: Operation,
+    rendered: dict[str, Any],
+    inside: str,
+    redaction: secrets.Redaction,
+    read: Callable[[str], str] = secret_sources.read,
 ) -> tuple[Params, str]:
     """The validated parameters with their secrets, and the container of the step. Adds the secrets to `redaction`.
+
+    `read` returns the value of a reference.
 
     Raises Preflight, NotAllowed.
     """
     values = dict(rendered)
     inside = values.pop(INSIDE, inside)
     if word := values.pop(secrets.WORD, ""):
-        values = secrets.reveal(values, word, redaction.values, secret_sources.read)
-    return _validate(operation.params, values), inside
+        values = secrets.reveal(values, word, redaction.values, read)
+    return _validate(operation.params, _upgraded(operation, values)), inside
+
+
+def _upgraded(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return operation.upgraded(values)
+    except Exception as error:
+        why = f"the upgrade of its stored parameters failed: {type(error).__name__}: {error}"
+        raise Preflight(f"{operation.name}: {why}") from error
 
 
 def _render(raw: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,18 @@ from __future__ import annotations
 import random
 from functools import cached_property
 
-from longshore.orchestration.errors import Blocked, Delayed, OperationError
+from longshore.orchestration.errors import (
+    Blocked,
+    Delayed,
+    InDoubt,
+    OperationError,
+    Permanent,
+    Preflight,
+    StepCancelled,
+    StepTimeout,
+    Transient,
+    Unsuccessful,
+)
 from longshore.orchestration.operations import Retry
 from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.states import RunState
@@ -37,6 +48,19 @@ class RetryPolicy:
         if not decision.allowed:
             self._suspend(service, decision)
             raise Refused(decision.why)
+
+    def is_retried(self, error: OperationError) -> bool:
+        """Whether an error is retried: a temporary one by any policy, by that of the step or the plan each other error
+        that is not marked permanent. The catalogue raises Unsuccessful for what may succeed later.
+        """
+        delivery = self._delivery
+        if isinstance(error, Transient | Blocked):
+            return True
+        if not delivery.plan.retries_every_error(delivery.index):
+            return False
+        if delivery.step.operation.function is None:
+            return isinstance(error, Unsuccessful | StepTimeout)
+        return not isinstance(error, Permanent | Preflight | StepCancelled | Delayed | InDoubt)
 
     def after_transient_error(self, grant: Grant, policy: Retry, error: OperationError) -> RetryScheduled | None:
         """The next attempt by the step's policy, which counts; None while the run is being ended."""

@@ -12,10 +12,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from longshore.orchestration.authoring.context import current
 from longshore.orchestration.errors import (
     Blocked,
     Delayed,
@@ -32,6 +34,7 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.language import secrets, templates
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.monitoring import logs
+from longshore.orchestration.monitoring.output import captured
 from longshore.orchestration.operations import Operation, Params, Retry, find
 from longshore.orchestration.plans.compiled import tolerated
 from longshore.orchestration.plans.steps import UndoSpec
@@ -40,7 +43,7 @@ from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.records import Grant
-from longshore.tasks.attempts.contexts import context_of
+from longshore.tasks.attempts.contexts import context_of, log_output
 from longshore.tasks.attempts.delivery import Delivery, Ended, Refused, Result, WaitsOutside, as_json
 from longshore.tasks.attempts.fencing import Fence
 from longshore.tasks.attempts.params import render_step, reveal_params
@@ -49,7 +52,7 @@ from longshore.tasks.attempts.retries import RetryPolicy
 from longshore.tasks.attempts.scope import scope
 from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import WaitingImplementation
-from longshore.tasks.host import policy
+from longshore.tasks.host import policy, secret_sources
 from longshore.tasks.implementation import Context, Implementation, Outcome, implementation
 
 log = logging.getLogger(__name__)
@@ -73,11 +76,15 @@ class Attempt:
         *,
         fence: Fence | None = None,
         implementation_of: Callable[[str], Implementation[Any]] = allowed_implementation,
+        read_secret: Callable[[str], str] = secret_sources.read,
     ) -> None:
         self._delivery = delivery
         self._fence = fence if fence is not None else Fence(delivery)
         self._retries = RetryPolicy(delivery)
         self._implementation_of = implementation_of
+        self._read_secret = read_secret
+        #: Whether no attempt at the step can have had an effect.
+        self._untouched = False
 
     def run(self) -> Result:
         """Run the step, or its compensation. Raises Refused; StoreUnavailable where Redis stays away."""
@@ -85,6 +92,8 @@ class Attempt:
         grant = self._delivery.claim()
         point("undo.claimed" if self._delivery.side else "step.claimed")
         began = time.monotonic()
+        # A later attempt cannot vouch for the ones before it.
+        self._untouched = first = grant.attempt - grant.blocked == 1
         failure: OperationError
         try:
             with self._attempt_noted(grant):
@@ -95,6 +104,8 @@ class Attempt:
             failure = self._timed_out("exceeded its time limit", {})
         except OperationError as error:
             failure = error
+            if self._delivery.operation.function is not None:
+                self._log_traceback(error)
         except (Refused, StoreUnavailable):
             raise
         except Exception as error:  # noqa: BLE001 - an exception of an operation must not lose the step
@@ -106,6 +117,7 @@ class Attempt:
             return self._succeeded(grant, done, began)
         # Outside of the except clause: the exception's context may hold a secret.
         failure = self._redacted(failure)
+        self._untouched = self._untouched or (first and isinstance(failure, Preflight | Blocked))
         self._note_refusal(failure)
         return self._undo_failed(grant, failure, began) if self._delivery.side else self._failed(grant, failure, began)
 
@@ -137,9 +149,7 @@ class Attempt:
         if (scheduled := self._retries.after_delay_or_block(grant, error)) is not None:
             return scheduled
         retry = delivery.plan.retry_policy(delivery.index)
-        explicit = delivery.step.step.retry is not None or delivery.plan.plan.retry is not None
-        transient = isinstance(error, Transient | Blocked) or (explicit and isinstance(error, Unsuccessful))
-        if transient and grant.tries < retry.attempts:
+        if self._retries.is_retried(error) and grant.tries < retry.attempts:
             scheduled = self._retries.after_transient_error(grant, retry, error)
             if scheduled is not None:
                 return scheduled
@@ -160,8 +170,7 @@ class Attempt:
             StepState.CANCELLED if cancelled else StepState.UNKNOWN if unknown else StepState.FAILED,
             body,
             bulk,
-            # A later attempt cannot vouch for the ones before it.
-            no_effect=isinstance(error, Preflight | Blocked) and grant.attempt - grant.blocked == 1,
+            no_effect=self._untouched,
             stops=delivery.plan.stops(delivery.index),
         )
         return Ended(recorded, str(error))
@@ -196,6 +205,8 @@ class Attempt:
     def _act_on(self, grant: Grant, context: Context, receipt: Receipt | None = None) -> Outcome | WaitsOutside:
         delivery = self._delivery
         done = self._implementation_of(delivery.step.operation.name)
+        # The journal comes before the act: without an entry, no earlier attempt has acted.
+        self._untouched = self._untouched or (not grant.before and self._keeps_journal(done))
         params, rendered = self._params(grant, context, grant.rendered)
         before = json.loads(grant.before) if grant.before else None
         if before is None:
@@ -207,6 +218,7 @@ class Attempt:
                 if receipt is not None:
                     receipt.journalled(rendered, text)
         point("step.journalled")
+        self._untouched = False
         if isinstance(done, WaitingImplementation):
             return delivery.park(grant, done.park(delivery.wait_context(grant), params))
         outcome = done.act(context, params, before)
@@ -301,7 +313,9 @@ class Attempt:
 
     def _revealed(self, operation: Operation, rendered: dict[str, Any], context: Context) -> Params:
         redaction = self._delivery.redaction
-        params, context.container = reveal_params(operation, rendered, self._delivery.step.inside, redaction)
+        params, context.container = reveal_params(
+            operation, rendered, self._delivery.step.inside, redaction, self._read_secret
+        )
         context.redact, context.redact_data = redaction.text, redaction.data
         return params
 
@@ -331,9 +345,15 @@ class Attempt:
 
     def _unexpected(self, error: Exception) -> OperationError:
         delivery = self._delivery
-        text = delivery.redaction.text("".join(traceback.format_exception(error)))
+        text = self._log_traceback(error)
         log.error("step %s of run %s\n%s", delivery.step.name, delivery.run_id, text)
-        return OperationError(f"{type(error).__name__}: {error}")
+        return Unsuccessful(f"{type(error).__name__}: {error}")
+
+    def _log_traceback(self, error: Exception) -> str:
+        """Add the traceback of an operation to the output of the step; return it without secrets."""
+        text = self._delivery.redaction.text("".join(traceback.format_exception(error)))
+        log_output(self._delivery, "stderr", text.splitlines())
+        return text
 
     def _timed_out(self, message: str, data: dict[str, Any]) -> OperationError:
         if self._delivery.side:
@@ -351,9 +371,20 @@ class Attempt:
 
     @contextlib.contextmanager
     def _attempt_noted(self, grant: Grant) -> Iterator[None]:
-        """Logs and traces carry the number of the attempt."""
+        """Logs and traces carry the number of the attempt, and the step's output that of an own operation."""
         delivery = self._delivery
         logs.add(attempt=grant.attempt)
+        own = delivery.operation.function is not None
+        with captured(partial(log_output, delivery)) if own else contextlib.nullcontext():
+            try:
+                with self._traced(grant):
+                    yield
+            finally:
+                current.set(None)
+
+    @contextlib.contextmanager
+    def _traced(self, grant: Grant) -> Iterator[None]:
+        delivery = self._delivery
         if not delivery.store.settings.tracing:
             yield
             return

@@ -9,7 +9,7 @@ from longshore.orchestration.errors import UNREADABLE
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.operations import Waits
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
-from longshore.orchestration.states import TERMINAL, RunState, UndoState
+from longshore.orchestration.states import TERMINAL, UNDO_OPEN, RunState
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import AdmissionRequest
 from longshore.orchestration.store.keys import Field
@@ -120,7 +120,7 @@ class Commands:
             return
         ids: list[StepId] = []
         if kind == "undo":
-            ids = self._failed_undos(run_id, plan)
+            ids = self._open_undos(run_id, plan)
         elif command.get("step"):
             ids = [as_id(command["step"])]
         if refused := self._refusal(run_id, plan, command, ids):
@@ -140,7 +140,7 @@ class Commands:
         run = run_record(look.fields, look.now)
         if run.state is RunState.UNDO_FAILED:
             retried = {**command, "kind": "undo"}
-            self.store.carry_out(run_id, command_id, retried, len(plan.levels), self._failed_undos(run_id, plan))
+            self.store.carry_out(run_id, command_id, retried, len(plan.levels), self._open_undos(run_id, plan))
         elif run.state in {RunState.FAILED, RunState.PARTIAL}:
             again = saga.resumed(plan, self.store.step_records(run_id, range(len(plan))))
             keep = plan.plan.on_failure == "keep"
@@ -181,7 +181,7 @@ class Commands:
             return f"the step has items: name one, {name}[0] to {name}[{count - 1}]"
         return ""
 
-    def _failed_undos(self, run_id: str, plan: CompiledPlan) -> list[StepId]:
+    def _open_undos(self, run_id: str, plan: CompiledPlan) -> list[StepId]:
         leaves = self.store.expanded(run_id, range(len(plan)))
         rows = self.store.step_fields(run_id, leaves, (f"u{Field.STATUS}",))
-        return [i for i, (status,) in rows.items() if status == UndoState.UNDO_FAILED]
+        return [i for i, (status,) in rows.items() if status in UNDO_OPEN]

@@ -216,8 +216,8 @@ class Coordinator:
                     run_id, run, state, level, ready, skipped, hosts=transition.hosts, tainted=transition.tainted,
                     failed=transition.failed, fanned=transition.fanned, stopped_by=transition.stopped_by,
                 )  # fmt: skip
-            case transitions.OpenUndo(level, ready, impossible):
-                return self.store.open_undo(run_id, run, level, ready, impossible)
+            case transitions.OpenUndo(level, ready, impossible, held_back):
+                return self.store.open_undo(run_id, run, level, ready, impossible, held_back)
             case transitions.Abort(cause, error):
                 return self.store.abort(run_id, cause, error)
             case transitions.Drain(steps):

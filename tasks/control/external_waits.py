@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.operations import Waits
+from longshore.orchestration.operations.celery_task import STOP_GRACE, TaskError
 from longshore.orchestration.operations.results import as_mapping
 from longshore.orchestration.plans.compiled import StepId, as_id, index_of
 from longshore.orchestration.runs import report
@@ -22,6 +23,7 @@ from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.records import parent_in, stream_order
 from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
+from longshore.tasks.attempts.run_secrets import redaction_of
 from longshore.tasks.control.commands import PAST_RETURN
 from longshore.tasks.control.dispatch import in_flight, send_next
 from longshore.tasks.external_wait import MakeCanvas
@@ -33,8 +35,17 @@ log = logging.getLogger(__name__)
 _BUSY = frozenset({str(StepState.RUNNING), str(UndoState.UNDOING)})
 
 
+#: Seconds after its time limit within which a fenced worker has stopped a task.
+TASK_GRACE = STOP_GRACE + 20.0
+#: The status of a step whose task failed with an error that the application has marked.
+_STATUS_OF_ERROR: dict[str, StepState] = {
+    TaskError.CANCELLED: StepState.CANCELLED,
+    TaskError.IN_DOUBT: StepState.UNKNOWN,
+}
+
+
 class NotYet(Exception):
-    """The step is not parked yet: its worker is about to park it."""
+    """The step is not parked yet, or the lease of its task decides: the same message is handled once more later."""
 
 
 class ExternalWaits:
@@ -55,7 +66,7 @@ class ExternalWaits:
                 self.store.drop_wait(run_id, member, "the plan has no such step")
                 continue
             try:
-                done |= _Wait(self, run_id, loaded, run, step_id, side, until <= now).settle()
+                done |= _Wait(self, run_id, loaded, run, step_id, side, until, now).settle()
             except StoreUnavailable:
                 raise
             except Exception:  # one broken wait must not block the run: its time limits still count
@@ -74,18 +85,33 @@ class ExternalWaits:
         """Record the end of an application's task; return whether the run can continue. Raises NotYet."""
         loaded = self.plans.get(run_id)
         self.store.look_at(run_id, self.store.now() + round(1000 * self.store.settings.lease / 3), sooner=True)
-        kinds = (f"{side}{Field.STATUS}", f"{side}{Field.FENCE}", f"{side}{Field.ATTEMPTS}")
-        status, held, attempts = self.store.step_fields(run_id, [step_id], kinds)[step_id]
+        fields = (Field.STATUS, Field.FENCE, Field.ATTEMPTS, Field.UNCOUNTED, Field.BEGUN, Field.PARKED)
+        kinds = [f"{side}{kind}" for kind in fields]
+        status, held, attempts, uncounted, begun, wait = self.store.step_fields(run_id, [step_id], kinds)[step_id]
         if held == fence and status in _BUSY:
             raise NotYet
+        progress = (begun or "").removeprefix(f"{fence} ") if (begun or "").startswith(f"{fence} ") else ""
+        if held == fence and not progress and json.loads(wait or "{}").get("fenced"):
+            log.warning(
+                "run %s: a worker without install(app) has carried out the fenced task of step %s", run_id,
+                loaded.plan.name_of(step_id),
+            )  # fmt: skip
+        lost = not ok and progress and not progress.endswith("ended")
+        if held == fence and lost and not self._task_error(run_id, step_id, side, fence):
+            raise NotYet  # its process was lost, which its lease decides, or its lease is about to be released
+        redaction = redaction_of(loaded)
         if ok:
-            return self._task_succeeded(result, run_id, step_id, side, fence, loaded)
-        return self._task_failed(str(result), run_id, step_id, side, fence, loaded, int(attempts or 1))
+            return self._task_succeeded(redaction.data(result), run_id, step_id, side, fence, loaded)
+        tries = int(attempts or 1) - int(uncounted or 0)
+        known = self._task_error(run_id, step_id, side, fence)
+        error = redaction.text(str(known.get("error") or self._why(str(result))))
+        return self._task_failed(error, known.get("kind", ""), run_id, step_id, side, fence, loaded, tries)
 
     def _task_succeeded(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded) -> bool:
         if side:
             return self.end(run_id, loaded, step_id, side, fence, UndoState.UNDONE)
-        data = as_mapping(result) if result is not None else None
+        with_ = loaded.plan.steps[index_of(step_id)].step.with_
+        data = {"result": result} if with_.get("as_result") else as_mapping(result) if result is not None else None
         size = len(json.dumps(data))
         if size > MAX_DATA_BYTES:
             error = f"the result of {size} bytes exceeds {MAX_DATA_BYTES}"
@@ -93,21 +119,26 @@ class ExternalWaits:
         return self.end(run_id, loaded, step_id, side, fence, StepState.CHANGED, data=data)
 
     def _task_failed(
-        self, task_id: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, attempts: int
+        self, error: str, kind: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, tries: int
     ) -> bool:
-        error = self._why(task_id)
         index = index_of(step_id)
         policy, step = loaded.plan.retry_policy(index), loaded.plan.steps[index]
-        if (step.step.retry or loaded.plan.plan.retry) and attempts < policy.attempts:
-            delay = policy.delay(attempts, random.random())  # noqa: S311 - jitter
+        if not kind and loaded.plan.retries_every_error(index) and tries < policy.attempts:
+            delay = policy.delay(tries, random.random())  # noqa: S311 - jitter
             noted = self.store.retry(run_id, step_id, side, fence, delay, 0.0, error, always=step.always)
             if noted == 1:
                 self.store.look_at(run_id, self.store.now() + round(delay * 1000), sooner=True)
             if noted != -1:
                 return False
-        return self.end(
-            run_id, loaded, step_id, side, fence, UndoState.UNDO_FAILED if side else StepState.FAILED, error=error
-        )
+        status = UndoState.UNDO_FAILED if side else _STATUS_OF_ERROR.get(kind, StepState.FAILED)
+        no_effect = kind == TaskError.PREFLIGHT and tries == 1
+        return self.end(run_id, loaded, step_id, side, fence, status, error=error, no_effect=no_effect)
+
+    def _task_error(self, run_id: str, step_id: StepId, side: str, fence: str) -> dict[str, Any]:
+        """The error as the application's worker has recorded it; empty where its app is not fenced."""
+        text = self.store.step_fields(run_id, [step_id], (f"{side}{Field.TASK_ERROR}",))[step_id][0]
+        found = json.loads(text or "{}")
+        return found if found.get("fence") == fence else {}
 
     def _why(self, task_id: str) -> str:
         """The error of a failed task, from Celery's result backend where that is this Redis.
@@ -136,10 +167,15 @@ class ExternalWaits:
         error: str = "",
         data: Any = None,
         no_effect: bool = False,
+        live_message: bool = False,
     ) -> bool:
-        """Record an outcome; return whether the run can continue."""
+        """Record an outcome; return whether the run can continue.
+
+        `live_message`: the message of the task may still be carried out.
+        """
         plan, index = loaded.plan, index_of(step_id)
-        outcome = json.dumps({"error": error} if error else {}, ensure_ascii=False)
+        more = {"live_message": True} if live_message else {}
+        outcome = json.dumps(({"error": error} if error else {}) | more, ensure_ascii=False)
         bulk = json.dumps({"data": data}, ensure_ascii=False) if data else ""
         recorded = self.store.complete(
             run_id, step_id, side, fence, status, outcome, bulk=bulk, error=error[:500], no_effect=no_effect,
@@ -150,10 +186,18 @@ class ExternalWaits:
 
 
 class _Wait:
-    """One external wait of a run."""
+    """One external wait of a run. `until` is its time limit, ms; times are those of Redis's clock."""
 
     def __init__(
-        self, parked: ExternalWaits, run_id: str, loaded: Loaded, run: RunRecord, step_id: StepId, side: str, late: bool
+        self,
+        parked: ExternalWaits,
+        run_id: str,
+        loaded: Loaded,
+        run: RunRecord,
+        step_id: StepId,
+        side: str,
+        until: int,
+        now: int,
     ) -> None:
         self.parked = parked
         self.store = parked.store
@@ -162,7 +206,9 @@ class _Wait:
         self.run = run
         self.step_id = step_id
         self.side = side
-        self.late = late
+        self.late = until <= now
+        #: Whether a task has also exceeded the time in which its worker stops it.
+        self.overdue = until + round(1000 * TASK_GRACE) <= now
         self.fence = ""
         self.step = loaded.plan.steps[index_of(step_id)]
 
@@ -185,12 +231,16 @@ class _Wait:
             return self._word(known, decision[0] or "", decision[1] or "", decision[2] or "")
         if self.step.waits is Waits.PERSON:
             return self._decision(known, *(part or "" for part in decision))
+        if self.step.waits is Waits.TIME and self.late:
+            return self._end(StepState.UNCHANGED, no_effect=True)
         return False
 
-    def _end(self, status: str, *, error: str = "", data: Any = None, no_effect: bool = False) -> bool:
+    def _end(
+        self, status: str, *, error: str = "", data: Any = None, no_effect: bool = False, live_message: bool = False
+    ) -> bool:
         return self.parked.end(
             self.run_id, self.loaded, self.step_id, self.side, self.fence, status, error=error, data=data,
-            no_effect=no_effect,
+            no_effect=no_effect, live_message=live_message,
         )  # fmt: skip
 
     def _decision(self, info: dict[str, Any], decision: str, by: str, note: str, at: str) -> bool:
@@ -231,13 +281,57 @@ class _Wait:
             self.store.unsuspend(self.run_id, "unknown", self.run.epoch, side, ids)
 
     def _task(self, info: dict[str, Any]) -> bool:
-        if not self.late:
+        """Settle the wait for an application's task that is late, or whose run is being ended."""
+        cancelled = self.run.state is RunState.ABORTING and not self.side and not self.step.always
+        if not self.late and not cancelled:
             return False
-        error = (
-            f"the task did not report its end within {format_duration(float(info['seconds']))} (task {info['task']}): "
+        self._revoke(str(info["task"]))
+        fence, _, progress = self._begun().partition(" ")
+        begun = fence == self.fence
+        # A fenced worker ends the task by itself, and sends the message of its end before it releases the lease.
+        if begun and not self.overdue and (self._leased() or progress.endswith("ended")):
+            return False
+        live = self._leased() if begun else not info.get("fenced")
+        status = StepState.CANCELLED if cancelled else StepState.UNKNOWN
+        error = self._why_late(info, begun=begun, cancelled=cancelled)
+        if not begun and not live:
+            # Under its fence the record refuses the message from here on.
+            status = StepState.CANCELLED if cancelled else StepState.FAILED
+        untouched = not begun and not live and int(info.get("attempt", 0)) == 1
+        if self.side:
+            return self._end(UndoState.UNDO_FAILED, error=error, live_message=live)
+        return self._end(status, error=error, no_effect=untouched, live_message=live)
+
+    def _why_late(self, info: dict[str, Any], *, begun: bool, cancelled: bool) -> str:
+        """Why the wait for the task ends, for people."""
+        task, limit = info["task"], format_duration(float(info["seconds"]))
+        if cancelled:
+            return f"cancelled {'between its own retries' if begun else 'before it was known to begin'} (task {task})"
+        if begun:
+            return f"the task did not end within {limit} (task {task})"
+        if info.get("fenced"):
+            return f"no worker of the application began the task within {limit} (task {task})"
+        return (
+            f"the task did not report its end within {limit} (task {task}): "
+            "check that a worker of its application runs, with the same Redis and key prefix"
         )
-        error += "check that a worker of its application runs, with the same Redis and key prefix"
-        return self._end(UndoState.UNDO_FAILED if self.side else StepState.UNKNOWN, error=error)
+
+    def _revoke(self, task: str) -> None:
+        """Revoke the message of the task, once for each attempt."""
+        mark = f"revoked:{self.side}{self.step_id}:{self.fence}"
+        if not self.store.has_mark(self.run_id, mark):
+            self.parked.canvas(self.run_id, None).revoke_task(task)
+            self.store.set_mark(self.run_id, mark)
+
+    def _begun(self) -> str:
+        """The progress of the task as its worker recorded it; '' for one that no fenced worker has begun."""
+        fields = self.store.step_fields(self.run_id, [self.step_id], (f"{self.side}{Field.BEGUN}",))
+        return fields[self.step_id][0] or ""
+
+    def _leased(self) -> bool:
+        """Whether a worker of the application runs the task now."""
+        leases = self.store.keys.of(self.run_id).leases
+        return self.store.call(self.store.client.zscore, leases, f"{self.side}{self.step_id}") is not None
 
     def _child(self, info: dict[str, Any]) -> bool:
         child_id = str(info["child"])
@@ -284,19 +378,26 @@ class _Wait:
         if state is RunState.SUCCEEDED:
             changed = any(step.changed for step in done.steps)
             return self._end(StepState.CHANGED if changed else StepState.UNCHANGED, data=data)
+        # A child that failed before its first change has nothing to undo.
+        untouched = state is RunState.FAILED and done.exit_code == 1
         if self.run.state is RunState.ABORTING:
-            return self._end(StepState.CANCELLED, data=data, error=f"run {child_id} ended {state}")
+            error = f"run {child_id} ended {state}"
+            return self._end(StepState.CANCELLED, data=data, error=error, no_effect=untouched)
         why = f"{f'step {done.error.step}: ' if done.error.step else ''}{done.error.message}" if done.error else ""
         why = "exceeded its time limit" if self.late else why
-        return self._end(StepState.FAILED, data=data, error=f"run {child_id} ended {state}: {why}")
+        error = f"run {child_id} ended {state}: {why}"
+        return self._end(StepState.FAILED, data=data, error=error, no_effect=untouched)
 
     def _child_undone(self, child_id: str, state: RunState, fields: dict[str, str], asked_at: int) -> bool:
         why = f"the parent run {self.run_id} is undone"
         if state is RunState.UNDONE:
-            left = self._report(child_id).left_over
-            if not left:
+            done = self._report(child_id)
+            if not done.left_over and not done.in_doubt:
                 return self._end(UndoState.UNDONE)
-            return self._end(UndoState.UNDO_FAILED, error=f"left over in run {child_id}: {', '.join(left)}")
+            # Every compensation of the child has succeeded, and these steps have none.
+            found = {"left over": done.left_over, "in doubt": done.in_doubt}
+            why = "; ".join(f"{what} in run {child_id}: {', '.join(names)}" for what, names in found.items() if names)
+            return self._end(UndoState.NOT_UNDOABLE, error=why)
         if state is RunState.UNDO_FAILED and int(fields.get("epoch", 0)) > asked_at:
             return self._end(UndoState.UNDO_FAILED, error=f"the undo of run {child_id} failed")
         if state in TERMINAL and fields.get("answer") == PAST_RETURN:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.plans.shown_params import shown_params
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import Admission, AdmissionRequest
 from longshore.orchestration.store.breakers import Breakers, services
-from longshore.orchestration.store.connection import as_dict
 from longshore.orchestration.store.indices import SAFETY
 from longshore.orchestration.store.records import SCHEMA_VERSION, Ending, RunSnapshot
 from longshore.orchestration.store.run_store import Store
@@ -61,6 +61,8 @@ class RunLifecycle:
             "instance_id": loaded.instance_id,
             "request": loaded.request,
         }
+        if loaded.params:
+            fields["params"] = json.dumps(shown_params(loaded.params), ensure_ascii=False)
         if loaded.parent:
             fields["parent"] = json.dumps(loaded.parent)
         if plan.timeout is not None:
@@ -68,12 +70,11 @@ class RunLifecycle:
         if plan.on_failure == "keep":
             fields["keep"] = "1"
         noted = audit.entry("start", run=run_id, plan=plan.name, actor=loaded.actor, origin=loaded.origin)
-        calls = [self.store.create_call(run_id, fields, inbox=found.inbox, audit=noted)]
-        if loaded.admission.parents or not self.admission.limited(loaded.admission):
-            calls.append(self.admission.admit_call(run_id, loaded.admission, starts=True))
-        (_, hash_of_run), *limits = self.store.acknowledged(*calls)
+        free = not (loaded.admission.parents or self.admission.limited(loaded.admission))
+        admit = self.admission.keys_without_limits(loaded.admission) if free else ()
+        created, fields_now = self.store.create(run_id, fields, inbox=found.inbox, audit=noted, admit=admit)
         point("advance.created")
-        return replace(found, fields=as_dict(hash_of_run), inbox=None), limits == ["ok"]
+        return replace(found, fields=fields_now, inbox=None), created and free
 
     def may_start(self, run_id: str, loaded: Loaded, now: int, *, admitted: bool = False) -> bool:
         """Whether a pending run may begin; where not, its record contains the reason.

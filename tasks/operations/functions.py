@@ -22,6 +22,7 @@ from longshore.tasks.implementation import (
     implementation,
     implements_functions,
 )
+from longshore.tasks.operations import event_loop
 
 
 @implements_functions
@@ -64,7 +65,9 @@ class FunctionImplementation(Implementation[Params]):
         dumped = params.model_dump()
         # Records are redacted: a value that contained a secret cannot be restored.
         known = dumped | before | (data or {}) | {key: dumped[key] for key in self.operation.secrets}
-        given = {key: known[key] for key in operation.params.model_fields if key in known}
+        # The undo may know the values by former names.
+        named = operation.params.model_fields.keys() | operation.renamed.keys()
+        given = operation.upgraded({key: known[key] for key in known if key in named})
         if hidden := [
             key for key, value in given.items() if key not in self.operation.secrets and HIDDEN in str(value)
         ]:
@@ -93,7 +96,8 @@ class FunctionImplementation(Implementation[Params]):
         if context is not None:
             given[context] = ctx
         try:
-            return function(**given)
+            result = function(**given)
+            return event_loop.run(result, ctx) if inspect.iscoroutine(result) else result
         except self._functions.retry_on as error:
             raise Transient(f"{type(error).__name__}: {error}") from error
         except SystemExit as error:

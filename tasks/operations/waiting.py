@@ -1,22 +1,23 @@
-"""Operations that wait without a worker for an external end: an approval, a child run, a task of an application.
+"""Operations that wait without a worker for an external end: an approval, a time, a child run, a task of an
+application.
 
 `park` starts the external work and returns its wait; `longshore.tasks.control.external_waits` completes the step.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 from typing import Any
 
 from longshore.orchestration.client.request import shared
 from longshore.orchestration.errors import LongshoreError, OperationError, Preflight
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.language.params import resolve
+from longshore.orchestration.messaging.step_header import StepHeader
 from longshore.orchestration.operations.approval import APPROVAL, ApprovalParams
 from longshore.orchestration.operations.celery_task import CELERY, TaskParams
 from longshore.orchestration.operations.subplan import RUN, RunParams
+from longshore.orchestration.operations.timer import TIMER, TimerParams
 from longshore.orchestration.plans import subplans
 from longshore.orchestration.plans.compiled import index_of
 from longshore.orchestration.plans.model import Plan
@@ -39,6 +40,17 @@ class Approval(WaitingImplementation[ApprovalParams]):
 
     def predict(self, ctx: Context, params: ApprovalParams) -> Prediction:
         return Prediction(f"would wait for an approval, at most {format_duration(params.timeout)}", changed=False)
+
+
+@implements(TIMER)
+class Timer(WaitingImplementation[TimerParams]):
+    """Waits for a time; a sweep ends the step."""
+
+    def park(self, place: WaitContext, params: TimerParams) -> ExternalWait:
+        return ExternalWait(params.seconds(), {}, "its time")
+
+    def predict(self, ctx: Context, params: TimerParams) -> Prediction:
+        return Prediction(f"would wait {format_duration(round(params.seconds(), 3))}", changed=False)
 
 
 @implements(RUN)
@@ -99,8 +111,7 @@ def child_run(run_id: str, name: str) -> str:
 
 def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str, Any]]:
     """The child's plan as of the start of its parent, and its request."""
-    kept = json.loads(base64.b64decode(loaded.contents[subplans.key(step)]))
-    plan = Plan.model_validate(kept["plan"])
+    plan, kept = subplans.read(loaded.contents, step)
     try:
         values = resolve(plan.params, params.params)
     except LongshoreError as error:
@@ -112,6 +123,8 @@ def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str
         "files": kept["files"],
         "digest": plan.digest(values, kept["files"]),
         "actor": loaded.actor,
+        # A step of the child can print a secret that a step of its parent has used.
+        "secrets": sorted(loaded.secrets),
     } | shared(plan, values)
 
 
@@ -121,12 +134,16 @@ class ForeignTask(WaitingImplementation[TaskParams]):
 
     def park(self, place: WaitContext, params: TaskParams) -> ExternalWait:
         task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}"
-        callback = (place.run_id, place.step_id, place.side, place.fence)
-        place.canvas(place.run_id, None).send_task(
-            params.task, params.args, params.kwargs, params.queue, task_id, callback
-        )
         seconds = place.timeout or place.store.settings.step_timeout
-        return ExternalWait(seconds, {"task": task_id, "seconds": seconds}, f"task {params.task}")
+        header = StepHeader(
+            place.run_id, place.step_id, place.side, place.fence, place.attempt, place.plan.name_of(place.step_id),
+            place.plan.plan.name, seconds, always=place.plan.steps[index_of(place.step_id)].always,
+        )  # fmt: skip
+        place.canvas(place.run_id, None).send_task(
+            params.task, params.args, params.kwargs, params.queue, task_id, header, params.options
+        )
+        info = {"task": task_id, "seconds": seconds, "fenced": params.fenced, "attempt": place.attempt}
+        return ExternalWait(seconds, info, f"task {params.task}")
 
     def predict(self, ctx: Context, params: TaskParams) -> Prediction:
         return Prediction(f"would enqueue task {params.task} in queue {params.queue}", changed=None)

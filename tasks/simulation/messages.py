@@ -48,6 +48,9 @@ class _Line(Canvas):
         for step_id in ids:
             self.send_single(UNDO, plan, step_id)
 
+    def revoke_task(self, task_id: str) -> None:
+        """No worker takes the messages of an application's tasks."""
+
     def send_single(self, task: str, plan: CompiledPlan, step_id: StepId, *, countdown: float | None = None) -> None:
         self.queue.append(_Message(task, self.run_id, step_id, self.hosts.get(step_id, "")))
 

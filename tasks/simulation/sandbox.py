@@ -7,17 +7,20 @@ from __future__ import annotations
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
+
+from celery import Celery
 
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import OperationError, StepTimeout, UnknownName, Unsuccessful
 from longshore.orchestration.messaging.canvas import ADVANCE, STEP, Canvas
 from longshore.orchestration.operations import Operation, Params, Waits, all_operations, find
+from longshore.orchestration.operations.celery_task import CELERY
 from longshore.orchestration.operations.subplan import RUN
 from longshore.orchestration.plans import loading
 from longshore.orchestration.plans.compiled import StepId, at_host, index_of
@@ -38,41 +41,24 @@ from longshore.tasks.attempts.runner import Attempt
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
 from longshore.tasks.external_wait import WaitingImplementation
+from longshore.tasks.host import secret_sources
 from longshore.tasks.host.engine import factory
 from longshore.tasks.host.facts import facts
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.loaded_runs import NotOurs, Plans
 from longshore.tasks.operations import cache, command, compose, docker, file, http, network, node, noop, stacks, waiting  # noqa: F401 - they make their operations known
+from longshore.tasks.simulation.called_task import CalledTask
 from longshore.tasks.simulation.engine import MemoryEngine
 from longshore.tasks.simulation.memory_store import MemoryStore
 from longshore.tasks.simulation.messages import _Line, _Message, _NoReceipts
 from longshore.tasks.simulation.sample_data import sample_data
+from longshore.tasks.simulation.script import Script, Vanished
 
 #: Families that act only on the engine in memory, or have no effect.
 _HARMLESS = ("noop.", "docker.", "approval.", "plan.")
 _NOT_BEFORE = frozenset({Field.NOT_BEFORE, f"u{Field.NOT_BEFORE}"})
 #: Idle turns of the loop after which the run counts as stuck.
 _PATIENCE = 400
-
-
-class Vanished(BaseException):
-    """The simulated worker was killed."""
-
-
-@dataclass
-class Script:
-    """The scripted behaviour of a step in the sandbox."""
-
-    #: Errors of the next attempts, in order; None is a success.
-    errors: list[OperationError | None] = field(default_factory=list)
-    #: The error of every attempt after those.
-    always: OperationError | None = None
-    hangs: bool = False
-    #: The number of attempts whose worker is killed after the effect.
-    vanishes: int = 0
-    data: dict[str, Any] | None = None
-    changed: bool = True
-    acts: Callable[..., Any] | None = None
 
 
 class _Staged(Implementation[Params]):
@@ -150,8 +136,9 @@ class Sandbox:
     """Runs plans in memory.
 
     Steps of `noop`, `docker` (on `engine`) and own operations are run; steps of any other family are pretended: they
-    succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them; `approve_all`
-    approves every step that waits for a person. `hosts` are names, or names with labels.
+    succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them, with placeholders
+    for secrets; `approve_all` approves every step that waits for a person. `hosts` are names, or names with labels; the
+    tasks of `app` are called.
 
     Time passes only while the run waits for it. Each method below names a step, or `step[3]` for one item of it.
     """
@@ -163,7 +150,9 @@ class Sandbox:
         pretend: bool = False,
         approve_all: bool = False,
         lease: float = 15.0,
+        app: Celery | None = None,
     ) -> None:
+        self.app = app
         self.settings = Settings(redis_url="redis://bench", lease=lease, namespace="bench")
         self.engine = MemoryEngine()
         self.hosts = list(hosts)
@@ -369,7 +358,10 @@ class Sandbox:
             return
         delivery = self._delivery(message)
         attempt = Attempt(
-            delivery, fence=NoFence(delivery), implementation_of=partial(self._implementation_of, delivery)
+            delivery,
+            fence=NoFence(delivery),
+            implementation_of=partial(self._implementation_of, delivery),
+            read_secret=_placeholder if self.pretend else secret_sources.read,
         )
         try:
             result = attempt.run()
@@ -418,11 +410,11 @@ class Sandbox:
     def staged(self, name: str) -> Implementation[Any]:
         """The implementation of an operation in the sandbox."""
         operation = find(name)
-        own = operation.function is not None
-        if name.startswith(("approval.", "plan.")):
+        if name.startswith(("approval.", "plan.", "timer.")):
             return implementation(name)
-        harmless = not self.pretend and (own or name.startswith(_HARMLESS))
-        return _Staged(self, operation, implementation(name) if harmless else None)
+        harmless = not self.pretend and (operation.function is not None or name.startswith(_HARMLESS))
+        real = CalledTask(self.app) if self.app is not None and name == CELERY.name else None
+        return _Staged(self, operation, implementation(name) if harmless else real)
 
     # --- one operation ----------------------------------------------------------------------------
 
@@ -434,6 +426,11 @@ class Sandbox:
             before = done.before(context, values)
             json.dumps(before)
             return Done(self, op, values, context, before, done.act(context, values, before))
+
+
+def _placeholder(reference: str) -> str:
+    """The value of a secret in a run that is pretended."""
+    return f"placeholder of {reference}"
 
 
 def _names(plan: Plan) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -153,3 +155,38 @@ def slow_order(ctx: Context, folder: Path) -> dict[str, Any]:
     if not (folder / "known").exists():
         raise Delayed("accepted, not known yet", after=0.3)
     return {"order": 7}
+
+
+@operation("own.leak", idempotent=True)
+def leak(ctx: Context, path: Path, fail: bool = False) -> dict[str, str]:
+    """Prints, logs, returns and raises what a file holds."""
+    text = path.read_text()
+    print(f"printed {text}")
+    print(f"printed as an error {text}", file=sys.stderr)
+    logging.getLogger("own").warning("logged %s", text)
+    ctx.log(f"noted {text}")
+    if fail:
+        raise RuntimeError(f"no connection to postgres://app:{text}@db/shop")
+    return {"said": text, f"key {text}": "value"}
+
+
+@leak.before
+def leak_before(path: Path) -> dict[str, str]:
+    return {"was": path.read_text()}
+
+
+@leak.undo
+def leak_undo(path: Path) -> None:
+    print(f"undone {path.read_text()}")
+    raise RuntimeError(f"cannot undo {path.read_text()}")
+
+
+@operation("own.leak-and-hang", idempotent=True)
+def leak_and_hang(ctx: Context, path: Path, began: Path) -> dict[str, str]:
+    """Prints what a file holds, and ends once a file `go` is there."""
+    print(f"printed {path.read_text()}")
+    ctx.log(f"noted {path.read_text()}")
+    began.write_text("began\n")
+    while not began.with_name("go").exists():
+        ctx.sleep(0.1)
+    return {"said": path.read_text()}

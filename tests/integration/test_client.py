@@ -272,3 +272,21 @@ def test_a_client_works_in_an_event_loop_by_a_thread(workers: Installation) -> N
 
     # then
     assert asyncio.run(main()) == 0
+
+
+def test_wait_names_the_queue_that_no_worker_consumes(
+    install: MakeInstallation, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = install()
+    plan = Plan("alone")
+    plan.step("fetch", "noop.execute").target("_any")
+    run = alone.run(plan)
+
+    with pytest.raises(WaitTimeout, match="no worker consumes queue control"):
+        run.wait(timeout=3)
+    assert caplog.messages == [f"run {run.id} waits: no worker consumes queue control"]
+
+    alone.worker("control", "-Q", "control").start()
+    with pytest.raises(WaitTimeout, match=r"\(no worker consumes queue noop\)"):
+        run.wait(timeout=5)
+    assert caplog.messages[1:] == [f"run {run.id} waits: no worker consumes queue noop"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import math
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from longshore.orchestration import Plan, StoreUnavailable, WaitTimeout
+from longshore.orchestration import AsyncClient, Event, Plan, StoreUnavailable, WaitTimeout
 from longshore.orchestration.states import RunState
 from tests import servers
 from tests.integration.conftest import QUICK
@@ -97,6 +98,12 @@ def group(tmp_path: Path) -> Iterator[Group]:
         yield made
 
 
+async def watched(place: Installation, run_id: str) -> list[Event]:
+    """The events of a run by the asyncio client, which asks the sentinels for the master too."""
+    async with AsyncClient(place.settings) as client:
+        return [event async for event in (await client.get(run_id)).watch()]
+
+
 def test_the_master_is_killed_under_load_and_nothing_acknowledged_is_lost(group: Group, tmp_path: Path) -> None:
     place = Installation(group.url, tmp_path, options=QUICK | {"lease": "2s"})
     plan = Plan("deploy")
@@ -132,5 +139,6 @@ def test_the_master_is_killed_under_load_and_nothing_acknowledged_is_lost(group:
         assert {report.state for report in reports.values()} == {RunState.SUCCEEDED}
         there = {path.name for path in (tmp_path / "out").iterdir()}
         assert {f"{run_id}.{name}" for run_id in reports for name in ("a", "b")} <= there
+        assert asyncio.run(watched(place, acknowledged[-1].id)) == acknowledged[-1].events()
     finally:
         place.close()

@@ -321,14 +321,19 @@ def test_an_undo_and_a_resume_are_asked_for_by_button(flower: Flower, browser: B
 
 def test_runs_are_searched_by_text_plan_state_label_and_time(flower: Flower, browser: Browser, client: Client) -> None:
     one, other = new("searched"), new("searched")
-    plan = Plan("searched", labels={"team": "pay"})
+    params = {"version": {"type": "string"}, "db_password": {"type": "string", "default": "in-the-clear"}}
+    plan = Plan("searched", labels={"team": "pay"}, params=params)
     plan.step("a", "noop.execute")
-    client.start(plan, run_id=one).wait(timeout=PATIENCE)
+    client.start(plan, {"version": "7.3.1"}, run_id=one).wait(timeout=PATIENCE)
+    page = flower.get(f"/runs/{one}")[1]
+    assert "version=7.3.1 db_password=***" in page
+    assert "in-the-clear" not in page
     bad = Plan("searched-bad")
     bad.step("a", "noop.execute", fail="the disk is full")
     client.start(bad, run_id=other).wait(timeout=PATIENCE)
     for query, found, not_found in (
         ("plan=searched", one, other),
+        ("q=version%3D7.3", one, other),
         ("q=disk+is+full", other, one),
         ("state=undone&plan=searched-bad", other, one),
         ("label=team%3Dpay", one, other),
@@ -338,6 +343,7 @@ def test_runs_are_searched_by_text_plan_state_label_and_time(flower: Flower, bro
         code, text = flower.get(f"/runs?{query}")
         assert code == 200
         assert found in text, query
+        assert ("version=7.3.1 db_password=***" in text) == (found == one), query
         assert f'id="to-{not_found}"' not in text, query
     assert "is not a date" in flower.get("/runs?since=whenever")[1]
     assert "unknown state" in flower.get("/runs?state=good")[1]
@@ -345,7 +351,7 @@ def test_runs_are_searched_by_text_plan_state_label_and_time(flower: Flower, bro
     assert "<script>alert" not in text
     browser.open(flower.url("/runs?plan=searched"))
     before = len(browser.all("tbody tr"))
-    client.start(plan, run_id=new("searched"))
+    client.start(plan, {"version": "8"}, run_id=new("searched"))
     browser.until("a new row, by itself", lambda: len(browser.all("tbody tr")) == before + 1)
 
 

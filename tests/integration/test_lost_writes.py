@@ -103,7 +103,9 @@ def test_a_host_that_does_not_come_back_is_named(place: Installation, tmp_path: 
 
     # then
     assert target.read_text() == "after"
-    assert (report.state, report.exit_code) == ("undone", 3)
+    # The record knows of no claim, and the doubt remains.
+    assert (report.state, report.exit_code) == ("failed", 3)
+    assert "nothing was changed" not in report.summary
     assert [doubt.partition(":")[0] for doubt in report.in_doubt] == ["host web1 did not answer"]
 
 

@@ -225,6 +225,66 @@ def test_a_step_knows_its_host(workers: Installation, tmp_path: Path) -> None:
     assert (tmp_path / "told").read_text() == f"longshore {os.uname().machine} True 0"
 
 
+def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
+    workers: Installation, failing_plan: Path, tmp_path: Path
+) -> None:
+    # given
+    command = ["ops", "run", "command.exec.execute", 'argv=["sh", "-c", "echo no >&2; exit 3"]', "--run-id", "quiet-1"]
+
+    # when
+    failed = workers.longshore("-q", "run", str(failing_plan), "-p", "text=x", "--run-id", "quiet-2")
+    commands = {
+        "ops run": (workers.longshore("-q", *command), 3, "error: run quiet-1 of plan command.exec.execute"),
+        "runs show": (workers.longshore("-q", "runs", "show", "quiet-2"), 1, "error: run quiet-2 of plan"),
+        "runs watch": (workers.longshore("runs", "watch", "quiet-2", "-q"), 1, "error: run quiet-2 of plan"),
+        "runs undo": (workers.longshore("-q", "runs", "undo", "quiet-2"), 1, "error: refused: the run is undone"),
+        "unknown": (workers.longshore("-q", "runs", "show", "no-such-run"), 2, "error: run 'no-such-run' does not"),
+        "resume": (workers.longshore("-q", "runs", "resume", "quiet-2"), 1, "error: refused: the run is undone"),
+    }
+    impossible = tmp_path / "impossible.yaml"
+    (tmp_path / "file").touch()
+    step = f"op: file.deploy.execute, with: {{path: {tmp_path}/file/below, content: x}}"
+    impossible.write_text(f"name: impossible\nsteps:\n  deploy: {{{step}}}\n")
+    predicted = workers.longshore("-q", "run", str(impossible), "--dry-run")
+
+    # then
+    assert (failed.code, failed.out) == (1, "")
+    lines = failed.err.splitlines()
+    assert lines[0].startswith("error: run quiet-2 of plan ")
+    assert lines[1].startswith("undone: 5 steps, ")
+    assert lines[2].startswith("step end: ")
+    for name, (said, code, line) in commands.items():
+        assert (said.code, said.out) == (code, ""), name
+        assert said.err.startswith(line), name
+    assert "in doubt: do" in commands["ops run"][0].err
+    assert (predicted.code, predicted.out) == (1, "")
+    assert predicted.err.startswith("error: deploy on ")
+
+
+def test_parameters_of_a_run_are_shown(workers: Installation, plan: Path, home: Path) -> None:
+    assert workers.longshore("run", str(plan), "-p", "text=v7.3.1", "--run-id", "params-1", "-q").code == 0
+
+    shown = {
+        "show": workers.longshore("runs", "show", "params-1").out,
+        "ls": workers.longshore("runs", "ls").out,
+        "search": workers.longshore("runs", "ls", "--text", "text=v7.3").out,
+    }
+
+    for name, text in shown.items():
+        assert "text=v7.3.1" in text, name
+    assert "params-1" in shown["search"]
+    assert workers.longshore("runs", "show", "params-1", "-o", "json").json["params"] == {"text": "v7.3.1"}
+    assert "no runs" in workers.longshore("runs", "ls", "--text", "text=v7.4").out
+
+
+def test_quiet_success_prints_nothing(workers: Installation, plan: Path) -> None:
+    said = workers.longshore("-q", "run", str(plan), "-p", "text=hello", "--run-id", "quiet-3")
+
+    assert (said.code, said.out, said.err) == (0, "", "")
+    undone = workers.longshore("-q", "runs", "undo", "quiet-3")
+    assert (undone.code, undone.out, undone.err) == (0, "", "")
+
+
 def test_a_dry_run_of_what_cannot_work_ends_with_1(workers: Installation, tmp_path: Path) -> None:
     # given
     (tmp_path / "file").touch()

@@ -21,7 +21,11 @@ steps:
     with: {{command: "echo before >> {log}"}}
     undo: {{op: command.shell.execute, with: {{command: "echo taken back >> {log}"}}}}
   sleep: {{op: noop.execute, with: {{sleep: {sleep}}}, after: [before]}}
-  after: {{op: command.shell.execute, with: {{command: "echo after >> {log}; exit {code}"}}, after: [sleep]}}
+  after:
+    op: command.shell.execute
+    with: {{command: "echo after >> {log}; exit {code}"}}
+    after: [sleep]
+    undo: none
 """
 
 

@@ -41,7 +41,7 @@ def run(
 
 def sources() -> set[str]:
     """What belongs in the wheel, by its name there."""
-    kinds = ("*.py", "*.lua", "py.typed", "*.html", "*.css", "*.js")
+    kinds = ("*.py", "*.pyi", "*.lua", "py.typed", "*.html", "*.css", "*.js")
     files = (file for package in PACKAGES for kind in kinds for file in (ROOT / package).rglob(kind))
     return {f"longshore/{file.relative_to(ROOT)}" for file in files}
 

@@ -16,7 +16,7 @@ from longshore.orchestration.messaging.canvas import ADVANCE, CHAIN_LINKS, STEP,
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.saga import DEPENDENCY_FAILED
-from longshore.orchestration.states import STEP_BAD, STEP_GOOD, STEP_IN_FLIGHT, UNDO_FINAL, StepState
+from longshore.orchestration.states import STEP_BAD, STEP_GOOD, STEP_IN_FLIGHT, UNDO_FINAL, UNDO_OPEN, StepState
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.records import Grant, Recorded
 from longshore.orchestration.store.run_store import Store
@@ -254,6 +254,10 @@ class World:
                 assert record.status not in STEP_IN_FLIGHT, "I6: undone while a step runs"
                 if other.level > step.level and self.must_be_undone(other.index):
                     assert record.undo in UNDO_FINAL, "I6: undone before a step that depends on it"
+            if self.plan.plan.on_undo_failure == "hold":
+                for other in self.plan.steps:
+                    below = work.index in self.plan.upstream(other.index)
+                    assert not below or records[other.index].undo not in UNDO_OPEN, "undone under a failed undo"
             assert self.must_be_undone(work.index)
             return
         assert state in {"running", "finishing"}, "I5"

@@ -197,9 +197,11 @@ class StoredRun:
         ready: Sequence[int],
         impossible: Mapping[int, str] | None = None,
         *,
+        held_back: Mapping[int, str] | None = None,
         seen: RunRecord | None = None,
     ) -> bool:
-        return self.store.open_undo(self.run_id, seen or self.record(), level, ready, impossible or {})
+        seen = seen or self.record()
+        return self.store.open_undo(self.run_id, seen, level, ready, impossible or {}, held_back or {})
 
     def fan_out(
         self,
@@ -220,6 +222,12 @@ class StoredRun:
 
     def park(self, index: StepId, fence: str, seconds: float = 60.0, *, side: str = "") -> bool:
         return self.store.park(self.run_id, index, side, fence, seconds, '{"on_timeout":"fail"}', "an approval")
+
+    def begin_task(self, fence: str, owner: str = "task@till/1", retries: int = 0, *, side: str = "") -> str:
+        return self.store.begin_task(self.run_id, 0, side, fence, owner, retries)[0]
+
+    def release_task(self, fence: str, owner: str = "task@till/1", how: str = "") -> None:
+        self.store.release_task(self.run_id, 0, "", fence, owner, how)
 
     def waits(self) -> dict[str, float]:
         return dict(self.redis.zrange(self.keys.waits, 0, -1, withscores=True))

@@ -293,3 +293,19 @@ def test_clients_may_read_every_key_of_a_record(admin: redis.Redis) -> None:
     for role in ("client", "operator", "flower", "monitor"):
         for key in [*(getattr(keys, name) for name in names), keys.of("r").run, keys.of("r").data("s"), keys.job("j")]:
             assert admin.execute_command("ACL", "DRYRUN", f"longshore-{role}", "GET", key) in {"OK", b"OK"}, (role, key)
+
+
+def test_clients_may_follow_runs(admin: redis.Redis) -> None:
+    keys = Store(Settings(namespace=SPACE), admin).keys.of("r")
+    for words in (
+        ("XREAD", "COUNT", "1", "BLOCK", "1", "STREAMS", keys.events, keys.log(0), "0-0", "0-0"),
+        ("XREVRANGE", keys.events, "+", "-", "COUNT", "1"),
+        ("HGET", keys.run, "state"), ("EXISTS", keys.request),
+    ):  # fmt: skip
+        assert str(admin.execute_command("ACL", "DRYRUN", "longshore-client", *words)) in {"OK", "b'OK'"}, words
+
+
+def test_own_queues_have_lists_for_priorities() -> None:
+    plain, own = acl.queues(Settings()), acl.queues(Settings(), ["shop"])
+    assert [name for name in plain if "[" in name] == []
+    assert {name for name in own if name.startswith("shop")} == {"shop", "shop.undo", "shop@*", "shop??[0-9]"}

@@ -7,13 +7,13 @@ import pytest
 from longshore.orchestration.store import lua
 from tests.faults.figures import PAGE, guards
 from tests.servers import RedisServer
-from tests.store.guards import admission, attempts, clock, commands, levels, receipts, recovery
+from tests.store.guards import admission, attempts, clock, commands, levels, receipts, recovery, tasks
 from tests.store.guards.marks import FOLDER, SCENARIOS, Mutant, mutants, mutants_of
 from tests.store.stored_run import StoredRun
 
 pytestmark = pytest.mark.store
 
-MODULES = (admission, attempts, clock, commands, levels, receipts, recovery)
+MODULES = (admission, attempts, clock, commands, levels, receipts, recovery, tasks)
 MUTANTS = mutants()
 
 

@@ -27,6 +27,7 @@ from longshore.orchestration.states import (
     STEP_IN_FLIGHT,
     TERMINAL,
     UNDO_FINAL,
+    UNDO_OPEN,
     RunState,
     StepState,
     UndoState,
@@ -60,6 +61,7 @@ def plans(draw: st.DrawFn) -> Plan:
         "p",
         on_failure=draw(st.sampled_from(["undo", "undo", "keep"])),
         on_error=draw(st.sampled_from(["stop", "stop", "continue"])),
+        on_undo_failure=draw(st.sampled_from(["hold", "hold", "continue"])),
     )
     if draw(st.integers(0, 3)) == 3:
         plan.timeout = 200.0
@@ -289,7 +291,7 @@ class Saga(RuleBasedStateMachine):
         self.rested = RunState(run["state"]) if run["state"] in TERMINAL else None
         self.undos_asked = reopened
         for name, was in self.final.items():
-            assert steps.get(name) == was or was == UndoState.UNDO_FAILED, f"I1: {name} was {was}"
+            assert steps.get(name) == was or was in UNDO_OPEN, f"I1: {name} was {was}"
         final = STEP_FINAL | UNDO_FINAL
         self.final = {k: v for k, v in steps.items() if k.partition(":")[0] in {"status", "ustatus"} and v in final}
         if self.rested is not None:
@@ -364,6 +366,8 @@ class Saga(RuleBasedStateMachine):
             named = step.name in told.left_over or step.step.undo == "none" or state is RunState.SUCCEEDED
             if stands and status in {StepState.CHANGED, StepState.UNKNOWN}:
                 assert named, f"{step.name} stands, and the report does not name it"
+            if stands and status in {StepState.FAILED, StepState.CANCELLED}:
+                assert named or step.name in told.in_doubt, f"{step.name} stands, and the report leaves no doubt"
             if step.name in told.left_over:
                 assert status not in {StepState.PENDING, StepState.NOT_RUN, StepState.SKIPPED, StepState.UNCHANGED}
                 assert undo != UndoState.UNDONE, f"{step.name} is undone, and the report says that it stands"
@@ -374,6 +378,11 @@ class Saga(RuleBasedStateMachine):
         bad = [i for i in status if status[i] in STEP_BAD]
         good = [i for i in status if status[i] in STEP_GOOD and not plan.steps[i].always]
         given_up = any(steps.get(f"ustatus:{i}") == UndoState.UNDO_FAILED for i in status)
+        for i in status:
+            if steps.get(f"ustatus:{i}") == UndoState.HELD_BACK:
+                below = [d for d in status if i in plan.upstream(d)]
+                assert any(steps.get(f"ustatus:{d}") == UndoState.UNDO_FAILED for d in below), "held back for nothing"
+                assert plan.plan.on_undo_failure == "hold"
         cause = run.get("cause")
         if cause is None:
             assert state == ("succeeded" if not bad else "partial" if good else "failed")
@@ -383,6 +392,12 @@ class Saga(RuleBasedStateMachine):
                 assert skipped == (lost and not step.always), "what needs a failed step is skipped, and nothing else"
         elif state is not RunState.FAILED:
             assert state == ("undo_failed" if given_up else "undone")
+        elif (
+            not run.get("keep")
+            and state is RunState.FAILED
+            and any(e["event"] == "run_started" for e in self.world.events)
+        ):
+            assert not any(self.world.must_be_undone(i) for i in status), "failed with an effect that has an undo"
         if cause == "failure":
             assert any(plan.stops(i) and not plan.steps[i].always for i in bad)
 

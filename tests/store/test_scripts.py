@@ -37,6 +37,7 @@ def test_all_scripts_are_tested() -> None:
             "abort",
             "answer",
             "ask",
+            "begin",
             "claim",
             "command",
             "complete",
@@ -48,7 +49,19 @@ def test_all_scripts_are_tested() -> None:
             "hold",
             "journal",
         ),
-        *("open_level", "open_undo", "park", "renew", "reopen", "resend", "resolve", "retry", "settle", "shift"),
+        *(
+            "open_level",
+            "open_undo",
+            "park",
+            "release",
+            "renew",
+            "reopen",
+            "resend",
+            "resolve",
+            "retry",
+            "settle",
+            "shift",
+        ),
         *("suspend", "unsuspend"),
     ]
 
@@ -291,6 +304,38 @@ def test_undo_opens_the_highest_level_first(stored: StoredRun) -> None:
     assert int(stored.step("usent_until:1") or 0) == int(stored.step("usent:1") or 0) + LEASE * 1000
     assert int(stored.run("undo_deadline") or 0) >= stored.store.now() + 3_500_000
     assert (events[1]["steps"], events[2]["step"], events[2]["reason"]) == ("1", "2", "the step has no undo")
+
+
+def test_undo_is_held_back_with_the_reason(stored: StoredRun) -> None:
+    stored.lay("undoing", left=0, undo_level=1)
+
+    with stored.emits("undo_level_started", "undo_impossible", "undo_held_back") as events:
+        assert stored.open_undo(0, [], {1: "it has no undo"}, held_back={0: "up depends on it, and its undo failed"})
+
+    assert (stored.run("left"), stored.step("ustatus:0"), stored.step("ustatus:1")) == (
+        "0",
+        "held_back",
+        "not_undoable",
+    )
+    assert stored.step("ureason:0") == events[2]["reason"] == "up depends on it, and its undo failed"
+
+
+def test_undo_that_was_held_back_is_decided_again(stored: StoredRun) -> None:
+    stored.lay("undo_failed", steps={"status:0": "changed", "ustatus:0": "held_back", "ureason:0": "up depends on it"})
+
+    assert stored.store.carry_out(stored.run_id, "1-1", {"kind": "undo"}, 1, [0]) == "done"
+
+    assert (stored.step("ustatus:0"), stored.step("ureason:0")) == (None, None)
+
+
+@pytest.mark.parametrize(("word", "undo"), [("undone", "undone"), ("abandon", "not_undoable")])
+def test_undo_that_was_held_back_is_resolved(stored: StoredRun, word: str, undo: str) -> None:
+    stored.lay("undo_failed", steps={"status:0": "changed", "ustatus:0": "held_back"})
+
+    command = {"kind": "resolve", "as": word, "actor": "ann"}
+    assert stored.store.resolve(stored.run_id, "1-1", command, 0) == "done"
+
+    assert stored.step("ustatus:0") == undo
 
 
 def test_undo_descends_under_one_timeout(stored: StoredRun) -> None:

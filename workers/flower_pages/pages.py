@@ -18,6 +18,7 @@ from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, StoreUnavailable, UnknownName, UsageError, WaitTimeout
 from longshore.orchestration.language import printable
 from longshore.orchestration.language.identifiers import RUN_ID
+from longshore.orchestration.plans.shown_params import one_line
 from longshore.orchestration.runs import diagram, timeline
 from longshore.orchestration.runs.search import Filter, Row, search
 from longshore.orchestration.settings import get_settings
@@ -175,6 +176,7 @@ def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
         "report": report,
         "version": version,
         "actor": printable.line(fields.get("actor", "")),
+        "params": one_line(report.params),
         "picture": diagram.svg(run.plan, states, link="#row-") if len(run.plan) <= _DRAWN else "",
         "gantt": timeline.gantt(run.plan, events, now),
         "bars": _by_step(timeline.bars(events)),

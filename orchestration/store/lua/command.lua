@@ -4,7 +4,7 @@
 --          approve, reject: a step that waits for a person
 -- ARGV[1]  id of the command in the commands' stream  ARGV[2]  kind  ARGV[3]  actor  ARGV[4]  reason
 -- ARGV[5]  '1' to keep the effects of completed steps (cancel)  ARGV[6]  level above the highest (undo), then the
---          ids whose failed undo is retried; or the id that is approved or rejected
+--          ids whose failed or held back undo is tried again; or the id that is approved or rejected
 -- RETURNS  'done', 'old' for a command that was handled before, or the reason of a refusal, for people
 --          (also in the run's field `answer`)
 -- EVENTS   command, and those of the transition that follows
@@ -60,8 +60,8 @@ if ARGV[2] == 'undo' then
     return answer(ARGV[1], 'the run is ' .. state)
   end
   for n = 7, #ARGV do
-    redis.call('HDEL', steps, 'ustatus:' .. ARGV[n], 'unot_before:' .. ARGV[n], 'uattempts:' .. ARGV[n],
-               'uresent:' .. ARGV[n],
+    redis.call('HDEL', steps, 'ustatus:' .. ARGV[n], 'ureason:' .. ARGV[n], 'unot_before:' .. ARGV[n],
+               'uattempts:' .. ARGV[n], 'uresent:' .. ARGV[n],
                'ulost:' .. ARGV[n], 'ufree_attempts:' .. ARGV[n], 'udelayed:' .. ARGV[n])
   end
   redis.call('HSET', run, 'state', 'undoing', 'undo_level', ARGV[6], 'left', 0)

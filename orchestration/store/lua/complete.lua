@@ -9,10 +9,11 @@
 -- ARGV[11] name of the key that holds the data, '' if the outcome does
 -- RETURNS  {'ok' | 'dup', advance, next units}, or {'stale', '', ''}: advance is 1 where the run can continue now;
 --          the next units were held back, and the caller sends their messages
--- EVENTS   step_ended | item_ended | undo_ended, step_skipped | item_skipped, run_aborting, level_started (next link)
+-- EVENTS   step_ended | item_ended | undo_ended, step_skipped | item_skipped, run_aborting, level_started and
+--          step_started (next link)
 local i, p, fence, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local state, before, left, version, level = unpack(redis.call('HMGET', run, 'state', 'suspended_state', 'left',
-  'version', 'level'))
+local state, before, left, version, level, epoch = unpack(redis.call('HMGET', run, 'state', 'suspended_state', 'left',
+  'version', 'level', 'epoch'))
 local was, held = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))
 local busy = p == '' and 'running' or 'undoing'
 if fence ~= '' then
@@ -62,9 +63,17 @@ if ARGV[9] ~= ''
     -- guard: a failure does not open the next link of the chain
     and (status == 'changed' or status == 'unchanged') then
   -- Celery sends the message of the next link after this success; the sweeper resends it only after the grace.
-  redis.call('HSET', run, 'left', 1, 'level', level + 1, 'version', version + 1)
-  dispatched('', ARGV[9], tonumber(ARGV[10]))
+  local opened = {'left', 1, 'level', level + 1}
   emit_as(version + 1, 'level_started', 'level', level + 1, 'steps', ARGV[9])
+  if ARGV[12] ~= '' then
+    local claim = claim_step(ARGV[9], '', ARGV[12], ARGV[13], tonumber(ARGV[10]), ARGV[14], ARGV[15] == '1',
+                             version + 1, epoch, true, opened)
+    if claim[1] == 'ok' then
+      return {'ok', 0, '', claim}
+    end
+  end
+  redis.call('HSET', run, 'version', version + 1, unpack(opened))
+  dispatched('', ARGV[9], tonumber(ARGV[10]))
   return {'ok', 0, ''}
 end
 if not counted then

@@ -1,6 +1,6 @@
 -- Expire a lease: the attempt is fenced off, and its step is retried, becomes unknown, or waits for a person.
 --
--- FROM     running (undoing) with an expired lease
+-- FROM     running (undoing), or waiting for an application's task, with an expired lease
 -- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  '1' if the step may be repeated  ARGV[4]  limit of lost attempts
 -- ARGV[5]  outcome JSON for unknown  ARGV[6]  its error  ARGV[7]  '1' if a failure aborts the run
 -- ARGV[8]  '1' for an always step, which waits for its turn while the run is aborting  ARGV[9]  grace ms
@@ -26,11 +26,17 @@ local fence = tonumber(redis.call('HGET', steps, p .. 'fence:' .. i) or 0)
 redis.call('HSET', steps, p .. 'fence:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])))
 -- guard: an expired lease is removed
 redis.call('ZREM', leases, p .. i)
+-- The time limit of an application's task, whose step waits while the task runs.
+local limit = redis.call('ZSCORE', waits, p .. i)
+-- guard: a lost task is removed from the waits
+redis.call('ZREM', waits, p .. i)
 local state = doing()
 -- guard: a step that must not be repeated becomes unknown
 if ARGV[3] == '1'
     -- guard: a step that keeps losing its workers becomes unknown
-    and lost < tonumber(ARGV[4]) then
+    and lost < tonumber(ARGV[4])
+    -- guard: a task that is lost after its time limit is not repeated
+    and not (limit and tonumber(limit) <= now) then
   -- guard: a lost step of an aborting run is not repeated; without it: true
   if state ~= 'aborting' then
     redis.call('HSET', steps, p .. 'status:' .. i, 'ready', p .. 'sent_until:' .. i, 0, p .. 'sent:' .. i, now)

@@ -1,12 +1,12 @@
--- Open a level of the compensation: undos become ready, or are recorded as not_undoable.
+-- Open a level of the compensation: undos become ready, or are recorded as not_undoable or held_back.
 --
 -- FROM     aborting with no attempt running, or undoing with no undo of the former level left
 -- ARGV[1]  former state       ARGV[2]  former undo level
 -- ARGV[3]  new undo level     ARGV[4]  grace ms      ARGV[5]  timeout of the whole compensation, ms
--- ARGV[6]  number of steps to undo, then their ids, then id and reason for each that is not undoable,
+-- ARGV[6]  number of steps to undo, then their ids, then id, undo state and reason for each that is not undone,
 --          then the epoch
 -- RETURNS  1 opened, 0 a concurrent transition was first
--- EVENTS   run_undoing (from aborting), undo_level_started, undo_impossible for each
+-- EVENTS   run_undoing (from aborting), undo_level_started, undo_impossible or undo_held_back for each
 local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'undo_level', 'epoch'))
 if state ~= ARGV[1]
     -- guard: a level of the compensation opens once
@@ -33,8 +33,9 @@ emit('undo_level_started', 'level', ARGV[3], 'steps', table.concat(ARGV, ' ', 7,
 for n = 7, 6 + ready do
   dispatched('u', ARGV[n], tonumber(ARGV[4]))
 end
-for n = 7 + ready, #ARGV - 1, 2 do
-  redis.call('HSET', steps, 'ustatus:' .. ARGV[n], 'not_undoable', 'ureason:' .. ARGV[n], ARGV[n + 1])
-  emit('undo_impossible', 'step', ARGV[n], 'reason', ARGV[n + 1])
+for n = 7 + ready, #ARGV - 1, 3 do
+  local undo, reason = ARGV[n + 1], ARGV[n + 2]
+  redis.call('HSET', steps, 'ustatus:' .. ARGV[n], undo, 'ureason:' .. ARGV[n], reason)
+  emit(undo == 'held_back' and 'undo_held_back' or 'undo_impossible', 'step', ARGV[n], 'reason', reason)
 end
 return 1

@@ -270,3 +270,67 @@ local function stop(id, err)
   lift()
   emit('run_aborting', 'cause', 'failure', 'step', whole_of(id) or id)
 end
+
+-- Claims a step, unit or compensation for an attempt, as `claim` describes; the state of the run allows it.
+-- `opened`: the caller opens the step in the same script; `more`: fields of the run that are written with the claim.
+local function claim_step(i, p, owner, task_id, lease_ms, host, stays, version, epoch, opened, more)
+  -- One read: the fields that decide, then those of the grant.
+  local status, fence, not_before, held, done_at, journalled, other, ids, resent, attempt, rendered, step_rendered,
+    before, outcome, started, item, free, service, blocked = unpack(redis.call('HMGET', steps,
+    p .. 'status:' .. i, p .. 'fence:' .. i, p .. 'not_before:' .. i, p .. 'owner:' .. i, 'done_at:' .. i,
+    'journalled:' .. i, (p == '' and 'u' or '') .. 'fence:' .. i, p .. 'task_ids:' .. i, p .. 'resent:' .. i,
+    p .. 'attempts:' .. i, p .. 'rendered:' .. i, 'rendered:' .. i, 'before:' .. i, 'outcome:' .. i,
+    p .. 'started:' .. i, 'item:' .. i, p .. 'free_attempts:' .. i, p .. 'service:' .. i, p .. 'blocked:' .. i))
+  if opened then
+    status = 'ready'
+  end
+  local busy = p == '' and 'running' or 'undoing'
+  local highest = tonumber(fence) or 0
+  -- The same delivery claims again where the reply to its first call was lost.
+  -- guard: a repeated delivery gets its claim again; without it: true
+  -- guard: only the same delivery gets its claim again; without it: status ~= busy
+  if not (status == busy and held == owner) then
+    -- guard: only a dispatched step is claimed
+    if status ~= 'ready' and status ~= 'retrying' then
+      return {'no', status or 'pending'}
+    end
+    -- guard: a retry begins no earlier than it is due
+    if status == 'retrying' and tonumber(not_before or 0) > now + 50 then
+      return {'no', 'early'}
+    end
+    if stays
+        -- guard: a step without a journal may begin on another host
+        and (journalled or p == 'u')
+        -- guard: a journalled step is claimed only on its host; without it: false
+        and done_at and done_at ~= host then
+      return {'no', 'begun on ' .. done_at}
+    end
+    -- A fence grows with every claim, forward or backward, and does not repeat even if Redis lost its last writes.
+    -- guard: a compensation has a higher fence than its step
+    highest = math.max(highest, tonumber(other) or 0)
+    -- guard: a fence grows although the clock went back; without it: string.format('%.0f', clock[1] * 1000000 + clock[2])
+    -- guard: a fence is not granted again after redis lost it; without it: string.format('%.0f', highest + 1)
+    fence = string.format('%.0f', math.max(highest + 1, clock[1] * 1000000 + clock[2]))
+    attempt, started = (attempt or 0) + 1, started or now
+    local fields = {p .. 'status:' .. i, busy, p .. 'fence:' .. i, fence, p .. 'owner:' .. i, owner,
+                    p .. 'attempts:' .. i, attempt, p .. 'started:' .. i, started,
+                    p .. 'task_ids:' .. i, (ids and ids .. ' ' or '') .. task_id}
+    -- The undo runs on the host whose state was journalled.
+    if p == '' and stays then
+      fields[#fields + 1], fields[#fields + 2] = 'done_at:' .. i, host
+    end
+    redis.call('HSET', steps, unpack(fields))
+    if resent then
+      -- The message has arrived, so the resends of the next attempt are counted from zero; their grace doubles each time.
+      -- guard: the messages of each attempt are counted anew
+      redis.call('HDEL', steps, p .. 'resent:' .. i)
+    end
+    version = (version or 0) + 1
+    redis.call('HSET', run, 'claimed', now, 'claimed@' .. host, now, 'version', version, unpack(more))
+    emit_as(version, kind(p, i) .. 'started', 'step', i, 'attempt', attempt, 'owner', owner)
+  end
+  redis.call('ZADD', leases, now + lease_ms, p .. i)
+  return {'ok', fence, tostring(attempt), rendered or '', step_rendered or '', before or '', outcome or '',
+          tostring(started), item or '', attempt - (free or 0), tostring(version), service or '',
+          string.format('%.0f', highest), epoch or 0, blocked or 0}
+end

@@ -33,7 +33,7 @@ elseif what == 'done' or what == 'skip' then
     why = 'the step is ' .. status
   end
 -- guard: a step that was compensated is not resolved
-elseif undo ~= 'undo_failed' and undo ~= 'not_undoable' and not (keeps and not undo and what == 'undone') then
+elseif undo ~= 'undo_failed' and undo ~= 'held_back' and undo ~= 'not_undoable' and not (keeps and not undo and what == 'undone') then
   why = 'the step is ' .. status .. (undo and ' and ' .. undo or ' and has no failed undo')
 elseif what == 'abandon' and undo == 'not_undoable' then
   why = 'the step is left over already'

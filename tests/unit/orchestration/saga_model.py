@@ -57,6 +57,7 @@ class Faults(NamedTuple):
     loss: int = 0
     double: int = 0
     failure: int = 0
+    undo_failure: int = 0
     cancel: int = 0
     #: Decisions that are applied later, when the run may have moved on.
     stale: int = 0
@@ -98,9 +99,9 @@ class World(NamedTuple):
 _T = TypeVar("_T", Step, Worker, Faults, World)
 
 
-def the_plan() -> CompiledPlan:
+def the_plan(**settings: Any) -> CompiledPlan:
     """Two steps side by side, of which one must not be repeated; one after them; and an always step."""
-    plan = Plan("model")
+    plan = Plan("model", **settings)
     plan.step("again", "noop.execute")
     plan.step("once", "command.shell.execute", command="x").undo("noop.execute")
     plan.step("after", "noop.execute").after("again", "once")
@@ -165,6 +166,15 @@ class Checker:
                 assert step.effect == 1, f"it succeeded without step {number}"
             if world.state is R.UNDONE and self.plan.steps[number].has_undo:
                 assert step.effect == 0, f"it was undone, and step {number} stands"
+            if world.state is R.FAILED and world.cause is not None:
+                assert step.effect == 0, f"it failed without a change, and step {number} stands"
+            if step.undo is U.HELD_BACK:
+                assert world.state is R.UNDO_FAILED, "a compensation was held back, and the run is undone"
+                assert self.dependents_failed(world, number), "a compensation was held back without a reason"
+
+    def dependents_failed(self, world: World, index: int) -> bool:
+        """Whether the compensation of a step that depends on this one, also through others, has failed."""
+        return any(s.undo is U.UNDO_FAILED and index in self.plan.upstream(i) for i, s in enumerate(world.steps))
 
     def check_ends(self) -> None:
         """From every state the run can end without a further fault."""
@@ -226,6 +236,8 @@ class Checker:
         else:
             if world.state is not R.UNDOING or step.undo is not U.READY:
                 return world
+            if self.dependents_failed(world, index):
+                world = replace(world, broken="a step was undone under one whose compensation had failed")
             step = replace(step, undo=U.UNDOING, fence=step.fence + 1)
         workers = list(world.workers)
         workers[number] = Worker(task, index, step.fence)
@@ -254,6 +266,11 @@ class Checker:
             if world.faults.failure and worker.task == FORWARD and not self.plan.steps[index].always:
                 spent = replace(gone, faults=replace(world.faults, failure=world.faults.failure - 1))
                 yield self.record(spent, worker, S.FAILED)
+            if world.faults.undo_failure and worker.task == BACK:
+                # An attempt locks its receipt before anything that can fail.
+                noted = _put(gone, index, replace(step, receipt=max(step.receipt, worker.fence)))
+                spent = replace(noted, faults=replace(world.faults, undo_failure=world.faults.undo_failure - 1))
+                yield self.record(spent, worker, S.FAILED)
         else:
             yield self.record(gone, worker, S.CHANGED)
         if world.faults.crash:
@@ -268,7 +285,8 @@ class Checker:
             return world
         if step.fence != worker.fence:
             world = replace(world, broken="an outcome counted that was not the present attempt's")
-        step = replace(step, status=status) if worker.task == FORWARD else replace(step, undo=U.UNDONE)
+        undo = U.UNDO_FAILED if status is S.FAILED else U.UNDONE
+        step = replace(step, status=status) if worker.task == FORWARD else replace(step, undo=undo)
         return self.ended(_put(world, index, step), worker.task, index, bad=status is S.FAILED)
 
     def ended(self, world: World, task: str, index: int, *, bad: bool) -> World:
@@ -374,13 +392,15 @@ class Checker:
                     world = _put(world, i, replace(world.steps[i], status=S.READY))
                 world = _to(replace(world, level=level, left=len(ready)), state)
                 return replace(world, messages=_with(world, FORWARD, *ready))
-            case transitions.OpenUndo(level, undone, impossible):
+            case transitions.OpenUndo(level, undone, impossible, held_back):
                 if world.state is R.ABORTING and world.leases:
                     return None
                 for i in undone:
                     world = _put(world, int(i), replace(world.steps[int(i)], undo=U.READY))
                 for i in impossible:
                     world = _put(world, int(i), replace(world.steps[int(i)], undo=U.NOT_UNDOABLE))
+                for i in held_back:
+                    world = _put(world, int(i), replace(world.steps[int(i)], undo=U.HELD_BACK))
                 world = _to(replace(world, undo_level=level, left=len(undone)), R.UNDOING)
                 return replace(world, messages=_with(world, BACK, *(int(i) for i in undone)))
             case transitions.Compare(ending):

@@ -183,7 +183,17 @@ def test_claimed_steps_are_undone_unless_without_effect(step: dict[str, Any], re
 
     decision = decide(plan, RunRecord(RunState.ABORTING, level=0), {0: record})
 
-    assert decision == (transitions.OpenUndo(0, (0,)) if undone else transitions.Finish(RunState.UNDONE, ()))
+    # a run that has changed nothing has failed; only an explicit `undo: none` counts as undone
+    end = RunState.UNDONE if step.get("undo") == "none" else RunState.FAILED
+    assert decision == (transitions.OpenUndo(0, (0,)) if undone else transitions.Finish(end, ()))
+
+
+def test_command_to_undo_ends_undone_whatever_was_changed() -> None:
+    plan = one()
+
+    decision = decide(plan, RunRecord(RunState.UNDOING, undo_level=1), {0: StepRecord(StepState.UNCHANGED, 1)})
+
+    assert decision == transitions.Finish(RunState.UNDONE, ())
 
 
 @pytest.mark.parametrize(
@@ -200,6 +210,79 @@ def test_step_without_undo_is_reported_with_the_reason(record: StepRecord, why: 
     decision = decide(plan, RunRecord(RunState.ABORTING, level=0), {0: record})
 
     assert decision == transitions.OpenUndo(0, (), {0: why})
+
+
+UNDONE = StepRecord(StepState.CHANGED, 1, UndoState.UNDONE)
+UNDO_FAILED = StepRecord(StepState.CHANGED, 1, UndoState.UNDO_FAILED)
+HELD_BACK = StepRecord(StepState.CHANGED, 1, UndoState.HELD_BACK)
+
+
+def test_failed_undo_holds_back_the_undos_of_what_the_step_depends_on() -> None:
+    # given: all but beside come before the step whose undo failed, one of them through an unchanged step
+    plan = compiled(of_edges({"env": [], "beside": [], "same": ["env"], "build": ["env"], "up": ["build", "same"]}))
+    steps = recorded(plan, env=CHANGED, beside=CHANGED, build=CHANGED, same=StepRecord(StepState.UNCHANGED, 1))
+    steps |= {4: UNDO_FAILED}
+    why = "up depends on it, and its undo failed"
+
+    first = decide(plan, RunRecord(RunState.UNDOING, undo_level=2), steps)
+    steps |= {3: HELD_BACK}
+    second = decide(plan, RunRecord(RunState.UNDOING, undo_level=1), steps)
+    steps |= {0: HELD_BACK, 1: UNDONE}
+    end = decide(plan, RunRecord(RunState.UNDOING, undo_level=0), steps)
+
+    assert first == transitions.OpenUndo(1, (), {}, {3: why})
+    assert second == transitions.OpenUndo(0, (1,), {}, {0: why})
+    assert end == transitions.Finish(RunState.UNDO_FAILED, ())
+    assert left_over(plan, RunState.UNDO_FAILED, steps) == [0, 3, 4]
+
+
+def test_held_back_undo_names_each_failed_undo() -> None:
+    plan = compiled(of_edges({"env": [], "up": ["env"], "down": ["env"]}))
+    steps = recorded(plan, env=CHANGED) | {1: UNDO_FAILED, 2: UNDO_FAILED}
+
+    decision = decide(plan, RunRecord(RunState.UNDOING, undo_level=1), steps)
+
+    assert decision == transitions.OpenUndo(0, (), {}, {0: "up, down depend on it, and their undos failed"})
+
+
+def test_failed_undo_of_one_unit_holds_back_the_undos_before_its_step() -> None:
+    plan = compiled(Plan.model_validate({"name": "p", "steps": {
+        "env": {"op": "noop.execute", "foreach": [1, 2]},
+        "up": {"op": "noop.execute", "foreach": [1, 2], "after": ["env"]},
+    }}))  # fmt: skip
+    env = StepRecord(StepState.CHANGED, 1, units=(CHANGED, CHANGED))
+    up = StepRecord(StepState.CHANGED, 1, units=(UNDO_FAILED, UNDONE))
+
+    decision = decide(plan, RunRecord(RunState.UNDOING, undo_level=1), {0: env, 1: up})
+
+    why = "up depends on it, and its undo failed"
+    assert decision == transitions.OpenUndo(0, (), {}, {"0.0": why, "0.1": why})
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        StepRecord(StepState.CHANGED, 1, UndoState.NOT_UNDOABLE),
+        StepRecord(StepState.FAILED, 1, UndoState.NOT_UNDOABLE),
+        StepRecord(StepState.UNKNOWN, 1, UndoState.NOT_UNDOABLE),
+        StepRecord(StepState.CHANGED, 1, UndoState.UNDONE),
+        StepRecord(StepState.UNCHANGED, 1),
+    ],
+)
+def test_step_without_a_failed_undo_holds_nothing_back(after: StepRecord) -> None:
+    plan = compiled(of_edges({"env": [], "up": ["env"]}))
+
+    decision = decide(plan, RunRecord(RunState.UNDOING, undo_level=1), {0: CHANGED, 1: after})
+
+    assert decision == transitions.OpenUndo(0, (0,))
+
+
+def test_plan_can_undo_the_others_after_a_failed_undo() -> None:
+    plan = compiled(of_edges({"env": [], "up": ["env"]}, on_undo_failure="continue"))
+
+    decision = decide(plan, RunRecord(RunState.UNDOING, undo_level=1), {0: CHANGED, 1: UNDO_FAILED})
+
+    assert decision == transitions.OpenUndo(0, (0,))
 
 
 def test_undo_level_is_awaited_until_its_timeout() -> None:

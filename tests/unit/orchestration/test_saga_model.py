@@ -23,6 +23,9 @@ TRIED = {
     "a decision that comes late and a failure": Faults(stale=1, failure=1),
     "a decision that comes late and a zombie": Faults(stale=1, zombie=1),
     "a zombie and a cancel": Faults(zombie=1, cancel=1),
+    "a failed undo and a cancel": Faults(undo_failure=1, cancel=1),
+    "a failed undo, a crash and a failure": Faults(undo_failure=1, crash=1, failure=1),
+    "a failed undo, a zombie and a failure": Faults(undo_failure=1, zombie=1, failure=1),
 }
 TRIED_LONG = {
     "a crash, a zombie and a failure": Faults(crash=1, zombie=1, failure=1),
@@ -48,6 +51,11 @@ def test_lost_attempt_never_acts_after_its_run(faults: Faults) -> None:
 def test_lost_attempt_acts_after_its_run_without_closed_receipts() -> None:
     with pytest.raises(AssertionError, match="after the end"):
         Checker(WITHOUT_UNDO, Faults(zombie=1), frozenset({"close"})).explore(2_000_000)
+
+
+def test_failed_undo_pulls_the_rug_only_where_the_plan_says_so() -> None:
+    with pytest.raises(AssertionError, match="undone under one whose compensation had failed"):
+        Checker(the_plan(on_undo_failure="continue"), Faults(undo_failure=1, cancel=1)).explore(2_000_000)
 
 
 @pytest.mark.timeout(3600)

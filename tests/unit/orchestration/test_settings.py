@@ -192,3 +192,14 @@ def test_every_setting_has_a_variable() -> None:
     assert {f"LONGSHORE_{name.upper()}" for name in Settings.model_fields} >= {
         *("LONGSHORE_REDIS_URL", "LONGSHORE_NAMESPACE", "LONGSHORE_STATE_DIR", "LONGSHORE_PLANS", "LONGSHORE_ACTOR"),
     }
+
+
+def test_misspelt_variable_is_reported_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("MAX_RUN", "SECRET_LABEL", "STACK", "SHOP_COLOUR"):
+        monkeypatch.setenv(f"LONGSHORE_{name}", "1")
+    get_settings.cache_clear()
+
+    assert get_settings().max_runs is None
+    assert caplog.messages == ["LONGSHORE_MAX_RUN is no setting and has no effect: did you mean LONGSHORE_MAX_RUNS?"]

@@ -4,14 +4,14 @@
 --          queues in use, the queues of all runs, of its plan and of its key, then for each of its locks its holders and
 --          its queue
 -- ARGV[1]  run  ARGV[2]  limit of admitted runs, '' for none  ARGV[3]  limit for the plan  ARGV[4]  limit for the key
--- ARGV[5]  '1' to ignore the limits  ARGV[6]  '1' if the caller starts the run, then the parent runs
+-- ARGV[5]  '1' to ignore the limits, then the parent runs
 -- RETURNS  'ok', 'gone' the run was released, or the limit that is reached: 'all', 'plan', 'key', 'lock'
 local run = ARGV[1]
 -- guard: a released run is not admitted
 if redis.call('HEXISTS', KEYS[2], run) == 0 then
   return 'gone'
 end
-local part = #ARGV > 6
+local part = #ARGV > 5
 local order = redis.call('ZSCORE', KEYS[1], run)
 -- guard: a run is admitted once
 if redis.call('ZSCORE', KEYS[3], run)
@@ -47,7 +47,7 @@ local function refuse(limit, waiting)
 end
 
 local holds = false
-for n = 7, #ARGV do
+for n = 6, #ARGV do
   holds = holds or redis.call('SISMEMBER', KEYS[5], ARGV[n]) == 1
 end
 -- A run that resumes is admitted beyond the limits.
@@ -88,7 +88,7 @@ if ARGV[5] ~= '1' then
   -- All locks are acquired or none, so that two runs that need several never wait for each other.
   for k = 12, #KEYS, 2 do
     local others = redis.call('SCARD', KEYS[k])
-    for n = 7, #ARGV do
+    for n = 6, #ARGV do
       -- guard: a child run shares the locks of its parents
       others = others - redis.call('SISMEMBER', KEYS[k], ARGV[n])
     end
@@ -118,8 +118,6 @@ if limited then
   leave_queues('')
 end
 -- A queued run is swept rarely, so the next sweep is due now.
--- guard: a sweep starts an admitted run; without it: false
-if ARGV[6] ~= '1' then
-  redis.call('ZADD', KEYS[6], 'XX', 'LT', now, run)
-end
+-- guard: a sweep starts an admitted run
+redis.call('ZADD', KEYS[6], 'XX', 'LT', now, run)
 return 'ok'

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import re
+import sys
+import threading
+import time
 from typing import Any
 
 import pytest
 
 from longshore.orchestration import Context, Plan, PlanError, Prediction, Result, operation, validate
-from longshore.orchestration.errors import ConfigError
+from longshore.orchestration.authoring.context import current_step
+from longshore.orchestration.errors import (
+    ConfigError,
+    InDoubt,
+    OperationError,
+    Permanent,
+    Preflight,
+    StepTimeout,
+    Transient,
+)
+from longshore.orchestration.monitoring.output import _Copy
 from longshore.orchestration.operations import Kind, find
 from longshore.orchestration.testing import Sandbox
+from longshore.tasks.implementation import implementation
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -241,3 +258,162 @@ def test_unsupported_secret_is_refused() -> None:
     plan.step("a", "unit.plain", token=TOKEN)
     with pytest.raises(PlanError, match="would be visible"):
         validate(plan)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (ValueError("no answer"), 3),
+        (OperationError("no answer"), 3),
+        (StepTimeout("too late"), 3),
+        (Permanent("the card is stolen"), 1),
+        (Preflight("no such account"), 1),
+        (InDoubt("no answer after the call"), 1),
+    ],
+)
+def test_retry_of_a_step_applies_to_every_error_but_permanent_ones(error: Exception, attempts: int) -> None:
+    @operation("unit.pays")
+    def pays() -> None:
+        raise error
+
+    plan = Plan("p", on_failure="keep")
+    plan.step("pay", "unit.pays").retry(2)
+    unpolicied = Plan("q", on_failure="keep")
+    unpolicied.step("pay", "unit.pays")
+
+    assert Sandbox().run(plan).step("pay").attempts == attempts
+    assert Sandbox().run(unpolicied).step("pay").attempts == 1
+
+
+def test_output_of_a_function_has_prints_log_records_and_tracebacks() -> None:
+    @operation("unit.talks")
+    def talks(ctx: Context) -> None:
+        print("a printed line")
+        logging.getLogger("shop").warning("a logged line")
+        current = current_step()
+        assert current is not None
+        current.log("a line of the context")
+        threading.Thread(target=print, args=("a line of a thread",)).start()
+        raise ValueError("no card")
+
+    plan = Plan("p", on_failure="keep")
+    plan.step("talk", "unit.talks")
+    sandbox = Sandbox()
+    report = sandbox.run(plan)
+
+    lines = [(stream, line) for _, stream, line in sandbox.store.log(report.run_id, 0)]
+    assert lines[:3] == [
+        ("stdout", "a printed line"),
+        ("", "WARNING shop: a logged line"),
+        ("", "a line of the context"),
+    ]
+    assert ("stdout", "a line of a thread") in lines
+    assert ("stderr", "ValueError: no card") in lines
+    assert current_step() is None
+    assert not isinstance(sys.stdout, _Copy)
+
+
+def test_secret_that_a_function_prints_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGSHORE_SECRET_UNIT", "correct-horse")
+
+    @operation("unit.leaks", secrets=["token"])
+    def leaks(token: str) -> None:
+        print(f"signing with {token}")
+        raise RuntimeError(f"{token} is wrong")
+
+    plan = Plan("p", on_failure="keep")
+    plan.step("leak", "unit.leaks", token=TOKEN)
+    sandbox = Sandbox()
+    report = sandbox.run(plan)
+
+    lines = [line for _, _, line in sandbox.store.log(report.run_id, 0)]
+    assert "signing with ***" in lines
+    assert "correct-horse" not in "\n".join(lines)
+
+
+def test_coroutine_functions_share_one_event_loop() -> None:
+    loops = set()
+
+    @operation("unit.fetch")
+    async def fetch(n: int) -> dict[str, int]:
+        await asyncio.sleep(0)
+        loops.add(asyncio.get_running_loop())
+        return {"n": n}
+
+    @fetch.undo
+    async def forget(n: int, data: dict[str, int] | None) -> None:
+        loops.add(asyncio.get_running_loop())
+        assert data == {"n": n}
+
+    plan = Plan("p")
+    plan.step("first", "unit.fetch", n=1)
+    second = plan.step("second", "unit.fetch", n="{{ steps.first.data.n + 1 }}").after("first")
+    plan.step("third", "noop.execute", fail=True).after(second)
+    report = Sandbox().run(plan)
+
+    assert report.step("second").data == {"n": 2}
+    assert [report.step(name).undo.status for name in ("first", "second")] == ["undone", "undone"]
+    assert len(loops) == 1
+
+
+def test_a_coroutine_is_cancelled_at_the_deadline_and_cleans_up() -> None:
+    ended = []
+
+    @operation("unit.hang")
+    async def hang() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.3)
+            ended.append("cleaned up")
+
+    ctx = Context("run", "step", "plan", deadline=time.monotonic() + 0.1)
+    done = implementation("unit.hang")
+    with pytest.raises(StepTimeout, match="exceeded its timeout"):
+        done.act(ctx, find("unit.hang").params(), {})
+    assert ended == ["cleaned up"]
+
+
+def test_an_error_of_a_coroutine_is_retried_like_that_of_a_function() -> None:
+    @operation("unit.flaky", retry_on=(ConnectionError,))
+    async def flaky() -> None:
+        raise ConnectionError("not yet")
+
+    with pytest.raises(Transient, match="ConnectionError: not yet"):
+        implementation("unit.flaky").act(Context("run", "step", "plan"), find("unit.flaky").params(), {})
+
+
+def test_a_step_takes_the_operation_itself() -> None:
+    @operation("unit.charge")
+    def charge(ctx: Context, order: str, amount: int, *, note: str = "") -> None: ...
+
+    by_name, by_function = Plan("p"), Plan("p")
+    first = by_name.step("first", "unit.charge", order="o-7", amount=1)
+    by_name.step("second", "unit.charge", order=first.data.order, amount=2, note="x").undo("unit.charge", order="a")
+    again = by_function.step("first", charge, "o-7", 1)
+    by_function.step("second", charge, again.data.order, amount=2, note="x").undo("unit.charge", order="a")
+
+    assert by_function == by_name
+
+
+@pytest.mark.parametrize(
+    ("args", "params", "why"),
+    [
+        ((), {}, "unit.charge needs the parameters order and amount"),
+        (("o-7",), {}, "unit.charge needs the parameter amount"),
+        (("o-7",), {"amount": 1, "typo": 3}, "unit.charge has no parameter 'typo'; it has order, amount, note"),
+        (("o-7",), {"order": "o-8", "amount": 1}, "unit.charge: the parameter 'order' is given twice"),
+        (("o-7", 1, "x"), {}, "unit.charge takes 2 parameters by position, and 3 are given"),
+    ],
+)
+def test_wrong_parameters_of_an_operation_are_one_clear_error(
+    args: tuple[Any, ...], params: dict[str, Any], why: str
+) -> None:
+    @operation("unit.charge")
+    def charge(ctx: Context, order: str, amount: int, *, note: str = "") -> None: ...
+
+    step: Any = Plan("p").step
+    with pytest.raises(PlanError, match=re.escape(why)):
+        step("x", charge, *args, **params)
+    with pytest.raises(PlanError, match="is no operation: decorate the function with @operation"):
+        step("x", print)

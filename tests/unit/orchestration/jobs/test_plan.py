@@ -49,6 +49,24 @@ def test_keep_stopped_skips_the_restart() -> None:
     assert plan.steps["remove"].after == ["work"]
 
 
+@pytest.mark.parametrize(
+    ("fails", "summary"),
+    [
+        (None, "job backup: succeeded, the stack is up again; 7 steps, "),
+        ("work", "job backup: failed, the stack is up again; 7 steps, "),
+        ("image", "job backup: failed, the stack was not touched; "),
+    ],
+)
+def test_summary_of_a_job_begins_with_its_outcome(fails: str | None, summary: str) -> None:
+    sandbox = Sandbox(pretend=True, hosts=["web1"])
+    if fails:
+        sandbox.fail(fails)
+
+    report = sandbox.run(job_plan(JOB))
+
+    assert report.summary.startswith(summary)
+
+
 def test_options_of_one_start_override_the_job() -> None:
     steps = job_plan(JOB, JobOptions(timeout="2m", stop_timeout=3, start_timeout="1.5s", keep_failed_worker=True)).steps
     assert steps["work"].with_["timeout"] == 120

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from longshore.orchestration import Plan, PlanError
 from longshore.orchestration.cli.ops import read_values
 from longshore.orchestration.errors import UsageError
-from longshore.orchestration.operations import Kind, Undo, all_operations
+from longshore.orchestration.operations import Kind, Undo, all_operations, catalogue, stubs
 from longshore.orchestration.operations.reference import describe, page
 from longshore.tasks.implementation import Implementation, implementation
 from longshore.tasks.operations import command, compose, docker, file, http, network, node, noop
@@ -72,6 +73,22 @@ def test_operation_names_follow_the_convention(name: str) -> None:
         assert (operation.kind, operation.undo) == (Kind.READ_ONLY, Undo.NONE)
     if operation.kind is Kind.READ_ONLY:
         assert "never" in str(describe(operation)["about"]["changed"])
+
+
+def test_types_of_the_catalogue_are_current() -> None:
+    path = Path(stubs.__file__).resolve().with_name("catalogue.pyi")
+    assert path.read_text() == stubs.stub(), "make them again: python -m longshore.orchestration.operations.stubs"
+
+
+def test_operations_of_the_catalogue_are_objects() -> None:
+    plan = Plan("p")
+    plan.step("pull", catalogue.docker_pull_execute, image="shop:2")
+    assert plan.steps["pull"].op == "docker.pull.execute"
+    untyped: Any = plan.step
+    with pytest.raises(PlanError, match=r"docker.pull.execute has no parameter 'imag'; it has image"):
+        untyped("wrong", catalogue.docker_pull_execute, imag="shop:2")
+    with pytest.raises(AttributeError, match="docker_pul"):
+        catalogue.docker_pul  # noqa: B018
 
 
 def test_reference_page_is_current() -> None:

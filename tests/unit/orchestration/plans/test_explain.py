@@ -31,25 +31,26 @@ def test_explain_shows_order_queues_limits_and_retries() -> None:
         "",
         "Level 0: one step",
         "  build: noop.execute",
-        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "      queue noop; at most 1h an attempt; up to 4 tries after a temporary error, waiting at most 7s in all",
         "",
         "Level 1: 2 steps in parallel, one chord",
         "  test: noop.execute after build",
-        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "      queue noop; at most 1h an attempt; up to 4 tries after a temporary error, waiting at most 7s in all",
         "  lint: noop.execute after build",
-        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "      queue noop; at most 1h an attempt; up to 4 tries after a temporary error, waiting at most 7s in all",
         "",
         "Level 2: one step",
         "  ship: noop.execute after test, lint",
-        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "      queue noop; at most 1h an attempt; up to 4 tries after a temporary error, waiting at most 7s in all",
         "",
         "Level 3: one step",
         "  tell: noop.execute after ship",
-        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "      queue noop; at most 1h an attempt; up to 4 tries after a temporary error, waiting at most 7s in all",
         "",
         "Level 4: one step",
         "  sweep: command.exec.execute after tell",
-        "      queue command; at most 10m an attempt; up to 3 tries, waiting at most 3s in all",
+        "      queue command; at most 10m an attempt; up to 3 tries after any error that is not permanent, "
+        "waiting at most 3s in all",
         "",
         "Critical path, at most 16h 31m: build → test → ship → tell → sweep",
         "",
@@ -89,9 +90,8 @@ def test_explain_shows_guards_items_and_limits() -> None:
     text = explain(compiled(plan))
 
     assert "Timeout of the run: 1h" in text
-    assert (
-        "queue noop on web1; at most 1h an attempt; up to 4 tries, waiting at most 7s in all; only if any host" in text
-    )
+    assert "queue noop on web1; at most 1h an attempt; up to 4 tries after a temporary error" in text
+    assert "waiting at most 7s in all; only if any host" in text
     assert (
         "host changed; when steps.a.changed; for each of {{ steps.a.data.all }}; 3 at once; 5% may fail; the run"
         in text
@@ -113,7 +113,17 @@ def test_explain_shows_steps_that_continue_after_a_failure() -> None:
     assert lines[-1] == "  nothing is undone: on_failure is keep"
 
 
-@pytest.mark.parametrize(("retries", "says"), [(0, "tried once"), (1, "up to 2 tries, waiting at most 0s in all")])
+def test_explain_says_that_failed_undos_hold_nothing_back() -> None:
+    assert "on_undo_failure" not in told(diamond())[-1]
+    assert told(diamond(on_undo_failure="continue"))[-1] == (
+        "  if an undo fails, the other undos run all the same: on_undo_failure is continue"
+    )
+
+
+@pytest.mark.parametrize(
+    ("retries", "says"),
+    [(0, "tried once"), (1, "up to 2 tries after any error that is not permanent, waiting at most 0s in all")],
+)
 def test_explain_shows_immediate_retries(retries: int, says: str) -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute").retry(retries)

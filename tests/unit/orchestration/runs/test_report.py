@@ -54,10 +54,10 @@ def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None,
         (0, "succeeded", [CHANGED, CHANGED, CHANGED]),
         (0, "succeeded", [{"status": "unchanged", "attempts": "1"}] * 3),
         (0, "succeeded", [CHANGED, {"status": "skipped", "reason": "when: false"}, CHANGED]),
-        # 1: failed, and nothing unintended stands
-        (1, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, CHANGED]),
+        # 1: failed, and no effect remains or is in doubt
+        (1, "undone", [UNDONE, FAILED | {"no_effect": "1"}, CHANGED]),
         (1, "undone", [UNDONE, {"status": "not_run"}, CHANGED]),
-        (1, "failed", [FAILED, {"status": "not_run"}, CHANGED]),
+        (1, "failed", [FAILED | {"no_effect": "1"}, {"status": "not_run"}, CHANGED]),
         (1, "failed", [{"status": "not_run"}] * 3),
         # 3: something stands or is left over
         (3, "partial", [CHANGED, FAILED, CHANGED]),
@@ -65,6 +65,9 @@ def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None,
         (3, "undo_failed", [CHANGED | {"ustatus": "undo_failed"}, FAILED, CHANGED]),
         (3, "undone", [UNDONE, CHANGED | {"ustatus": "not_undoable"}, CHANGED]),
         (3, "undone", [UNDONE, {"status": "unknown", "attempts": "1", "ustatus": "not_undoable"}, CHANGED]),
+        # 3: an effect is in doubt
+        (3, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, CHANGED]),
+        (3, "failed", [FAILED, {"status": "not_run"}, CHANGED]),
         # 3: a failed always step, however the run ended
         (3, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, FAILED]),
         (3, "failed", [FAILED, {"status": "not_run"}, FAILED]),
@@ -187,6 +190,35 @@ def test_summary_counts_states_in_order_and_omits_zeros() -> None:
     assert summary([]) == "0 steps"
 
 
+def test_summary_of_a_failure_without_a_change_begins_with_that() -> None:
+    nothing = report(
+        "failed", FAILED | {"no_effect": "1"}, {"status": "not_run"}, {"status": "unchanged", "attempts": "1"}
+    )
+    lost = report("failed", FAILED | {"no_effect": "1"}, run={"doubts": "host web1 could not be asked"})
+    cleaned = report("failed", FAILED | {"no_effect": "1"}, {"status": "not_run"}, CHANGED)
+
+    assert nothing.summary == "nothing was changed; 3 steps, 1 unchanged, 1 failed, 1 not_run"
+    assert lost.summary == "3 steps, 2 pending, 1 failed"
+    assert cleaned.summary == "3 steps, 1 changed, 1 failed, 1 not_run"
+
+
+def test_report_shows_parameters() -> None:
+    found = report("undone", UNDONE, run={"params": '{"version": "1.2", "password": "***"}'})
+
+    assert found.params == {"version": "1.2", "password": "***"}
+    assert report("undone", UNDONE).params == {}
+
+
+def test_report_names_steps_held_back_with_the_reason() -> None:
+    held = CHANGED | {"ustatus": "held_back", "ureason": "migrate depends on it, and its undo failed"}
+    found = report("undo_failed", held, CHANGED | {"ustatus": "undo_failed"}, CHANGED)
+
+    undo = found.step("pull").undo
+    assert undo is not None
+    assert (undo.status, undo.error) == (UndoState.HELD_BACK, "migrate depends on it, and its undo failed")
+    assert (found.left_over, found.exit_code) == (["pull", "migrate"], 3)
+
+
 def test_report_round_trips_through_json() -> None:
     found = report("undone", UNDONE, FAILED, CHANGED, run={"cause": "failure"})
 
@@ -194,9 +226,30 @@ def test_report_round_trips_through_json() -> None:
 
     assert again == found
     assert list(json.loads(found.model_dump_json())) == [
-        *("run_id", "plan", "state", "cause", "exit_code", "summary", "started_at", "duration_s", "actor", "error"),
+        *(
+            "run_id",
+            "plan",
+            "params",
+            "state",
+            "cause",
+            "exit_code",
+            "summary",
+            "started_at",
+            "duration_s",
+            "actor",
+            "error",
+        ),
         *("steps", "left_over", "in_doubt"),
     ]
+
+
+def test_stopped_steps_without_compensation_are_named_in_doubt() -> None:
+    found = report(
+        "undone", UNDONE, FAILED | {"ustatus": "not_undoable"}, run={"doubts": "host web1 could not be asked"}
+    )
+
+    assert (found.exit_code, found.left_over) == (3, [])
+    assert found.in_doubt == ["migrate", "host web1 could not be asked"]
 
 
 def test_unfenced_steps_are_in_doubt() -> None:

@@ -76,6 +76,62 @@ def waiting(name: str = "p", **more: Any) -> Plan:
     return plan
 
 
+def release(**settings: Any) -> Plan:
+    """env → build → up → smoke, and a step beside them; smoke fails."""
+    plan = Plan("release", **settings)
+    plan.step("env", "noop.execute")
+    plan.step("beside", "noop.execute")
+    plan.step("build", "noop.execute").after("env")
+    plan.step("up", "noop.execute").after("build")
+    plan.step("smoke", "noop.execute", fail=True).after("up").undo("none")
+    return plan
+
+
+# --- failed and held back compensations -----------------------------------------------------------------
+
+
+def test_failed_undo_leaves_what_the_step_depends_on(table: Table) -> None:
+    table.fail_undo("up", "the image is gone")
+    table.begin(release(), "r")
+
+    report = table.report("r")
+
+    assert (report.state, report.exit_code, table.undone) == ("undo_failed", 3, ["up", "beside"])
+    assert report.left_over == ["env", "build", "up"]
+    undos = {step.name: (step.undo.status, step.undo.error) for step in report.steps if step.undo}
+    why = ("held_back", "up depends on it, and its undo failed")
+    assert undos == {"env": why, "build": why, "up": ("undo_failed", "the image is gone"), "beside": ("undone", None)}
+    assert report.summary == "5 steps, 4 changed, 1 failed; 1 undone, 1 undo_failed, 2 held_back"
+
+
+def test_plan_may_go_on_after_a_failed_undo(table: Table) -> None:
+    table.fail_undo("up")
+    table.begin(release(on_undo_failure="continue"), "r")
+
+    assert table.undone == ["up", "build", "env", "beside"]
+    assert table.report("r").left_over == ["up"]
+
+
+@pytest.mark.parametrize("word", ["", "undone", "abandon"])
+def test_resume_undoes_what_was_held_back(table: Table, word: str) -> None:
+    table.fail_undo("up")
+    table.begin(release(), "r")
+    if word:
+        assert table.ask("r", "resolve", "up", word) == "done"
+        assert (table.state("r"), table.undone) == ("undo_failed", ["up", "beside"]), "a decision undoes nothing itself"
+    else:
+        table.undo_scripts.clear()
+
+    assert table.ask("r", "resume") == "done"
+
+    report = table.report("r")
+    assert table.undone == ["up", "beside", *(["up"] if not word else []), "build", "env"]
+    assert (report.state, report.left_over) == ("undone", ["up"] if word == "abandon" else [])
+    undo = report.step("env").undo
+    assert undo is not None
+    assert (undo.status, undo.error) == ("undone", None)
+
+
 # --- resume and resolve ---------------------------------------------------------------------------------
 
 
@@ -182,7 +238,7 @@ def test_step_blocked_by_a_down_service_is_not_undone(service: dict[str, bool], 
     table.ask("r", "cancel", seconds=2)
 
     report = table.report("r")
-    assert (report.state, report.exit_code, report.step("s").undo) == ("undone", 1, None)
+    assert (report.state, report.exit_code, report.step("s").undo) == ("failed", 1, None)
 
 
 def test_blocked_step_does_not_delay_an_ending_run(own_registry: None, table: Table) -> None:
@@ -197,7 +253,7 @@ def test_blocked_step_does_not_delay_an_ending_run(own_registry: None, table: Ta
     table.begin(plan, "r")
     table.go_on(2)
 
-    assert table.state("r") == "undone"
+    assert table.state("r") == "failed"
 
 
 def test_admitted_run_gets_the_half_open_trial_before_waiting_runs(

@@ -144,6 +144,51 @@ def test_interrupted_always_step_respects_max_parallel() -> None:
     assert most == 1
 
 
+@pytest.mark.parametrize(
+    ("fails", "state", "doubt", "why"),
+    [
+        ("act", "undone", [], None),
+        ("bare", "undone", ["sub"], "in doubt in run r.sub: bare"),
+        ("end", "undone", ["sub"], "left over in run r.sub: bare"),
+    ],
+)
+def test_doubt_about_a_child_is_a_doubt_about_its_parent(
+    fails: str, state: str, doubt: list[str], why: str | None
+) -> None:
+    inner = Plan("child")
+    inner.step("act", "noop.execute")
+    inner.step("bare", "command.exec.execute", argv=["x"]).after("act")
+    inner.step("end", "noop.execute").after("bare")
+    plan = Plan("p")
+    plan.step("first", "noop.execute")
+    plan.run_plan("sub", inner).after("first")
+    sandbox = Sandbox()
+    sandbox.fail(fails)
+
+    report = sandbox.run(plan, run_id="r")
+
+    assert (report.state, report.exit_code, report.in_doubt) == (state, 3 if doubt else 1, doubt)
+    undo = report.step("sub").undo
+    assert undo is not None
+    assert undo.error == why
+    assert sandbox.undone[-1] == "first", "nothing that failed holds it back"
+
+
+def test_child_that_changed_nothing_leaves_its_parent_untouched() -> None:
+    inner = Plan("child")
+    inner.step("look", "command.exec.execute", argv=["x"], changes=False)
+    plan = Plan("p")
+    plan.run_plan("sub", inner)
+    sandbox = Sandbox()
+    sandbox.fail("look")
+
+    report = sandbox.run(plan, run_id="r")
+
+    assert (sandbox.report("r.sub").state, report.state, report.exit_code) == ("failed", "failed", 1)
+    assert report.step("sub").undo is None
+    assert report.summary == "nothing was changed; 1 step, 1 failed"
+
+
 def test_child_past_its_point_of_no_return_is_reported_and_not_undone() -> None:
     plan = Plan("p")
     plan.run_plan("sub", child(irreversible=True))
@@ -163,7 +208,7 @@ def test_child_past_its_point_of_no_return_is_reported_and_not_undone() -> None:
 def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the child's request and the parking, while the parent is being ended."""
     from longshore.tasks.attempts.delivery import Delivery
-    from longshore.tasks.simulation.sandbox import Vanished
+    from longshore.tasks.simulation.script import Vanished
 
     plan = Plan("p", on_error="stop")
     inner = Plan("inner")

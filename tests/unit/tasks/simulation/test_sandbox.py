@@ -52,6 +52,22 @@ def test_commands_are_simulated() -> None:
     assert (report.step("a").status, report.step("b").data) == ("unchanged", {"said": "hello"})
 
 
+def test_simulation_has_placeholders_for_secrets() -> None:
+    plan = Plan("p")
+    value = "{{ secret('env:LONGSHORE_SECRET_NONE') }}"
+    plan.step("env", "file.deploy.execute", path="/srv/.env", content=f"PW={value}", mode="0600")
+    plan.step("use", "command.exec.execute", argv=["x"], env={"A": value}, stdin=value).undo(
+        "command.exec.execute", argv=["y"], env={"A": value}
+    ).after("env")
+    plan.step("last", "noop.execute").after("use")
+
+    without, *others = simulate(plan)
+
+    assert without.report.state == "succeeded", without.report.error
+    assert [each.report.exit_code for each in others] == [1, 1, 1]
+    assert [each.report.error.message for each in others if each.report.error] == ["simulated failure"] * 3
+
+
 def test_scripted_step_can_hang_vanish_and_recover() -> None:
     plan = Plan("p", on_error="continue")
     plan.step("hangs", "noop.execute").timeout("2s")

@@ -1,0 +1,104 @@
+"""A canvas of an application as a run of Longshore, in one call.
+
+compensates(charge, refund)
+result = durable(chain(charge.s("o-7", 42), ship.s())).delay()
+result.get(timeout=60)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from longshore.orchestration.client.client import Client
+from longshore.orchestration.client.run import Run
+from longshore.orchestration.operations.canvas import COMPENSATIONS, Converted, convert
+from longshore.orchestration.plans.model import Plan
+
+if TYPE_CHECKING:
+    from celery import Celery, Signature
+
+T = TypeVar("T")
+
+
+def compensates(task: Any, undo: T) -> T:
+    """Register the compensation of a task for every plan that this process makes of a canvas; returns `undo`.
+
+    `task` is a task or its name. `undo` is a task, which is called with the same arguments; a signature, whose
+    templates may use `data.result`; or "none".
+    """
+    COMPENSATIONS[task if isinstance(task, str) else str(task.name)] = undo
+    return undo
+
+
+class DurableResult:
+    """The result of a canvas that runs durably; `run` is the handle of its run."""
+
+    def __init__(self, run: Run, converted: Converted) -> None:
+        self.run = run
+        self._converted = converted
+
+    @property
+    def id(self) -> str:
+        """The id of the run."""
+        return self.run.id
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Block until the run has ended and return the result of the canvas, as `AsyncResult.get`.
+
+        Raises RunFailed where a task failed, and WaitTimeout after `timeout` seconds; the run continues.
+        """
+        report = self.run.wait(timeout, check=True)
+        return self._converted.value({step.name: step.data for step in report.steps})
+
+
+class Durable:
+    """A canvas that `delay` starts as a run."""
+
+    def __init__(
+        self,
+        signature: Signature[Any],
+        *,
+        name: str = "",
+        undo: Mapping[Any, Any] | None = None,
+        timeout: float | str = "1h",
+        client: Client | None = None,
+    ) -> None:
+        self.signature = signature
+        self._name = name
+        self._undo = undo
+        self._timeout = timeout
+        self._client = client
+
+    def delay(self, *args: Any) -> DurableResult:
+        """Start a run, with further arguments before those of the first task; returns at once."""
+        return self.apply_async(args)
+
+    def apply_async(self, args: Sequence[Any] = (), *, run_id: str | None = None) -> DurableResult:
+        """Start a run, as `delay`; idempotent by `run_id`. Raises as `Plan.from_canvas` and `Client.start` do."""
+        given: dict[str, Any] = {"args": args, "undo": self._undo}
+        plan = Plan.from_canvas(self.signature, name=self._name, timeout=self._timeout, **given)
+        client = self._client or _client(self.signature.app)
+        return DurableResult(client.start(plan, run_id=run_id), convert(self.signature, **given))
+
+
+def durable(
+    signature: Signature[Any],
+    *,
+    name: str = "",
+    undo: Mapping[Any, Any] | None = None,
+    timeout: float | str = "1h",
+    client: Client | None = None,
+) -> Durable:
+    """A canvas whose `delay` starts a run of Longshore instead of sending the canvas.
+
+    The arguments are those of `Plan.from_canvas`. Without a `client`, the process has one for the application, with the
+    settings of the environment.
+    """
+    return Durable(signature, name=name, undo=undo, timeout=timeout, client=client)
+
+
+@cache
+def _client(app: Celery) -> Client:
+    return Client(app=app)

@@ -1,0 +1,43 @@
+"""Starts of runs from a project: the client of the process, and starts that belong to a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any
+
+from longshore.orchestration.client.client import Client, new_run_id
+from longshore.orchestration.client.request import request_body
+from longshore.orchestration.language import identifiers
+from longshore.orchestration.plans.loading import load
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.store.run_store import actor
+
+
+@cache
+def client() -> Client:
+    """The client of this process, with the settings of the project; made on first use."""
+    return Client()
+
+
+def start_on_commit(
+    plan: Plan | str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    run_id: str | None = None,
+    using: str | None = None,
+) -> str:
+    """Start a run once the current transaction has been committed; return the run's id now, to store with the data.
+
+    A transaction that is rolled back starts nothing; without a transaction, the run starts at once. `using` is the
+    alias of the database. Raises PlanError, ParamsError and BadIdentifier now, so that they roll the transaction back.
+    After the commit, raises as `Client.start`; a later start with the same `run_id` starts the run at most once.
+    """
+    from django.db import transaction  # noqa: PLC0415 - an optional package
+
+    given = load(plan) if isinstance(plan, str) else plan
+    run_id = run_id if run_id is not None else new_run_id(given.name)
+    identifiers.run_id(run_id)
+    request_body(given, params or {}, actor(client().settings))
+    transaction.on_commit(partial(client().start, given, params, run_id=run_id), using=using)
+    return run_id

@@ -1,0 +1,49 @@
+"""A step that waits for a time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Self
+
+from pydantic import AwareDatetime, model_validator
+
+from longshore.orchestration.language.durations import Duration
+from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, Params, Result, Undo, Waits, register
+
+
+class TimerParams(Params):
+    """Either a delay from the dispatch of the step, or a time with its zone; a time in the past does not wait."""
+
+    delay: Duration | None = None
+    until: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.delay is None) == (self.until is None):
+            raise ValueError("needs either delay or until")
+        return self
+
+    def seconds(self) -> float:
+        """The seconds from now until the end of the wait."""
+        if self.until is not None:
+            return max(0.0, (self.until - datetime.now(UTC)).total_seconds())
+        return self.delay or 0.0
+
+
+class TimerResult(Result):
+    """No data."""
+
+
+TIMER = register(
+    Operation(
+        name="timer.wait.execute",
+        params=TimerParams,
+        result=TimerResult,
+        queue="control",
+        kind=Kind.READ_ONLY,
+        undo=Undo.NONE,
+        summary="Wait for some time or until a time, without occupying a worker",
+        retry=NO_RETRY,
+        waits=Waits.TIME,
+    )
+)

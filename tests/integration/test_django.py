@@ -1,0 +1,196 @@
+"""Longshore in Django projects: one made by `startproject`, and the example with its server and worker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration import ConfigError
+from longshore.orchestration.django.configuration import WORKER, configure
+from longshore.orchestration.settings import get_settings
+from tests import servers
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import PATIENCE, Installation, wait_for
+from tests.integration.web import call, process, wait_until_served
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "django"
+
+#: The lines that a project adds to its settings.
+LINES = """
+INSTALLED_APPS += ["longshore.orchestration.django", "orders"]
+CELERY_BROKER_URL = "{url}"
+DATABASES["default"]["OPTIONS"] = {{"timeout": 20}}
+LONGSHORE = {{"namespace": "{namespace}", "lease": "1s", "sweep_interval": "300ms", "state_dir": BASE_DIR / "state"}}
+"""
+
+#: Orders in transactions, one of which is rolled back.
+ORDERS = """
+from django.db import transaction
+from longshore.orchestration.django import client, start_on_commit
+from orders.models import Order
+from orders.plans import order_plan
+
+def place(amount, fails=False):
+    with transaction.atomic():
+        order = Order.objects.create(customer="ann", amount=amount)
+        order.run_id = start_on_commit(order_plan(order, approve=False))
+        order.save()
+        assert len(client().runs()) == before, "nothing starts before the commit"
+        if fails:
+            raise ValueError("rolled back")
+    return order
+
+before = 0
+good = place(3)
+before = len(client().runs())
+report = client().get(good.run_id).wait(60)
+good.refresh_from_db()
+print(report.state, good.state)
+try:
+    place(3, fails=True)
+except ValueError:
+    print(Order.objects.count(), len(client().runs()))
+before = len(client().runs())
+large = place(500)
+report = client().get(large.run_id).wait(60)
+large.refresh_from_db()
+print(report.state, large.state, report.error.message)
+"""
+
+
+@pytest.fixture
+def installation(install: MakeInstallation) -> Installation:
+    return install()
+
+
+def environment(installation: Installation) -> dict[str, str]:
+    """Of a process of a project: no setting of Longshore comes from a variable."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("LONGSHORE_", "DJANGO_"))}
+    return mine | {"SHOP_REDIS": installation.redis_url, "SHOP_NAMESPACE": installation.namespace}
+
+
+def manage(project: Path, env: dict[str, str], *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(project / "manage.py"), *arguments]
+    return subprocess.run(
+        command, cwd=project.parent, env=env, input=text, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+
+
+def test_a_new_project_needs_four_lines_of_settings(installation: Installation, tmp_path: Path) -> None:
+    # given a new project, whose operations import models
+    env, project = environment(installation), tmp_path / "project"
+    project.mkdir()
+    subprocess.run([sys.executable, "-m", "django", "startproject", "site_of_ann", str(project)], check=True, env=env)
+    settings = project / "site_of_ann" / "settings.py"
+    lines = LINES.format(url=installation.redis_url, namespace=installation.namespace)
+    settings.write_text(settings.read_text() + lines)
+    shutil.copytree(EXAMPLE / "orders", project / "orders", ignore=shutil.ignore_patterns("__pycache__"))
+    for arguments in (["migrate"], ["check"], ["makemigrations", "--check"]):
+        done = manage(project, env, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    # when a worker runs, and orders are placed
+    worker = [sys.executable, str(project / "manage.py"), "longshore", "worker", "-c", "1"]
+    with process(worker, tmp_path, env, tmp_path / "worker.log"):
+        done = manage(project, env, "shell", "-c", ORDERS)
+
+    # then the run of a rolled back order has not begun, and a failed one is compensated
+    expected = ["succeeded shipped", "1 1", "undone refunded the order is too large for a lorry"]
+    assert done.stdout.splitlines()[-3:] == expected, done.stderr + (tmp_path / "worker.log").read_text()[-3000:]
+    # and the commands of Longshore know the project
+    listed = manage(project, env, "longshore", "runs", "ls")
+    assert listed.stdout.count("order-") == 2
+    assert "orders.charge" in manage(project, env, "longshore", "ops", "ls").stdout
+    unknown = manage(project, env, "longshore", "runs", "show", "nobody")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+
+
+@pytest.fixture
+def served(installation: Installation, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The example with its server and its worker; the URL of the server."""
+    env = environment(installation) | {"SHOP_DATABASE": str(tmp_path / "shop.sqlite3")}
+    done = manage(EXAMPLE, env, "migrate")
+    assert done.returncode == 0, done.stderr
+    url = f"127.0.0.1:{servers.free_port()}"
+    python = [sys.executable, str(EXAMPLE / "manage.py")]
+    with (
+        process([*python, "longshore", "worker", "-c", "1"], tmp_path, env, tmp_path / "worker.log"),
+        process([*python, "runserver", "--noreload", url], tmp_path, env, tmp_path / "server.log"),
+    ):
+        wait_until_served(f"http://{url}/orders/1/", tmp_path / "server.log")
+        yield f"http://{url}", env
+
+
+def test_the_example_runs(served: tuple[str, dict[str, str]], installation: Installation) -> None:
+    url, env = served
+
+    def ended(order: dict[str, object]) -> dict[str, str] | None:
+        _, found = call(f"{url}/orders/{order['order']}/")
+        return found if found["run"] in {"succeeded", "undone"} else None
+
+    status, order = call(f"{url}/orders/", "POST", {"customer": "ann", "amount": "3"})
+    assert status == 201
+    assert wait_for("the order", lambda: ended(order)) == {"state": "shipped", "run": "succeeded"}
+
+    status, refused = call(f"{url}/orders/", "POST", {"customer": "ann", "amount": "0"})
+    assert (status, refused) == (400, {"error": "an order has at least one piece"})
+    assert len(installation.client().runs()) == 1
+
+    status, order = call(f"{url}/orders/", "POST", {"customer": "bob", "amount": "3", "approve": "yes"})
+    own = f"{url}/orders/{order['order']}/"
+    wait_for("the charge", lambda: call(own)[1]["state"] == "charged")
+    status, _ = call(f"{own}cancel/", "POST", {})
+    assert status == 200
+    assert wait_for("the cancelled order", lambda: ended(order)) == {"state": "refunded", "run": "undone"}
+
+    # the admin lists the runs for those who may see them
+    pages = manage(EXAMPLE, env, "shell", "-c", ADMIN)
+    assert pages.stdout.splitlines()[-3:] == ["200 True True", "200 False", "403 404"], pages.stderr
+
+
+ADMIN = """
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from orders.models import Order
+
+User.objects.create_superuser("root", password="secret")
+ann = User.objects.create_user("ann", password="secret", is_staff=True)
+root = Client()
+root.login(username="root", password="secret")
+page = root.get("/admin/longshore/run/").content.decode()
+runs = [order.run_id for order in Order.objects.exclude(run_id="")]
+print(root.get("/admin/longshore/run/").status_code, all(run in page for run in runs), len(runs) == 2)
+page = root.get("/admin/longshore/run/?q=" + runs[0])
+print(page.status_code, runs[1] in page.content.decode())
+denied = Client()
+denied.login(username="ann", password="secret")
+print(denied.get("/admin/longshore/run/").status_code, root.get("/admin/longshore/run/add/").status_code)
+"""
+
+
+def test_settings_of_django_become_those_of_longshore(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("LONGSHORE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ["LONGSHORE_NAMESPACE"] = "from-the-environment"
+    try:
+        configure({"namespace": "shop", "imports": "shop.more", "max_runs": 3}, "redis://broker:6379/1")
+        found = get_settings()
+        assert (found.namespace, found.redis_url, found.max_runs) == (
+            "from-the-environment",
+            "redis://broker:6379/1",
+            3,
+        )
+        assert found.imports == f"{WORKER},shop.more"
+        configure({"redis_url": "redis://own:6379/0"}, "amqp://broker")
+        with pytest.raises(ConfigError, match="unknown setting 'max_run'") as refused:
+            configure({"max_run": 3})
+        assert refused.value.remedy == "did you mean 'max_runs'?"
+    finally:
+        get_settings.cache_clear()

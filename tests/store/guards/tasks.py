@@ -1,0 +1,119 @@
+"""Scenarios of the scripts for an application's tasks: begin, release, and the loss of their workers."""
+
+from __future__ import annotations
+
+from tests.store.guards.marks import scenario
+from tests.store.guards.situations import abort
+from tests.store.stored_run import StoredRun
+
+
+def waiting(stored: StoredRun, seconds: float = 60.0) -> str:
+    """The fence of step 0, which waits for an application's task."""
+    stored.begin(0)
+    fence = stored.claim(0).fence
+    stored.park(0, fence, seconds)
+    return fence
+
+
+def begun(stored: StoredRun) -> str:
+    fence = waiting(stored)
+    assert stored.begin_task(fence) == "ok"
+    return fence
+
+
+# --- begin -------------------------------------------------------------------------------------
+
+
+@scenario
+def a_task_begins_only_under_the_current_fence(stored: StoredRun) -> None:
+    fence = waiting(stored)
+    assert stored.begin_task(str(int(fence) - 1)) == "no"
+
+
+@scenario
+def a_task_that_is_not_parked_yet_is_not_refused(stored: StoredRun) -> None:
+    stored.begin(0)
+    assert stored.begin_task(stored.claim(0).fence) == "early"
+
+
+@scenario
+def a_task_of_a_step_that_has_ended_does_not_begin(stored: StoredRun) -> None:
+    fence = waiting(stored)
+    stored.put(steps={"status:0": "cancelled"})
+    assert stored.begin_task(fence) == "no"
+
+
+@scenario
+def a_task_does_not_begin_after_its_time_limit(stored: StoredRun) -> None:
+    assert stored.begin_task(waiting(stored, seconds=0.0)) == "no"
+
+
+@scenario
+def a_task_of_an_aborting_run_does_not_begin(stored: StoredRun) -> None:
+    fence = waiting(stored)
+    abort(stored)
+    assert stored.begin_task(fence) == "no"
+
+
+@scenario
+def an_always_task_begins_in_an_aborting_run(stored: StoredRun) -> None:
+    fence = waiting(stored)
+    abort(stored)
+    assert stored.store.begin_task(stored.run_id, 0, "", fence, "task@till/1", 0, always=True)[0] == "ok"
+
+
+@scenario
+def a_repeated_call_begins_its_task_again(stored: StoredRun) -> None:
+    fence = begun(stored)
+    with stored.emits():
+        assert stored.begin_task(fence) == "ok"
+
+
+@scenario
+def a_copy_of_a_message_does_not_begin_its_task_again(stored: StoredRun) -> None:
+    fence = begun(stored)
+    assert stored.begin_task(fence, "task@till/2") == "no"
+    stored.release_task(fence)
+    assert stored.begin_task(fence, "task@till/2") == "no"
+    assert stored.begin_task(fence, "task@till/2", retries=1) == "ok"
+
+
+@scenario
+def a_retry_waits_for_the_end_of_the_delivery_before_it(stored: StoredRun) -> None:
+    assert stored.begin_task(begun(stored), "task@till/2", retries=1) == "early"
+
+
+# --- release -----------------------------------------------------------------------------------
+
+
+@scenario
+def a_superseded_delivery_releases_no_lease(stored: StoredRun) -> None:
+    fence = begun(stored)
+    stored.put(steps={"fence:0": str(int(fence) + 1)})
+    stored.release_task(fence)
+    assert set(stored.leases()) == {"0"}
+
+
+@scenario
+def only_the_owner_releases_the_lease_of_a_task(stored: StoredRun) -> None:
+    stored.release_task(begun(stored), "task@till/2")
+    assert set(stored.leases()) == {"0"}
+
+
+# --- expire ------------------------------------------------------------------------------------
+
+
+@scenario
+def a_lost_task_is_removed_from_the_waits(stored: StoredRun) -> None:
+    begun(stored)
+    stored.end_lease("0")
+    assert stored.expire(0) == "again"
+    assert stored.waits() == {}
+
+
+@scenario
+def a_task_that_is_lost_after_its_time_limit_is_not_repeated(stored: StoredRun) -> None:
+    begun(stored)
+    stored.end_lease("0")
+    stored.redis.zadd(stored.keys.waits, {"0": 1})
+    assert stored.expire(0) == "unknown"
