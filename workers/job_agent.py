@@ -1,4 +1,4 @@
-"""Job discovery and recovery of orphaned worker containers, in the main process of every worker with an engine.
+"""Job discovery, recovery of orphaned worker containers, and removal of one-off ones, in each worker with an engine.
 
 A worker container is orphaned when Redis has lost its run, or when the run could not restart its stack. The
 container's labels hold all that recovery needs.
@@ -15,6 +15,7 @@ from longshore.orchestration.client.client import Client
 from longshore.orchestration.errors import LongshoreError, OperationError, RunConflict, StoreUnavailable
 from longshore.orchestration.jobs.discovery import HostSnapshot, JobDiscovery
 from longshore.orchestration.jobs.plan import job_plan, plan_from_record, restart_plan
+from longshore.orchestration.operations.docker.gc import GcParams
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs import report
@@ -24,6 +25,8 @@ from longshore.orchestration.store.hosts import QUEUE, Hosts
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.engine.port import EngineTimeout
+from longshore.tasks.operations.docker.gc import Gc
+from longshore.tasks.operations.docker.spec import RUN, one_offs
 from longshore.tasks.operations.jobs.discovery import LeftWorker, described, workers
 from longshore.tasks.operations.jobs.snapshot import KEPT_NAME
 
@@ -31,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: Leases between two searches for orphaned containers: ten seconds by default.
 _EVERY = 2 / 3
+#: Seconds between two removals of old backups.
+_COLLECT = 3600.0
 #: Seconds from the end of the run, or of the previous restart run, to the next restart of a stack that is not up.
 _AGAIN = (60.0, 300.0, 1500.0)
 
@@ -46,6 +51,7 @@ class JobWatch:
         self._installation = store.settings.installation()
         self._answered = 0
         self._next_search = 0.0
+        self._next_collection = time.monotonic() + _COLLECT
         #: The last error of each task, which is logged once.
         self._last_errors: dict[str, str] = {}
         self._threads: dict[str, threading.Thread] = {}
@@ -62,6 +68,9 @@ class JobWatch:
         if time.monotonic() >= self._next_search:
             self._next_search = time.monotonic() + _EVERY * self.store.settings.lease
             self._in_background("finish", self.finish)
+        if time.monotonic() >= self._next_collection:
+            self._next_collection = time.monotonic() + _COLLECT
+            self._in_background("collect", self._collect)
 
     def _in_background(self, name: str, do: Callable[[], None]) -> None:
         running = self._threads.get(name)
@@ -113,6 +122,22 @@ class JobWatch:
             except Exception:  # the error of one container must not block the others
                 log.exception("worker container %s cannot be recovered", left.name)
         self._suspects = suspects
+        self._remove_one_offs()
+
+    def _collect(self) -> None:
+        """Remove the backups of runs that Redis no longer has, older than the retention."""
+        done = Gc().collect(GcParams())
+        if done.changed:
+            removed = {key: value for key, value in done.data.items() if value}
+            log.info("host %s: removed old backups: %s", self.host, removed)
+
+    def _remove_one_offs(self) -> None:
+        """Remove ended one-off containers of ended runs: their environment may hold secrets, and they pin images."""
+        docker = engine()
+        for row in one_offs(docker):
+            state = self.store.state(row["Labels"].get(RUN, ""))
+            if state in TERMINAL:
+                docker.remove(row["Id"])
 
     def _is_orphan(self, left: LeftWorker) -> bool:
         if not left.run_id or left.is_kept or left.of != self._installation:

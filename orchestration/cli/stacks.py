@@ -36,6 +36,9 @@ _LABEL = click.option(
 )
 
 
+_RETRY = click.option("--retry", is_flag=True, help="Also try versions that have failed their health check before.")
+
+
 def _image_option(effect: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option("--image", metavar="IMAGE", help=f"{effect}. IMAGE is a name, with or without tag, or an id.")
 
@@ -68,6 +71,14 @@ def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default="5s",
             show_default=True,
             help="Time a container without health check must run.",
+        ),
+        _RETRY,
+        click.option(
+            "--no-way-back",
+            type=click.Choice(["refuse", "accept"]),
+            default="refuse",
+            show_default=True,
+            help="If what runs could not be brought back: leave the stack alone, or restart it all the same.",
         ),
         click.option("--run-id", metavar="ID", help="Id of the run that restarts the stacks."),
         click.option("--detach", is_flag=True, help="Print the id of the run and return at once."),
@@ -200,6 +211,7 @@ def _confirmed(question: str) -> bool:
 @_image_option("List all services that run this image, stale or not")
 @_HOST
 @_REGISTRY
+@_RETRY
 @partial(global_options, without="--output")
 @click.option(
     "-o",
@@ -210,7 +222,9 @@ def _confirmed(question: str) -> bool:
     show_default=True,
     help="Output format.",
 )
-def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, form: str) -> None:
+def select(
+    labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, retry: bool, form: str
+) -> None:
     """List stale services, or all services of an image; restart none.
 
     A service is stale if its containers are missing or unhealthy, or differ from its compose files, mounted files or
@@ -219,7 +233,9 @@ def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], r
     host inspected; 3: some hosts or projects could not be inspected.
     """
     stacks = _stacks()
-    found = stacks.select(hosts, labels=labels, image=image, registry=registry, read_only=current_options().dry_run)
+    found = stacks.select(
+        hosts, labels=labels, image=image, registry=registry, retry=retry, read_only=current_options().dry_run
+    )
     form = "json" if current_options().json and form == "table" else form
     if form == "names":
         for one in found.chosen:
@@ -298,7 +314,9 @@ def restart(
         stacks.wait_for_active_runs(hosts)
     # A stale service that is named needs its own action: labels filter after the names.
     among = () if names else labels
-    found = stacks.select(hosts, labels=among, registry=registry, read_only=current_options().dry_run)
+    found = stacks.select(
+        hosts, labels=among, registry=registry, retry=rollout["retry"], read_only=current_options().dry_run
+    )
     if names:
         found = replace(found, chosen=named(requested, found, labels))
     if not found.chosen:
@@ -376,7 +394,7 @@ def _dry_run_orchestrate(
 ) -> None:
     """Print the selection and the plan of an `orchestrate`, from reads only."""
     checked = stacks.check(hosts, registry=registry, state=True)
-    found = choose(stacks.rules, checked.seen, checked.errors, labels=labels, image=image)
+    found = choose(stacks.rules, checked.seen, checked.errors, labels=labels, image=image, retry=rollout["retry"])
     options = current_options()
     code = 3 if found.incomplete else 0
     plan = stacks.plan(found, rollout) if found.chosen else None

@@ -211,7 +211,8 @@ def _named(report: Report, step: StepReport) -> bool:
 def closing(report: Report) -> Group:
     """The closing lines: the outcome, what is left over or in doubt, and the next command."""
     report = printable.values(report)
-    lines = [Text(f"{report.state}: {report.summary}", style="green" if report.exit_code == 0 else "bold red")]
+    lines = [Text(line, style="bold") for line in report.production]
+    lines += [Text(f"{report.state}: {report.summary}", style="green" if report.exit_code == 0 else "bold red")]
     if report.error:
         where = f"step {report.error.step}: " if report.error.step else ""
         lines.append(Text(f"{where}{report.error.message}"))

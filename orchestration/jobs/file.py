@@ -23,6 +23,7 @@ from longshore.orchestration.jobs.labels import Finding, Mount, Pull, Scope
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.language.schedule import Missed, Overlap, parse_cron, parse_zone
 from longshore.orchestration.language.targets import is_host_name
+from longshore.orchestration.operations.compose import NoWayBack
 from longshore.orchestration.operations.docker.fields import NAME as VOLUME
 from longshore.orchestration.plans.loading import read_mapping
 from longshore.orchestration.plans.steps import NAME
@@ -71,6 +72,7 @@ class JobSpec(BaseModel):
     start_timeout: Annotated[Duration, Field(gt=0)] = 30.0
     timeout: Annotated[Duration, Field(gt=0)] = 3600.0
     grace: Annotated[Duration, Field(gt=0)] = 10.0
+    no_way_back: NoWayBack = "refuse"
 
     def job_fields(self) -> dict[str, Any]:
         """The fields of `Job` that are set; labels and defaults provide the others."""

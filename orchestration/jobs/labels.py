@@ -15,6 +15,7 @@ longshore.job.stop-timeout     time limit of the stop of each container, before 
 longshore.job.start-timeout    time limit until the stopped containers are healthy again
 longshore.job.timeout          time limit of the worker
 longshore.job.grace            time from the worker's SIGTERM to its SIGKILL
+longshore.job.no-way-back      accept: run although a container could not be created again; refuse by default
 longshore.stack                name of the stack, by default the Compose project
 
 longshore.job.attach           on a volume: the jobs whose worker mounts it
@@ -32,6 +33,7 @@ from typing import Any, Literal, get_args
 
 from longshore.orchestration.language.durations import parse_duration
 from longshore.orchestration.language.schedule import Missed, Overlap, parse_cron, parse_zone
+from longshore.orchestration.operations.compose import NoWayBack
 from longshore.orchestration.plans.steps import NAME
 
 PREFIX = "longshore.job."
@@ -102,6 +104,7 @@ class Job:
     start_timeout: float = 30.0
     timeout: float = 3600.0
     grace: float = 10.0
+    no_way_back: NoWayBack = "refuse"
 
     @property
     def standalone(self) -> tuple[str, ...]:
@@ -116,6 +119,8 @@ class Entity:
     kind: Literal["container", "volume"]
     name: str
     labels: Mapping[str, str]
+    #: For a volume: labels that its Compose file declares, and that it does not have.
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ _READ: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "start-timeout": ("start_timeout", _seconds),
     "timeout": ("timeout", _seconds),
     "grace": ("grace", _seconds),
+    "no-way-back": ("no_way_back", _one_of(NoWayBack)),
 }
 _OF_CONTAINERS = frozenset({"enabled", "name", *_READ})
 _OF_VOLUMES = frozenset({"attach", "mount.path", "mount.mode"})
@@ -196,6 +202,7 @@ def discover(entities: Iterable[Entity], declared: Mapping[str, Mapping[str, Any
         findings += _unknown(entity)
         if entity.kind == "container" and _is_on(entity):
             _add_target(entity, fields, sources, findings)
+        findings += _lacking(entity, fields)
     mounts = _mounts(ordered, fields, findings)
     jobs = []
     for name, known in sorted(fields.items()):
@@ -210,6 +217,20 @@ def discover(entities: Iterable[Entity], declared: Mapping[str, Mapping[str, Any
         known |= {key: tuple(sorted(known[key])) for key in _SETS}
         jobs.append(Job(**known | {"name": name, "mounts": tuple(mounts.get(name, ()))}))
     return Discovered(tuple(jobs), tuple(findings))
+
+
+def _lacking(entity: Entity, jobs: Mapping[str, Any]) -> Iterator[Finding]:
+    """An engine never labels a volume that exists, so that a label of its file has no effect."""
+    at = f"{PREFIX}attach"
+    text = ",".join(labels[at] for labels in (entity.lacking, entity.labels) if at in labels)
+    names = sorted({part.strip() for part in text.split(",")} & jobs.keys())
+    for label, value in sorted(entity.lacking.items()):
+        why = (
+            f"its Compose file declares {value!r}, and the existing volume does not have this label, which the engine"
+            " sets only at the creation: mount it by the file of LONGSHORE_JOBS, or create the volume anew"
+        )
+        for name in names or [""]:
+            yield Finding("volume", entity.name, label, why, job=name, unusable=bool(name))
 
 
 def _is_on(entity: Entity) -> bool:

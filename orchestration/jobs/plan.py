@@ -154,7 +154,7 @@ def _worker(job: Job, options: JobOptions) -> dict[str, Any]:
         "env": env,
         "mounts": [asdict(mount) | {"path": _literal(mount.path)} for mount in job.mounts],
         "plan_record": plan_record(job, options),
-    }
+    } | ({"no_way_back": job.no_way_back} if job.no_way_back != "refuse" else {})
 
 
 #: Fields that restore the run if Redis loses it: all but those that only the creation of the worker needs.

@@ -177,6 +177,7 @@ def compose_rollback_execute(
     max_parallel: int | None = ...,
     auto_revert: bool = ...,
     grace: str | float | None = ...,
+    no_way_back: Literal["refuse", "accept"] = ...,
     to: int | Literal["previous"] = ...,
 ) -> None: ...
 @_operation
@@ -195,6 +196,7 @@ def compose_run_execute(
     workdir: str | None = ...,
     ok_codes: list[int] = ...,
     grace: str | float = ...,
+    keep_failed: bool = ...,
 ) -> None: ...
 @_operation
 def compose_start_execute(
@@ -233,6 +235,7 @@ def compose_up_execute(
     max_parallel: int | None = ...,
     auto_revert: bool = ...,
     grace: str | float | None = ...,
+    no_way_back: Literal["refuse", "accept"] = ...,
     pull: Literal["never", "missing", "always"] = ...,
     auth: dict[str, Any] | None = ...,
     remove_orphans: bool = ...,
@@ -405,6 +408,7 @@ def docker_run_execute(
     log: dict[str, Any] = ...,
     ok_codes: list[int] = ...,
     grace: str | float = ...,
+    keep_failed: bool = ...,
 ) -> None: ...
 @_operation
 def docker_start_execute(
@@ -567,6 +571,7 @@ def job_worker_execute(
     command: list[str | float] = ...,
     env: dict[str, str | float] = ...,
     mounts: list[dict[str, Any]] = ...,
+    no_way_back: Literal["refuse", "accept"] = ...,
     make: bool = ...,
     plan_record: str = ...,
 ) -> None: ...
@@ -680,10 +685,12 @@ def stacks_restart_execute(
     registries: dict[str, dict[str, Any]] = ...,
     index: str = ...,
     asked: bool = ...,
+    retry: bool = ...,
     healthy_deadline: str | float = ...,
     min_healthy_time: str | float = ...,
     auto_revert: bool = ...,
     grace: str | float | None = ...,
+    no_way_back: Literal["refuse", "accept"] = ...,
 ) -> None: ...
 @_operation
 def timer_wait_execute(

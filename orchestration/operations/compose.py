@@ -27,6 +27,13 @@ def _list(value: Any) -> Any:
 Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_list)]
 
 
+NoWayBack = Literal["refuse", "accept"]
+#: The reaction of a step if the running containers could not be created again.
+NO_WAY_BACK: Any = Field(
+    "refuse", description="If what runs now cannot be brought back: fail before the first change, or accept it"
+)
+
+
 class ProjectParams(Params):
     """A project, and a selection of its services (all by default).
 
@@ -84,6 +91,7 @@ class Replacing(HealthChecked):
     grace: Duration | None = Field(
         None, description="Between TERM and KILL for replaced containers; by default their own"
     )
+    no_way_back: NoWayBack = NO_WAY_BACK
 
 
 class UpParams(Replacing):
@@ -179,6 +187,7 @@ class ServiceRunParams(ProjectParams):
     workdir: str | None = None
     ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
     grace: Duration = Field(10.0, description="Between TERM and KILL after a cancellation or timeout")
+    keep_failed: bool = Field(default=False, description="Keep a failed container after the run, until its undo or gc")
 
     @field_validator("services")
     @classmethod
@@ -232,6 +241,9 @@ class UpResult(Result):
     unchanged: list[str] = []
     containers: list[ContainerState] = []
     revision: str | None = None
+    standing: list[dict[str, Any]] = Field(
+        [], description="The running version: images, revision, health, and a sentence"
+    )
 
 
 class ConfigResult(Result):

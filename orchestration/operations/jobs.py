@@ -18,6 +18,7 @@ from longshore.orchestration.operations.base import (
     Undo,
     register,
 )
+from longshore.orchestration.operations.compose import NO_WAY_BACK, NoWayBack
 from longshore.orchestration.operations.docker.fields import Text
 from longshore.orchestration.operations.docker.programs import RunResult
 
@@ -51,6 +52,7 @@ class WorkerParams(JobParams):
         {}, description="In addition to LONGSHORE_JOB_NAME, LONGSHORE_RUN_ID and LONGSHORE_STACK"
     )
     mounts: list[JobMount] = []
+    no_way_back: NoWayBack = NO_WAY_BACK
     make: bool = Field(default=True, description="false: the container exists and cannot be created again")
     plan_record: str = Field("{}", description="The record from which the run is rebuilt if Redis loses it")
 
@@ -124,6 +126,9 @@ class HealthyResult(Result):
     healthy: list[str] = []
     down: list[str] = []
     as_before: list[str] = []
+    standing: list[dict[str, Any]] = Field(
+        [], description="The running version of each stack: images, revision and health"
+    )
 
 
 class RemoveResult(Result):

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import About, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.compose import NO_WAY_BACK, NoWayBack
 from longshore.orchestration.operations.docker.images import Login
 
 Demand = Literal["redeploy", "restart", "none"]
@@ -108,12 +109,14 @@ class RestartParams(StackParams):
     services: Annotated[dict[str, ServiceAction], Field(min_length=1)]
     index: str = ""
     asked: bool = False
+    retry: bool = Field(default=False, description="Try a version again that has failed before")
     healthy_deadline: Duration = 60.0
     min_healthy_time: Duration = 5.0
     auto_revert: bool = Field(default=True, description="If the services do not become healthy, revert them at once")
     grace: Duration | None = Field(
         None, description="Between TERM and KILL for replaced containers; by default their own"
     )
+    no_way_back: NoWayBack = NO_WAY_BACK
 
 
 class RestartResult(Result):
@@ -127,6 +130,9 @@ class RestartResult(Result):
     started: list[str] = []
     created: list[str] = []
     unchanged: list[str] = []
+    standing: list[dict[str, Any]] = Field(
+        [], description="The running version: images, revision, health, and a sentence"
+    )
 
 
 _SECRET = frozenset({"registries"})

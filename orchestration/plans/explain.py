@@ -156,4 +156,12 @@ def _undo_of(step: CompiledStep) -> str:
         return "WARNING: the step has no undo, and its changes would remain: declare undo, or undo: none"
     if step.operation.function is not None:
         return f"its own undo on queue {step.undo_queue}"
-    return f"{step.operation.undo} undo by {step.operation.name} on queue {step.undo_queue}"
+    text = f"{step.operation.undo} undo by {step.operation.name} on queue {step.undo_queue}"
+    if "no_way_back" in step.operation.params.model_fields:
+        accepted = step.step.with_.get("no_way_back") == "accept"
+        text += (
+            "; WARNING: accepts that what runs may not be brought back (no_way_back: accept)"
+            if accepted
+            else ("; refuses before its first change if what runs could not be brought back")
+        )
+    return text

@@ -17,6 +17,7 @@ from longshore.orchestration.plans.compiled import CompiledPlan, StepId
 from longshore.orchestration.runs import stack_outcome as deployed
 from longshore.orchestration.runs.doubt import in_doubt
 from longshore.orchestration.runs.job_outcome import JobReport, outcome
+from longshore.orchestration.runs.production import standings
 from longshore.orchestration.runs.step_report import (
     ErrorReport,
     HostReport,
@@ -55,14 +56,17 @@ class Report(_Part):
     #: Steps that were stopped, may have had an effect, and have no compensation; and possible effects of lost attempts
     #: that could be neither fenced nor compared with receipts.
     in_doubt: list[str] = []
+    #: Which version of each project runs after a failure, in a sentence each; projects that are down come first.
+    production: list[str] = []
     #: The outcome of a job; None for any other run.
     job: JobReport | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_it_is_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
-        if written.get("job", ...) is None:
-            del written["job"]
+        for name in ("job", "production"):
+            if not written.get(name, ...):
+                del written[name]
         return written
 
     @property
@@ -146,6 +150,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         steps=reports,
         left_over=_names(plan, left, steps),
         in_doubt=_names(plan, doubtful, steps) + unconfirmed,
+        production=standings(reports) if state in TERMINAL and state is not RunState.SUCCEEDED else [],
         job=job,
     )
 
@@ -311,6 +316,7 @@ def _undo(get: Any) -> UndoReport | None:
         attempts=int(get(f"u{Field.ATTEMPTS}") or 0),
         duration_s=_span(get(f"u{Field.STARTED}"), get(f"u{Field.ENDED}")),
         task_ids=(get(f"u{Field.TASK_IDS}") or "").split(),
+        standing=outcome.get("standing", []),
     )
 
 

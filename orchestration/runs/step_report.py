@@ -34,6 +34,8 @@ class UndoReport(_Part):
     attempts: int = 0
     duration_s: float | None = None
     task_ids: list[str] = []
+    #: The running version of each of the step's projects since: images, revision, health, and a sentence.
+    standing: list[dict[str, Any]] = []
 
 
 class HostReport(_Part):

@@ -14,6 +14,8 @@ from longshore.orchestration.stacks.inventory import Inventory, Project, Replica
 #: up: recreate containers that differ from the files. redeploy: recreate all. restart: stop and start.
 Action = Literal["up", "redeploy", "restart"]
 Kind = Literal["image", "config", "missing", "unhealthy", "file", "asked"]
+#: The kinds of a difference in the version: image and configuration.
+_VERSIONS = frozenset({"image", "config"})
 
 
 @dataclass(frozen=True)
@@ -66,23 +68,26 @@ class Note:
         return ": ".join(filter(None, ["/".join(filter(None, [self.project, self.service])), self.text]))
 
 
-def find_drift(host: str, seen: Inventory) -> Iterator[Stale | Note]:
-    """The stale services of a host and the notes about others, sorted by project and service."""
+def find_drift(host: str, seen: Inventory, *, retry: bool = False) -> Iterator[Stale | Note]:
+    """The stale services of a host and the notes about others, sorted by project and service.
+
+    A version that has failed is a note, unless `retry` is set.
+    """
     for name, project in sorted(seen.projects.items()):
         if project.error:
             yield Note(host, name, "", project.error, undetermined=not project.unknown)
             continue
         for service, described in sorted(project.services.items()):
-            yield from _drift_of(host, name, service, described)
+            yield from _drift_of(host, name, service, described, retry=retry)
 
 
-def stale_of(project: Project) -> dict[str, Stale]:
+def stale_of(project: Project, *, retry: bool = False) -> dict[str, Stale]:
     """The stale services of one project, by name."""
-    found = find_drift("", Inventory(projects={"p": project}))
+    found = find_drift("", Inventory(projects={"p": project}), retry=retry)
     return {one.service: one for one in found if isinstance(one, Stale)}
 
 
-def _drift_of(host: str, project: str, name: str, service: Service) -> Iterator[Stale | Note]:
+def _drift_of(host: str, project: str, name: str, service: Service, *, retry: bool) -> Iterator[Stale | Note]:
     if not service.hash:
         yield Note(host, project, name, "not defined in the files of its project")
         return
@@ -102,17 +107,21 @@ def _drift_of(host: str, project: str, name: str, service: Service) -> Iterator[
     if len(service.containers) > service.replicas:
         extra = f"{len(service.containers)} containers, but its files define {service.replicas}; all are kept"
         yield Note(host, project, name, extra)
-    reasons: list[Reason] = []
-    actions: set[Action] = set()
-    for reason, required in _reasons(service, others):
-        reasons.append(reason)
-        actions.add(required)
+    found = list(_reasons(service, others))
+    if service.failed and not retry and any(reason.kind in _VERSIONS for reason, _ in found):
+        # Every other action than a restart would bring the failed version as well.
+        versions = ", ".join(reason.text for reason, _ in found if reason.kind in _VERSIONS)
+        yield Note(host, project, name, f"{versions}: this version {service.failed}; to try it again: --retry")
+        found = [(reason, action) for reason, action in found if action == "restart"]
+    reasons = [reason for reason, _ in found]
+    actions: set[Action] = {action for _, action in found}
     if (stopped or ended) and not others and len(service.containers) >= service.replicas:
         return  # stopped on purpose
     if reasons:
         # To recreate a container covers every other action.
         action: Action = actions.pop() if len(actions) == 1 else "redeploy"
-        yield Stale(host, project, name, tuple(reasons), action, bool(service.newer))
+        fetch = bool(service.newer) and any(reason.kind in _VERSIONS for reason in reasons)
+        yield Stale(host, project, name, tuple(reasons), action, fetch)
 
 
 def _reasons(service: Service, containers: list[Replica]) -> Iterator[tuple[Reason, Action]]:
@@ -122,7 +131,8 @@ def _reasons(service: Service, containers: list[Replica]) -> Iterator[tuple[Reas
     if service.newer:
         yield Reason("image", f"image {service.image} → {short(service.newer)} at its registry"), "up"
     if differing := _first(one for one in containers if one.hash != service.hash):
-        yield Reason("config", f"config {differing.hash[:12]} → {service.hash[:12]}"), "up"
+        files = f" ({', '.join(differing.changed)} changed)" if differing.changed else ""
+        yield Reason("config", f"config {differing.hash[:12]} → {service.hash[:12]}{files}"), "up"
     if len(service.containers) < service.replicas:
         there = f" ({len(service.containers)} of {service.replicas})" if service.containers else ""
         yield Reason("missing", f"missing{there}"), "up"

@@ -41,6 +41,8 @@ class Replica(_Model):
     by_hand: bool = False
     #: Identifies the start of the container; differs after each start.
     start: str = ""
+    #: The files of its configuration that have changed since its creation, as far as known.
+    changed: list[str] = []
     #: Digests of the tracked files at the start of the container; '' for a file that changed since, from an unknown
     #: content.
     files: dict[str, str] = {}
@@ -75,6 +77,8 @@ class Service(_Model):
     labels: dict[str, str] = {}
     files: dict[str, Tracked] = {}
     containers: list[Replica] = []
+    #: When and why the version in its files and at its registry has failed, if it has.
+    failed: str = ""
     #: Why its labels are invalid.
     label_error: str = ""
 
@@ -179,6 +183,8 @@ def _changed(was: Project, now: Project) -> str:
 def _of_service(was: Service, now: Service) -> str:
     if was.image_id != now.image_id:
         return f"image {short(was.image_id)} → {short(now.image_id)}"
+    if was.failed != now.failed:
+        return "the version in its files failed" if now.failed else "the version in its files may be tried"
     before: Mapping[str, Replica] = {one.name: one for one in was.containers}
     for one in now.containers:
         if one.name not in before or before[one.name].id != one.id:

@@ -206,12 +206,13 @@ class Stacks:
         labels: Iterable[str] = (),
         image: str | None = None,
         registry: bool = False,
+        retry: bool = False,
         read_only: bool = False,
     ) -> Selection:
         """Select the stale services. Hosts without a usable cache are rebuilt first, unless `read_only`.
 
         `labels` are `key` or `key=value` of the containers, all of which must match; `image`: the services that run
-        this image, stale or not.
+        this image, stale or not; `retry`: also versions that have failed before.
         """
         available, unavailable = self.hosts(hosts)
         # A rebuild caches the answers of registries, so that each is queried once.
@@ -220,7 +221,7 @@ class Stacks:
         left = [host for host in available if host not in failed]
         checked = self.check(left, registry=registry and read_only, state=True) if left else Checked(())
         errors = unavailable | failed | checked.errors
-        return choose(self.rules, checked.seen, errors, labels=labels, image=image, running=True)
+        return choose(self.rules, checked.seen, errors, labels=labels, image=image, running=True, retry=retry)
 
     def _rebuilt(self, hosts: Sequence[str], asked: int, *, registry: bool) -> tuple[list[str], dict[str, str]]:
         """Rebuild the caches of these hosts: the hosts whose cache changed, and the errors of others."""
@@ -279,10 +280,10 @@ class Stacks:
         """Find the services that differ from their files and images, and restart them; waits for the end.
 
         `hosts`, `labels` (`key`, `key=value`) and `image` choose among them; `registry` asks registries whether tags
-        have moved. At most `max_parallel` stacks are restarted at once, `canary` stacks first. `on_failure` is `keep`
-        (a failed stack is undone by itself) or `undo` (all are undone). Concurrent calls share one rebuild and one
-        run. `Orchestrated.exit_code` is that of the command. `watch` waits for the report in place of `Run.wait`.
-        Raises WaitTimeout where no host answers.
+        have moved; `retry` tries versions again that have failed before. At most `max_parallel` stacks are restarted
+        at once, `canary` stacks first. `on_failure` is `keep` (a failed stack is undone by itself) or `undo` (all are
+        undone). Concurrent calls share one rebuild and one run. `Orchestrated.exit_code` is that of the command.
+        `watch` waits for the report in place of `Run.wait`. Raises WaitTimeout where no host answers.
         """
         hosts = list(hosts)
         self.wait_for_active_runs(hosts, progress)
@@ -302,7 +303,9 @@ class Stacks:
         for host in outdated:
             progress(f"rebuild: {host}: {failed.get(host) or ('done' if host in built else 'not needed')}")
         with _phase("selection"):
-            selection = self._from_cache(checked.all, checked.errors | failed, labels, image)
+            selection = self._from_cache(
+                checked.all, checked.errors | failed, labels, image, retry=options.get("retry", False)
+            )
         for stale in selection.chosen:
             progress(f"select: {selection.name(stale)}: {', '.join(map(str, stale.reasons))}")
         done = 3 if selection.incomplete else 0
@@ -341,7 +344,13 @@ class Stacks:
         return Orchestrated("restart", message + _uninspected(selection), code, selection, report, rebuilt)
 
     def _from_cache(
-        self, hosts: Iterable[str], failed: Mapping[str, str], labels: Iterable[str], image: str | None
+        self,
+        hosts: Iterable[str],
+        failed: Mapping[str, str],
+        labels: Iterable[str],
+        image: str | None,
+        *,
+        retry: bool = False,
     ) -> Selection:
         seen, errors = {}, dict(failed)
         for host in hosts:
@@ -352,7 +361,7 @@ class Stacks:
                 errors[host] = why
             else:
                 seen[host] = found
-        return choose(self.rules, seen, errors, labels=labels, image=image)
+        return choose(self.rules, seen, errors, labels=labels, image=image, retry=retry)
 
     def _plan(self, name: str, operation: str, hosts: Sequence[str], registry: bool, **more: Any) -> Plan:
         """A plan with one independent step per host."""

@@ -31,6 +31,8 @@ class RolloutOptions(TypedDict, total=False):
 
     At most `max_parallel` stacks are restarted at once, on all hosts together; `canary` stacks first, and if one of
     them fails, the others are skipped. `on_failure`: `keep` undoes a failed stack by itself, `undo` undoes all stacks.
+    `retry` tries versions again that have failed before. `no_way_back`: `accept` restarts a stack whose running
+    containers could not be created again.
     """
 
     max_parallel: int | None
@@ -38,10 +40,18 @@ class RolloutOptions(TypedDict, total=False):
     on_failure: Literal["keep", "undo"]
     healthy_deadline: float
     min_healthy_time: float
+    retry: bool
+    no_way_back: Literal["refuse", "accept"]
 
 
 _DEFAULTS = RolloutOptions(
-    max_parallel=None, canary=None, on_failure="keep", healthy_deadline=60.0, min_healthy_time=5.0
+    max_parallel=None,
+    canary=None,
+    on_failure="keep",
+    healthy_deadline=60.0,
+    min_healthy_time=5.0,
+    retry=False,
+    no_way_back="refuse",
 )
 
 
@@ -129,6 +139,8 @@ def _step(
     }
     given: dict[str, Any] = {"project": group.project, "services": services, "index": project.fingerprint}
     given |= {"asked": True} if asked else {}
+    given |= {"retry": True} if options["retry"] else {}
+    given |= {"no_way_back": options["no_way_back"]} if options["no_way_back"] != "refuse" else {}
     given |= {"healthy_deadline": options["healthy_deadline"], "min_healthy_time": options["min_healthy_time"]}
     given |= {key: value for key, value in rules.params().items() if value}
     if not any(one.fetch for one in group.services):

@@ -55,11 +55,13 @@ def choose(
     labels: Iterable[str] = (),
     image: str | None = None,
     running: bool = False,
+    retry: bool = False,
 ) -> Selection:
     """Select the stale services in these inventories. Of several hosts that share an engine, the first by name is used.
 
     `labels` are `key` or `key=value` of the containers, all of which must match; `image`: only services that run this
-    image, and with `running` also those that are up to date. `errors`: why other hosts have no inventory.
+    image, and with `running` also those that are up to date; `retry`: also versions that have failed before. `errors`:
+    why other hosts have no inventory.
     """
     first: dict[str, str] = {}
     for host in sorted(seen):
@@ -70,7 +72,8 @@ def choose(
     notes: list[Note] = [] if errors else _unknown(rules, mine)
     undetermined: list[Note] = []
     for host, one in mine.items():
-        found = [each for each in find_drift(host, one) if _has(one, each, wanted) and _runs(one, each, image)]
+        drift = find_drift(host, one, retry=retry)
+        found = [each for each in drift if _has(one, each, wanted) and _runs(one, each, image)]
         stale += [each for each in found if isinstance(each, Stale)]
         notes += [each for each in found if isinstance(each, Note) and not each.undetermined]
         undetermined += [each for each in found if isinstance(each, Note) and each.undetermined]

@@ -128,6 +128,7 @@ class Attempt:
         delivery = self._delivery
         body: dict[str, Any] = {"s": _seconds_since(began)}
         if delivery.side:
+            body |= _standing(outcome.data)
             recorded = delivery.record(grant, UndoState.UNDONE, body)
         else:
             changed = outcome.changed and not delivery.step.read_only
@@ -181,7 +182,7 @@ class Attempt:
             scheduled = self._retries.after_transient_error(grant, UNDO_RETRY, error)
         if scheduled is not None:
             return scheduled
-        body = {"s": _seconds_since(began), "error": str(error)}
+        body = {"s": _seconds_since(began), "error": str(error)} | _standing(error.data)
         return Ended(self._delivery.record(grant, UndoState.UNDO_FAILED, body), str(error))
 
     # --- forward ------------------------------------------------------------------------------
@@ -245,9 +246,12 @@ class Attempt:
         context = context_of(self._delivery, grant)
         self._fence.require_newest(grant)
         with self._fence.receipt(grant, context):
-            return self._compensate_in(grant, context) or Outcome(changed=True)
+            done = self._compensate_in(grant, context)
+            if isinstance(done, WaitsOutside):
+                return done
+            return self._without_secrets(Outcome(changed=True, data=_standing(done.data) if done is not None else {}))
 
-    def _compensate_in(self, grant: Grant, context: Context) -> WaitsOutside | None:
+    def _compensate_in(self, grant: Grant, context: Context) -> Outcome | WaitsOutside | None:
         delivery, step = self._delivery, self._delivery.step
         status, data, info = self._recorded_outcome()
         done = self._implementation_of(step.operation.name)
@@ -260,8 +264,7 @@ class Attempt:
         if isinstance(done, WaitingImplementation):
             wait = done.park_undo(delivery.wait_context(grant), params, info)
             return delivery.park(grant, wait) if wait is not None else None
-        done.undo(context, params, before, data if status in STEP_GOOD else None)
-        return None
+        return done.undo(context, params, before, data if status in STEP_GOOD else None)
 
     def _compensate_by(
         self, undo: UndoSpec, grant: Grant, context: Context, before: dict[str, Any], data: dict[str, Any]
@@ -422,6 +425,11 @@ def bulk_of(outcome: Outcome) -> str:
         return as_json(bulk) if bulk else ""
     except (TypeError, ValueError, RecursionError) as error:
         raise OperationError(f"the result cannot be written as JSON: {error}") from None
+
+
+def _standing(data: dict[str, Any]) -> dict[str, Any]:
+    """The running versions after a compensation, for its record."""
+    return {"standing": data["standing"]} if data.get("standing") else {}
 
 
 def _seconds_since(began: float) -> float:

@@ -410,7 +410,7 @@ class MemoryEngine:
     def networks(self, labels: Mapping[str, str]) -> dict[str, str]:
         return {key: name for key, (name, own) in self._networks.items() if _has(own, labels)}
 
-    def connect(self, network: str, container: str, aliases: list[str]) -> None:
+    def connect(self, network: str, container: str, aliases: list[str], endpoint: Any = None) -> None:
         found = self._need(container)
         self._put(found, networks=(*found.networks, network))
 

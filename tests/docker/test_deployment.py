@@ -201,6 +201,43 @@ def test_a_plan_is_started_by_a_container_that_has_only_the_client(deployment: D
     assert [(line["what"], line["actor"]) for line in lines] == [("start", "somebody")]
 
 
+def test_the_release_of_the_docs_writes_its_env_file_and_is_checked_from_outside(
+    deployment: Deployment, engine: docker.APIClient
+) -> None:
+    # Given the shop of the example, in a folder that belongs to the workers' user, and the secret that its plan names
+    shop, project, port = deployment.stacks / "shop", f"{deployment.project}-shop", free_port()
+    shop.mkdir()
+    shutil.copy(ROOT / "examples/deployment/shop/compose.yaml", shop)
+    os.chown(shop, 999, 999)
+    plan = shutil.copy(ROOT / "examples/deployment/release.yaml", deployment.stacks)
+    secret = deployment.folder / "secrets/plans/db"
+    secret.write_text("correct-horse-battery")
+    os.chown(secret, 999, 999)
+    image, tag = IMAGE.split(":")
+    text = (shop / "compose.yaml").read_text().replace("${PROJECT:-shop}", project)
+    (shop / "compose.yaml").write_text(text)
+    given = ["-p", f"tag={tag}", "-p", f"folder={shop}", "-p", f"image={image}", "-p", f"port={port}"]
+    try:
+        report = deployment.longshore("run", plan, *given)
+
+        assert report["state"] == "succeeded", report
+        assert f"shop {tag}" in report["steps"][2]["data"]["body"]
+        assert "DB_PASSWORD=correct-horse-battery" in (shop / ".env").read_text()
+        (env,) = [
+            engine.inspect_container(row["Id"])["Config"]["Env"]
+            for row in engine.containers(filters={"label": f"com.docker.compose.project={project}"})
+        ]
+        assert "DB_PASSWORD=correct-horse-battery" in env
+        assert "correct-horse" not in json.dumps(report)
+        # and a release that fails goes back, and says so first
+        (shop / "compose.yaml").write_text(text.replace("http://127.0.0.1/", "http://127.0.0.1/missing"))
+        failed = deployment.longshore("run", plan, *given, check=False)
+        assert failed["state"] == "undone", failed
+        assert failed["production"][0].startswith(f"{project} is back on revision 1 ({IMAGE}), healthy"), failed
+    finally:
+        remove_project(engine, project)
+
+
 def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_replaced_and_flower_shows_the_run(
     deployment: Deployment,
 ) -> None:

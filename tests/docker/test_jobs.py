@@ -226,6 +226,58 @@ def test_a_container_that_vanishes_meanwhile_is_made_again(client: Client, shop:
     assert shop.inspect("web-1")["Id"] != was
 
 
+def test_a_prune_during_a_job_takes_nothing_away(client: Client, shop: JobStack) -> None:
+    # Given a stack whose files are gone, and one container from an image of its own
+    shop.up(sleep=4)
+    was = {service: shop.inspect(service)["Config"]["Labels"] for service in RUNNING}
+    file = shop.project.directory / "compose.yml"
+    file.rename(file.with_suffix(".gone"))
+    try:
+        run = Jobs(client).start(shop.job)
+        wait_for("the worker to run", shop.worker_is_running)
+        shop.engine.prune_containers(filters={"label": f"com.docker.compose.project={shop.name}"})
+        assert shop.running() == []
+
+        report = run.wait(90)
+    finally:
+        file.with_suffix(".gone").rename(file)
+
+    assert (report.exit_code, report.job and report.job.restart) == (0, "healthy"), report
+    assert shop.running() == RUNNING
+    assert {service: shop.inspect(service)["Config"]["Labels"] for service in RUNNING} == was
+    assert shop.runs() == 1
+    assert not [tag for i in shop.engine.images() for tag in i["RepoTags"] or [] if run.id in tag]
+    shop.compose("up", "--detach", "--no-start")  # extra, which was pruned as well
+    shop.compose("stop", "--timeout", "1", "extra")
+
+
+def test_a_job_label_on_a_volume_that_exists_is_an_error_and_not_an_empty_folder(
+    place: Installation, worker: Worker, shop: JobStack
+) -> None:
+    # Given a label that was added to the file after the engine had created the volume
+    shop.up()
+    file = shop.project.directory / "compose.yml"
+    text = file.read_text()
+    described = json.loads(text)
+    labels = described["volumes"]["data"]["labels"]
+    labels["longshore.job.mount.path"] = "/elsewhere"
+    described["volumes"]["data"]["labels"] = [f"{key}={value}" for key, value in labels.items()]
+    file.write_text(json.dumps(described))
+    try:
+        listed = place.longshore("job", "ls")
+        dry = place.longshore("--dry-run", "job", "run", shop.job)
+        done = place.longshore("job", "run", shop.job)
+    finally:
+        file.write_text(text)
+
+    why = "declares '/elsewhere', and the existing volume does not have this label"
+    assert why in listed.out + listed.err
+    assert (dry.code, done.code) == (2, 2)
+    assert all(why in each.err and "LONGSHORE_JOBS" in each.err for each in (dry, done))
+    assert shop.running() == RUNNING
+    assert not shop.workers()
+
+
 def test_a_stack_that_does_not_come_up_is_named(client: Client, shop: JobStack) -> None:
     shop.up(more=f"{COUNT}; rm /mnt/data/log; mkdir /mnt/data/log", labels={"start-timeout": "2s"})
 
@@ -236,6 +288,7 @@ def test_a_stack_that_does_not_come_up_is_named(client: Client, shop: JobStack) 
     assert failed.value.exit_code == report.exit_code == 3
     assert (report.job.result, report.job.restart) == ("succeeded", "failed")
     assert report.job.down == [f"{shop.name}-db-1"]
+    assert report.production[0].startswith(f"{shop.name.upper()} IS DOWN on {IMAGE}: container {shop.name}-db-1 ")
     assert shop.running() == RUNNING, "all the others are started all the same"
     assert len(shop.workers()) == 1, "it remembers what has to be brought up"
 

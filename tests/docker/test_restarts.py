@@ -135,7 +135,7 @@ def test_the_way_back_is_known_also_where_the_files_changed(place: Installation,
     assert now["State"]["Running"]
     assert now["Config"]["Cmd"] == ["sleep", "9999"]
     assert changed(before, shop.state()) == {"db-1"}
-    assert [text[:6] for text in selected(place)[f"{shop.name}/db"]] == ["config"]
+    assert [text[:6] for text in selected(place, retry=True)[f"{shop.name}/db"]] == ["config"]
     assert label in now["Config"]["Labels"]
 
 

@@ -23,8 +23,8 @@ class RunParams(CreateParams):
     """A one-off container, bounded by the step's timeout.
 
     The container is created once, started once and awaited. `ok_codes` are the exit codes of success. The exited
-    container, labelled `longshore.kind=run`, stays until undo or gc, so that a duplicate delivery detects it and does
-    not run it again.
+    container, labelled `longshore.kind=run`, stays until the end of the run, so that a duplicate delivery detects it
+    and does not run it again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -33,6 +33,7 @@ class RunParams(CreateParams):
     restart: Literal["no"] = "no"
     #: Between TERM and KILL after a cancellation or timeout.
     grace: Duration = 10.0
+    keep_failed: bool = Field(default=False, description="Keep a failed container after the run, until its undo or gc")
 
 
 class RunResult(Result):

@@ -250,8 +250,11 @@ class DockerEngine(ImageCalls):
         """Network names by id."""
         return {row["Id"]: row["Name"] for row in self._get("/networks", filters=_filters(labels)) or []}
 
-    def connect(self, network: str, container: str, aliases: list[str]) -> None:
-        body = {"Container": container, "EndpointConfig": {"Aliases": aliases}}
+    def connect(
+        self, network: str, container: str, aliases: list[str], endpoint: Mapping[str, Any] | None = None
+    ) -> None:
+        """Connect a container. `endpoint`: more of its configuration, in the engine's format."""
+        body = {"Container": container, "EndpointConfig": {"Aliases": aliases} | dict(endpoint or {})}
         self._call("POST", f"/networks/{quoted(network)}/connect", body=body)
 
     def remove_network(self, network: str) -> bool:

@@ -105,6 +105,8 @@ class Resolved:
     source: Source = field(default_factory=Source)
     #: Replica counts that override the files.
     counts: Mapping[str, int] = field(default_factory=dict)
+    #: Descriptions of containers, for a configuration without files, which Compose cannot apply.
+    containers: tuple[Mapping[str, Any], ...] = ()
 
     def image(self, service: str) -> str:
         return str(self.services[service].get("image") or f"{self.project}-{service}")

@@ -1,7 +1,8 @@
 """The different hashes that Compose labels containers with for one configuration.
 
-With `--no-deps` Compose omits the dependencies of a service from the hashed configuration, so that the label differs
-from the usual hash of the same files. The host stores which usual hash such a label stands for.
+With `--no-deps` Compose omits the dependencies of a service from the hashed configuration, and for a service in the
+network of another it hashes that container's id, so that the label differs from the usual hash of the same files. The
+host stores which usual hash such a label stands for.
 """
 
 from __future__ import annotations

@@ -8,10 +8,9 @@ from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import DOWN, DownParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle
-from longshore.tasks.operations.compose import restoration, revisions
+from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import members_of, named, names, project_lock, snapshot
-from longshore.tasks.operations.compose.rollout import UNKNOWN, former, keep_former
 from longshore.tasks.operations.compose.state import Member, members
 
 
@@ -24,7 +23,7 @@ class Down(Implementation[DownParams]):
         project, resolved = named(ctx, docker, params)
         found = self._mine(params, resolved, members(docker, project))
         before = snapshot(docker, project, found) | {"services": sorted({member.service for member in found})}
-        return before | {"revision": keep_former(ctx, docker, project, found, resolved)}
+        return before | way_back.keep(ctx, docker, project, found, resolved)[1]
 
     def act(self, ctx: Context, params: DownParams, before: dict[str, Any]) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
@@ -32,8 +31,9 @@ class Down(Implementation[DownParams]):
             if members(docker, project) or docker.networks({PROJECT: project}):
                 revisions.keep_images(ctx, docker, project, (member.image_id for member in was))
                 source = Source(project)  # without a revision, everything with the project's label is removed
-                if before["revision"]:
-                    path = revisions.path_of(ctx, project, "before")
+                path = revisions.path_of(ctx, project, "before")
+                former = revisions.load(path) if before["revision"] else None
+                if former is not None and not former.containers:
                     source = Source(project, None, (str(path),), (), ("*",))
                 Compose(ctx, docker).down(source, params.grace, orphans=params.remove_orphans)
             left = {member.key for member in members(docker, project)}
@@ -52,17 +52,16 @@ class Down(Implementation[DownParams]):
         if not found:
             changed = None if ctx.has_upstream else bool(docker.networks({PROJECT: project}))
             return Prediction(f"project {project} has no containers", changed=changed)
-        known = former(ctx, docker, project, found, resolved)
+        way = way_back.find(ctx, docker, project, found, resolved)
         undo = "create the containers again, with the same volumes, and start those that ran"
-        return Prediction(f"would remove {names(found)}", undo=undo if known else "none: " + UNKNOWN.format(project))
+        return Prediction(f"would remove {names(found)}", undo=way.undo if way.why_not else undo)
 
     def undo(self, ctx: Context, params: DownParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         if not before["containers"]:
             return Outcome(changed=False)
         with project_lock(ctx, docker, project):
-            done = restoration.restore(ctx, docker, before, grace=params.grace)
-        return Outcome(changed=done)
+            return restoration.take_back(ctx, docker, before, grace=params.grace)
 
     @staticmethod
     def _mine(params: DownParams, resolved: Resolved | None, found: list[Member]) -> list[Member]:

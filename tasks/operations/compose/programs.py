@@ -53,6 +53,7 @@ class Run(RunsOnce[ServiceRunParams]):
         if found is None:
             labels = {spec.OP: ctx.op_id, spec.RUN: ctx.run_id, spec.STEP: ctx.step, spec.KIND: "run"}
             labels |= {spec.SPEC: digest, spec.ATTEMPT: str(ctx.attempt)}
+            labels |= {spec.KEEP_FAILED: "true"} if params.keep_failed else {}
             options = ["--name", name]
             options += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
             options += ["--user", params.user] if params.user else []

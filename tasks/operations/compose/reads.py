@@ -51,20 +51,38 @@ def _require(path: str) -> str:
 def check(directory: str | None, files: Sequence[str], env_files: Sequence[str]) -> None:
     """Raise NotAllowed for a file outside of the worker's folders, or a path that cannot be resolved beforehand."""
     base = directory or (os.path.dirname(files[0]) if files else "/")
-    found = [os.path.join(base, name) for name in (*_NAMES, *_OVERRIDES)]
     for path in (*env_files, os.path.join(base, ".env")):
         if os.path.lexists(path):
             _require(path)
+    for document, its_base, seen in _documents(base, files):
+        _project(document, its_base, seen)
+
+
+def documents(directory: str | None, files: Sequence[str]) -> Iterator[Mapping[Any, Any]]:
+    """The documents of a project's own files, without those that they include. Raises as `check`."""
+    base = directory or (os.path.dirname(files[0]) if files else "/")
+    return (document for document, _, _ in _documents(base, files))
+
+
+def _documents(base: str, files: Sequence[str]) -> Iterator[tuple[Mapping[Any, Any], str, set[tuple[str, str]]]]:
+    found = [os.path.join(base, name) for name in (*_NAMES, *_OVERRIDES)]
     seen: set[tuple[str, str]] = set()
     for path in files or [path for path in found if os.path.lexists(path)]:
-        _file(path, base, seen)
+        for document in _read(path, base, seen):
+            yield document, os.path.realpath(base), seen
 
 
 def _file(path: str, base: str, seen: set[tuple[str, str]]) -> None:
     """Check one file of a project, with its relative paths resolved from `base`."""
+    for document in _read(path, base, seen):
+        _project(document, os.path.realpath(base), seen)
+
+
+def _read(path: str, base: str, seen: set[tuple[str, str]]) -> list[Mapping[Any, Any]]:
+    """The documents of one file, unless it was read before."""
     real, base = _require(path), os.path.realpath(base)
     if (real, base) in seen:
-        return
+        return []
     seen.add((real, base))
     try:
         data = paths.read(real, _LARGEST)
@@ -72,16 +90,14 @@ def _file(path: str, base: str, seen: set[tuple[str, str]]) -> None:
             raise Preflight(f"{path} has more than {_LARGEST} bytes", remedy="split the file")
         documents = list(yaml.load_all(data, _Loader))
     except FileNotFoundError:
-        return  # Compose reports the error
+        return []  # Compose reports the error
     except OSError as error:
         raise Preflight(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = type(error).__name__  # the error's text may quote the file
         remedy = "correct the file; docker compose config shows the error"
         raise Preflight(f"{path} is not a valid Compose file: {what}", remedy=remedy) from error
-    for document in documents:
-        if isinstance(document, Mapping):
-            _project(document, base, seen)
+    return [document for document in documents if isinstance(document, Mapping)]
 
 
 def _project(document: Mapping[Any, Any], base: str, seen: set[tuple[str, str]]) -> None:

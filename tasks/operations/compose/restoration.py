@@ -1,8 +1,9 @@
-"""The restoration of a project's configuration, images and running containers, for a compensation."""
+"""Restoration of a project's configuration, images and running containers after a step, without pulls and builds."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,13 +12,17 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError, Transient
 from longshore.tasks.host.engine.port import Engine, NotThere
-from longshore.tasks.implementation import Context
+from longshore.tasks.implementation import Context, Outcome
+from longshore.tasks.operations.compose import reconstruction
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
-from longshore.tasks.operations.compose.revisions import load, path_of, release_images
+from longshore.tasks.operations.compose.config_hashes import note_aliases
+from longshore.tasks.operations.compose.revisions import keep_images, load, path_of, release_images
+from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
     await_stops,
+    containers,
     fingerprint,
     jobs,
     members,
@@ -27,6 +32,22 @@ from longshore.tasks.operations.compose.state import (
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 _HEALTHY_DEADLINE = 60.0
+
+
+def take_back(
+    ctx: Context,
+    docker: Engine,
+    before: dict[str, Any],
+    *,
+    known: Iterable[Resolved] = (),
+    grace: float | None = None,
+) -> Outcome:
+    """Restore a project as `restore` does; the outcome, and a failure, tell what runs afterwards."""
+    began, project = time.monotonic(), before["project"]
+    with reported_on_failure(ctx, docker, project):
+        done = restore(ctx, docker, before, known=known, grace=grace)
+    now = standing(ctx, docker, project, back=True, after=time.monotonic() - began)
+    return Outcome(changed=done, data={"standing": [now]})
 
 
 def restore(
@@ -55,6 +76,8 @@ def restore(
     await_stops(ctx, docker, now(), grace)
     done = fingerprint(was) != fingerprint(now())
     if done:
+        # Names move to the former images and back, so that an image may have no other name for a moment.
+        keep_images(ctx, docker, project, filter(None, refs.values()))
         _remove_unstarted(docker, was, now())
         lost = _lost(was, now())
         if lost:
@@ -140,12 +163,24 @@ def _recreate(ctx: Context, docker: Engine, path: Path, was: list[Member]) -> No
             raise OperationError(
                 f"image {member.image_id} of container {member.name} was removed outside of this run"
             ) from error
+    if revision.containers:
+        described = [reconstruction.Description(**one) for one in revision.containers]
+        ours, now = {member.id for member in was}, members(docker, revision.project)
+        wanted = [one for one in described if one.id in ours and not reconstruction.runs_as(one, now)]
+        reconstruction.create_all(docker, wanted)
+        return
     counts: dict[str, int] = {}
     for member in was:
         counts[member.service] = counts.get(member.service, 0) + 1
     scale = {name: count for name, count in counts.items() if count != revision.replicas(name)}
     source = Source(revision.project, revision.source.directory, (str(path),), (), ("*",))
-    Compose(ctx, docker).create(source, sorted(counts), scale)
+    there = {member.id for member in members(docker, revision.project)}
+    try:
+        Compose(ctx, docker).create(source, sorted(counts), scale)
+    finally:
+        made = [m for m in map(Member.of, containers(docker, revision.project)) if m.id not in there]
+        known = {(m.service, m.hash): revision.hashes[m.service] for m in made if m.service in counts}
+        note_aliases(revision.project, known)
 
 
 def _stop_and_remove(docker: Engine, was: list[Member], now: list[Member]) -> None:

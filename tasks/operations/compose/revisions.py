@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,7 @@ from longshore.tasks.host.backups import write_private
 from longshore.tasks.host.engine.port import Container, Engine, NotThere
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
-from longshore.tasks.operations.compose.state import (
-    Member,
-    members,
-)
+from longshore.tasks.operations.compose.state import Member
 from longshore.tasks.operations.docker.spec import KEEP, safe
 
 
@@ -50,7 +47,8 @@ def save(ctx: Context, when: str, resolved: Resolved) -> Path:
 
 
 def _write(path: Path, resolved: Resolved) -> None:
-    about = {"hashes": resolved.hashes, "source": asdict(resolved.source), "project": resolved.project}
+    about: dict[str, Any] = {"hashes": resolved.hashes, "source": asdict(resolved.source), "project": resolved.project}
+    about |= {"containers": list(resolved.containers)} if resolved.containers else {}
     # Readers look for the configuration, which is written last.
     write_private(path.with_suffix(".json"), json.dumps(about).encode())
     write_private(path, resolved.text.encode())
@@ -62,13 +60,19 @@ def load(path: Path) -> Resolved | None:
         about = json.loads(path.with_suffix(".json").read_text())
         lists = {name: tuple(about["source"][name]) for name in ("files", "env_files", "profiles")}
         source = Source(about["source"]["project"], about["source"]["directory"], **lists)
-        return Resolved(about["project"], text, json.loads(text)["services"], about["hashes"], source)
+        described = tuple(about.get("containers", ()))
+        services = json.loads(text)["services"]
+        return Resolved(about["project"], text, services, about["hashes"], source, containers=described)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-#: The number of revisions that are kept per project.
-RETAINED = 5
+#: The number of revisions that are kept per project; and of these, the latest ones that are kept at any age.
+RETAINED, _ALWAYS = 5, 2
+#: The number of latest steps per project whose files and image names are kept for an undo.
+_STEPS = 10
+#: Names of the files in which a step has stored a configuration.
+_OF_STEP = re.compile(r"(.+)\.(?:before|after\d*)\.yml$")
 
 
 @dataclass(frozen=True)
@@ -107,36 +111,92 @@ def history(project: str) -> list[Revision]:
         return []
 
 
-def note(ctx: Context, docker: Engine, target: Resolved) -> None:
-    """Store the running state as a revision unless it equals the latest, and delete the oldest. The caller holds the
-    project's lock.
-    """
-    project, kept = target.project, history(target.project)
+def running(project: str, found: Iterable[Member]) -> Revision | None:
+    """The latest revision with the images, configurations and counts of these containers."""
+    services = services_of(found)
+    return next((one for one in reversed(history(project)) if _alike(one.services, services)), None)
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    compared = ("image_id", "hash", "count")
+    return one.keys() == other.keys() and all(one[s][key] == other[s][key] for s in one for key in compared)
+
+
+def services_of(found: Iterable[Member]) -> dict[str, dict[str, Any]]:
+    """Per service its image, configuration hash and number of containers."""
     services: dict[str, dict[str, Any]] = {}
-    now = members(docker, project)
-    text = _as_they_run(ctx, target, now)
-    for member in now:
-        if member.hash == text.hashes.get(member.service):
-            service = {"image": member.image, "image_id": member.image_id, "hash": member.hash, "count": 0}
-            services.setdefault(member.service, service)["count"] += 1
-    if not services or (kept and kept[-1].services == services):
-        return
+    for member in found:
+        service = {"image": member.image, "image_id": member.image_id, "hash": member.hash, "count": 0}
+        services.setdefault(member.service, service)["count"] += 1
+    return services
+
+
+def note(ctx: Context, docker: Engine, configuration: Resolved, found: Iterable[Member]) -> Revision | None:
+    """Store the running state as a revision unless the latest one equals it, and delete the oldest. The caller holds
+    the project's lock. Returns the revision of the running state.
+    """
+    project, kept = configuration.project, history(configuration.project)
+    services = services_of(member for member in found if member.hash == configuration.hashes.get(member.service))
+    if not services:
+        return None
+    if kept and _alike(kept[-1].services, services):
+        return kept[-1]
     revision = Revision(kept[-1].number + 1 if kept else 1, round(time.time(), 3), ctx.run_id, services)
     for image_id in {service["image_id"] for service in services.values()}:
         docker.tag(image_id, _revision_tag(project, revision.number, image_id))
-    _write(revision.path(project), text)
+    _write(revision.path(project), configuration)
     kept = [*kept, revision]
-    listed = [asdict(one) for one in kept[-RETAINED:]]
-    write_private(folder(project) / "history.json", json.dumps(listed).encode())
-    for old in kept[:-RETAINED]:
+    since = time.time() - get_settings().retention
+    stay = [one for one in kept[-RETAINED:] if one in kept[-_ALWAYS:] or one.at >= since]
+    write_private(folder(project) / "history.json", json.dumps([asdict(one) for one in stay]).encode())
+    used = files_in_use(docker, project)
+    for old in kept:
+        if old in stay:
+            continue
         for image_id in {service["image_id"] for service in old.services.values()}:
             docker.untag(_revision_tag(project, old.number, image_id))
-        for suffix in (".yml", ".json"):
-            old.path(project).with_suffix(suffix).unlink(missing_ok=True)
+        if old.path(project) not in used:
+            _unlink(old.path(project))
+    return revision
 
 
-def _as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resolved:
-    """The configuration with each service as it runs: an `up` of other services leaves older ones unchanged."""
+def files_in_use(docker: Engine, project: str) -> set[Path]:
+    """The stored files that labels of the project's containers name: the way to the project's own files."""
+    rows = docker.rows({"label": [f"{PROJECT}={project}"]}, all_of_them=True)
+    return {Path(name) for row in rows for name in row["Labels"].get(f"{PROJECT}.config_files", "").split(",")}
+
+
+def _unlink(path: Path) -> None:
+    for suffix in (".yml", ".json"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def tidy(docker: Engine, project: str) -> None:
+    """Delete the files and image names of the oldest steps, whose undo would find the project changed since."""
+    since = time.time() - get_settings().retention
+    by_step: dict[str, list[Path]] = {}
+    for path in folder(project).glob("*.yml"):
+        if found := _OF_STEP.match(path.name):
+            by_step.setdefault(found[1], []).append(path)
+    newest = sorted(by_step, key=lambda step: max(map(_written, by_step[step])), reverse=True)
+    used = files_in_use(docker, project)
+    old = [step for n, step in enumerate(newest) if n >= _STEPS or max(map(_written, by_step[step])) < since]
+    for step in old:
+        for path in by_step[step]:
+            if path not in used:
+                _unlink(path)
+    prefixes = tuple(f"{_repository(project)}:k-{step}-" for step in old)
+    if prefixes:
+        for image in docker.images():
+            for tag in image.tags:
+                if tag.startswith(prefixes):
+                    docker.untag(tag)
+
+
+def as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resolved | None:
+    """The configuration with each service as it runs: an `up` of other services leaves older ones unchanged. None if
+    this host does not have the configuration of one of them.
+    """
     config, hashes = json.loads(target.text), dict(target.hashes)
     older = {member.service: member.hash for member in now if target.hashes.get(member.service) != member.hash}
     if not older:
@@ -144,9 +204,10 @@ def _as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resol
     known = [load(path_of(ctx, target.project, "before"))]
     known += [load(revision.path(target.project)) for revision in reversed(history(target.project))]
     for name, digest in older.items():
-        found = next((one for one in known if one is not None and one.hashes.get(name) == digest), None)
+        stored = (one for one in known if one is not None and not one.containers)
+        found = next((one for one in stored if one.hashes.get(name) == digest), None)
         if found is None:
-            continue  # the revision omits this service
+            return None
         other = json.loads(found.text)
         config["services"][name] = other["services"][name]
         for part in ("networks", "volumes", "configs", "secrets"):
@@ -194,10 +255,12 @@ def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
             continue
         first = Path(files[0])
         if first.parent == folder(project):
-            revision = load(first)
-            if revision is None:
+            stored = [load(first), *(load(one.path(project)) for one in reversed(history(project)))]
+            sources = [one.source for one in stored if one is not None and not one.source.is_kept()]
+            if not sources:
                 continue
-            return revision.source
+            # The source of a plan that names a folder has no project; the containers belong to this one.
+            return replace(sources[0], project=project)
         env_files = [name for name in labels.get(f"{PROJECT}.environment_file", "").split(",") if name]
         directory = labels.get(f"{PROJECT}.working_dir")
         return Source(project, directory, tuple(files), tuple(env_files))
@@ -205,7 +268,7 @@ def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
 
 
 def former(
-    ctx: Context, compose: Compose, found: list[Member], source: Source, *likely: Resolved | None
+    ctx: Context, compose: Compose, project: str, found: list[Member], source: Source, *likely: Resolved | None
 ) -> Resolved | None:
     """The configuration that the containers were created from, if this host still has it.
 
@@ -217,12 +280,14 @@ def former(
         return None
 
     def fits(resolved: Resolved | None) -> bool:
-        return resolved is not None and all(resolved.hashes.get(name) == digest for name, digest in wanted.items())
+        # The engine describes containers without files anew: see `way_back`.
+        if resolved is None or resolved.containers:
+            return False
+        return all(resolved.hashes.get(name) == digest for name, digest in wanted.items())
 
     for resolved in likely:
         if fits(resolved):
             return resolved
-    project = source.project or ""
     kept = sorted(folder(project).glob("*.yml"), key=_written, reverse=True)
     for path in kept:
         resolved = load(path)

@@ -10,12 +10,20 @@ from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
-from longshore.tasks.operations.compose import restoration, revisions
+from longshore.tasks.operations.compose import reconstruction, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Resolved, Source
 from longshore.tasks.operations.compose.project import project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
-from longshore.tasks.operations.compose.rollout import Rollout, difference, keep_former
-from longshore.tasks.operations.compose.state import members, to_do
+from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.standing import reported_on_failure, standing
+from longshore.tasks.operations.compose.state import (
+    HealthWaiter,
+    Member,
+    members,
+    start_in_order,
+    stop_in_order,
+    to_do,
+)
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 
@@ -31,12 +39,14 @@ class Rollback(Implementation[RollbackParams]):
         before = snapshot(docker, project, found)
         before["services"] = sorted({*revision.services, *(member.service for member in found)})
         before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, revision.services)}
-        kept = keep_former(ctx, docker, project, found, None)
-        return before | {"revision": kept, "to": revision.number}
+        way, kept = way_back.keep(ctx, docker, project, found)
+        if self._why(docker, revision, target, found):
+            way.require(params.no_way_back)
+        return before | kept | {"to": revision.number}
 
     def act(self, ctx: Context, params: RollbackParams, before: dict[str, Any]) -> Outcome:
         docker, project = engine(), before["project"]
-        with project_lock(ctx, docker, project):
+        with project_lock(ctx, docker, project), reported_on_failure(ctx, docker, project):
             revision, target = self._load(docker, project, before["to"])
             path = revisions.save(ctx, "after", target)
             for service, recorded in revision.services.items():
@@ -50,8 +60,13 @@ class Rollback(Implementation[RollbackParams]):
             options = ["--remove-orphans", *revision.scale()]
             extra = any(member.service not in revision.services for member in members(docker, project))
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
-            now = rollout.run(source, list(revision.services), options, also=extra)
+            if target.containers:
+                now = self._bring_described(docker, rollout, target)
+            else:
+                now = rollout.run(source, list(revision.services), options, also=extra)
+            stands = [standing(ctx, docker, project)]
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
+        data["standing"] = stands
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         return Outcome(changed=changed, data=data)
 
@@ -63,17 +78,14 @@ class Rollback(Implementation[RollbackParams]):
         except Preflight as error:
             return obstacle(ctx, str(error))
         found = members(docker, project)
-        images = {member.service: member.image_id for member in found}
-        why = to_do(docker, target, list(revision.services), found)
-        why |= {
-            service: "image changed"
-            for service, recorded in revision.services.items()
-            if service in images and images[service] != recorded["image_id"]
-        }
+        why = self._why(docker, revision, target, found)
         if not why:
             return unchanged(ctx, f"project {project} runs revision {revision.number}")
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        undo = "restore the present state"
+        way = way_back.find(ctx, docker, project, found)
+        if way.why_not and params.no_way_back != "accept":
+            return obstacle(ctx, f"no way back: {way.why_not}")
+        undo = f"none: {way.why_not}" if way.why_not else "restore the present state"
         return Prediction(f"would roll back project {project} to revision {revision.number} ({listed})", undo=undo)
 
     def undo(
@@ -82,8 +94,43 @@ class Rollback(Implementation[RollbackParams]):
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
             known = revisions.targets(ctx, project)
-            done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
-        return Outcome(changed=done)
+            if not known:
+                return Outcome(changed=False)  # the target is stored before the first change
+            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
+
+    @staticmethod
+    def _why(docker: Engine, revision: Revision, target: Resolved, found: list[Member]) -> dict[str, str]:
+        """The services that differ from the revision, with the reasons."""
+        images = {member.service: member.image_id for member in found}
+        why = to_do(docker, target, list(revision.services), found)
+        why |= {
+            service: "image changed"
+            for service, recorded in revision.services.items()
+            if service in images and images[service] != recorded["image_id"]
+        }
+        extra = {member.service for member in found} - target.services.keys()
+        return why | dict.fromkeys(sorted(extra), "not in the revision")
+
+    @staticmethod
+    def _bring_described(docker: Engine, rollout: Rollout, target: Resolved) -> list[Member]:
+        """Roll out a revision that was reconstructed from containers: the engine creates them as described."""
+        project = target.project
+
+        def change(waiter: HealthWaiter) -> None:
+            now = members(docker, project)
+            described = [reconstruction.Description(**one) for one in target.containers]
+            differ = [one for one in described if not reconstruction.runs_as(one, now)]
+            if differ or any(member.service not in target.services for member in now):
+                rollout.keep_images()
+                stop_in_order((m for m in now if m.service not in target.services and m.running), rollout.params.grace)
+                for member in now:
+                    if member.service not in target.services:
+                        docker.remove(member.id)
+                reconstruction.create_all(docker, differ, grace=rollout.params.grace)
+            everything = members(docker, project)
+            start_in_order(waiter, everything, everything)
+
+        return rollout.within_limits(change, target.services)
 
     def _wanted(self, docker: Engine, project: str, params: RollbackParams) -> tuple[Revision, Resolved]:
         kept = revisions.history(project)

@@ -9,29 +9,14 @@ from typing import Any, Protocol
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context
-from longshore.tasks.operations.compose import restoration, revisions
+from longshore.tasks.operations.compose import bad_versions, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
+from longshore.tasks.operations.compose.config_inputs import note_inputs
+from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
 from longshore.tasks.operations.compose.project import members_of
-from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, members, to_do
-
-UNKNOWN = "the running configuration of project {} is not stored on this host"
-
-
-def former(ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None) -> Resolved | None:
-    """The configuration that these containers were created from, if this host has it."""
-    recorded = revisions.recorded_source(project, containers(docker, project)) or Source(project)
-    return revisions.former(ctx, Compose(ctx, docker), found, recorded, likely)
-
-
-def keep_former(ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None) -> bool:
-    """Store the configuration that the containers were created from, for the undo."""
-    was = former(ctx, docker, project, found, likely)
-    if was is not None:
-        revisions.save(ctx, "before", was)
-    elif found:
-        ctx.log(f"{UNKNOWN.format(project)}: this step cannot be undone")
-    return was is not None
+from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, is_well, members, to_do
+from longshore.tasks.operations.docker.evidence import collect, evidence_of, reason_of
 
 
 class RolloutLimits(Protocol):
@@ -77,6 +62,18 @@ class Rollout:
         images = (member.image_id for member in members_of(self.before))
         revisions.keep_images(self.ctx, self.docker, self.before["project"], images)
 
+    def note(self) -> None:
+        """Store the running state as a revision, from the target or, where older services run as well, as they do."""
+        now = members(self.docker, self.target.project)
+        configuration = revisions.as_they_run(self.ctx, self.target, now)
+        if configuration is None:
+            configuration = way_back.reconstructed(self.docker, self.target.project, now, self.target.source)
+        revisions.note(self.ctx, self.docker, configuration, now)
+        source = revisions.recorded_source(self.target.project, containers(self.docker, self.target.project))
+        if source is not None:
+            digests = {path: digest_of_file(path) for path in inputs_of(source)[0]}
+            note_inputs(self.target.project, self.target.hashes.values(), digests)
+
     def within_limits(self, change: Callable[[HealthWaiter], None], services: Iterable[str]) -> list[Member]:
         """Apply a change, wait until these services are healthy, and return the members in scope. On failure the
         project is restored if `auto_revert` is set.
@@ -90,6 +87,7 @@ class Rollout:
             self.params.min_healthy_time,
             self.target.jobs(),
         )
+        way_back.note_running(self.ctx, self.docker, project)
         waiter.steady = {member.id: member.started_at for member in was if member.running}
         try:
             change(waiter)
@@ -97,11 +95,25 @@ class Rollout:
         except (StepCancelled, StepTimeout, Transient):
             raise  # the undo or the next attempt continues from here
         except OperationError as error:
+            self._add_evidence(error)
+            self._remember()
             if not self.params.auto_revert:
                 raise
             self._revert(error)
         scope = self.before["services"]
-        return [member for member in members(self.docker, project) if member.service in scope]
+        now = [member for member in members(self.docker, project) if member.service in scope]
+        bad_versions.forget(project, now)
+        return now
+
+    def _remember(self) -> None:
+        """Store the new versions that did not become healthy, for `stacks.restart`."""
+        project, scope = self.before["project"], self.before["services"]
+        old = {(m.service, m.hash, m.image_id) for m in members_of(self.before)}
+        now = [m for m in members(self.docker, project) if m.service in scope and not is_well(m)]
+        new = [m for m in now if (m.service, m.hash, m.image_id) not in old]
+        for member in new:
+            found = evidence_of(self.ctx, self.docker, member.id)
+            bad_versions.remember(self.docker, project, [member], reason_of(found) if found else "")
 
     def _up(
         self, waiter: HealthWaiter, source: Source, named: list[str], touched: list[str], options: list[str]
@@ -110,7 +122,10 @@ class Rollout:
         options = options + ([] if grace is None else ["--timeout", str(round(grace))])
         compose = Compose(self.ctx, self.docker)
         if self.max_parallel is None or not touched:
-            compose.up(source, named, options)
+            try:
+                compose.up(source, named, options)
+            finally:
+                self._note_hashes()
             return
         # Dependencies precede their dependents, so that they are healthy before the dependents' wave.
         for wave in _waves(touched, self.max_parallel):
@@ -127,23 +142,46 @@ class Rollout:
         run = all(member.running for member in found if member.service in others)
         compose = Compose(self.ctx, self.docker)
         unchanged = run and not to_do(self.docker, self.target, others, found)
-        compose.up(source, services, options if unchanged else ["--no-deps", *options])
-        made = map(Member.of, containers(self.docker, self.before["project"]))
-        hashes = {(m.service, m.hash): self.target.hashes[m.service] for m in made if m.service in services}
-        note_aliases(self.before["project"], hashes)
+        try:
+            compose.up(source, services, options if unchanged else ["--no-deps", *options])
+        finally:
+            self._note_hashes()
+
+    def _note_hashes(self) -> None:
+        """Store the hashes that Compose has labelled new containers with, where they differ from that of the files."""
+        project, old = self.before["project"], {member.id for member in members_of(self.before)}
+        scope = self.target.hashes.keys() & set(self.before["services"])
+        made = [m for m in map(Member.of, containers(self.docker, project)) if m.service in scope and m.id not in old]
+        hashes = {(m.service, m.hash): self.target.hashes[m.service] for m in made}
+        note_aliases(project, hashes)
 
     def _revert(self, error: OperationError) -> None:
         """Restore the project at once, and raise the error of the failed rollout."""
         project = self.before["project"]
         self.ctx.log(f"{error.message}: reverting project {project}")
         try:
-            restoration.restore(self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace)
+            restored = restoration.take_back(
+                self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace
+            )
         except (StepCancelled, StepTimeout):
             raise
         except OperationError as failure:
             what = f"{error.message}; the revert failed: {failure.message}"
-            raise OperationError(what, data={"reverted": False}) from error
-        raise OperationError(f"{error.message}; project {project} was reverted", data={"reverted": True}) from error
+            raise OperationError(what, data=error.data | failure.data | {"reverted": False}) from error
+        what = f"{error.message}; project {project} was reverted"
+        raise OperationError(what, data=error.data | restored.data | {"reverted": True}) from error
+
+    def _add_evidence(self, error: OperationError) -> None:
+        """Add the evidence about failed containers to an error of Compose."""
+        if "evidence" in error.data:
+            return
+        scope = self.before["services"]
+        ill = [m.id for m in members(self.docker, self.before["project"]) if m.service in scope and not is_well(m)]
+        found = collect(self.ctx, self.docker, ill)
+        error.data["evidence"] = found
+        if found and (reason := reason_of(found[0])):
+            error.message += f" ({found[0]['container']}: {reason})"
+            error.args = (error.message,)
 
 
 def _waves(services: list[str], size: int) -> Iterator[list[str]]:

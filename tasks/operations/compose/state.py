@@ -15,6 +15,7 @@ from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose.cli import PROJECT, Resolved
 from longshore.tasks.operations.compose.config_hashes import aliases, hash_of_files
+from longshore.tasks.operations.docker.evidence import collect, reason_of
 
 _LABEL = "com.docker.compose."
 _POLL = 0.2
@@ -88,6 +89,13 @@ def members(docker: Engine, project: str) -> list[Member]:
     found = (Member.of(container) for container in containers(docker, project))
     found = (replace(member, hash=hash_of_files(known, member.service, member.hash)) for member in found)
     return sorted(found, key=lambda member: (*member.key, member.name))
+
+
+def is_well(member: Member) -> bool:
+    """Reports whether a container runs and is not unhealthy, or has ended with 0."""
+    if member.status == "exited":
+        return not member.exit_code
+    return member.running and member.status != "restarting" and member.health in {None, "healthy"}
 
 
 def fingerprint(found: Iterable[Member]) -> Counter[tuple[str, str, str, bool]]:
@@ -221,14 +229,15 @@ class HealthWaiter:
             if not waiting:
                 return found
             if now >= end:
-                raise OperationError(f"not healthy after {self.deadline:g} s: {'; '.join(waiting)}")
+                late = [member for member in found if self._not_yet(member, since, now)]
+                raise self._failure(late, f"not healthy after {self.deadline:g} s: {{}}", waiting)
             self.ctx.sleep(min(_POLL, max(0.01, end - now)))
 
     def _not_yet(self, member: Member, since: dict[tuple[str, str | None], float], now: float) -> str | None:
         """The reason to wait longer; None if the member is healthy. Raises if it cannot become healthy."""
         if member.service in self.jobs and member.status == "exited":
             if member.exit_code:
-                raise self._failure(member, f"exited with code {member.exit_code}")
+                raise self._failed(member, f"exited with code {member.exit_code}")
             return None
         if member.status == "restarting":
             return f"{member.name} keeps restarting (exit code {member.exit_code})"
@@ -236,10 +245,10 @@ class HealthWaiter:
             return None
         if not member.running:
             hint = "" if member.exit_code else "; a one-shot service needs another service that depends on its end"
-            raise self._failure(member, f"exited with code {member.exit_code}{hint}")
+            raise self._failed(member, f"exited with code {member.exit_code}{hint}")
         if member.health is not None:
             if member.health == "unhealthy":
-                raise self._failure(member, "is unhealthy")
+                raise self._failed(member, "is unhealthy")
             return None if member.health == "healthy" else f"{member.name} is {member.health}"
         if member.service in self.jobs:
             return f"{member.name} still runs"
@@ -248,10 +257,16 @@ class HealthWaiter:
         steady = now - since.setdefault((member.id, member.started_at), now)
         return None if steady >= self.settle else f"{member.name} has run for {steady:.0f} s"
 
-    def _failure(self, member: Member, how: str) -> OperationError:
-        output = self.docker.logs(member.id, 4096)
-        last_line = (output.stderr or output.stdout).strip().splitlines()[-1:]
-        return OperationError(f"container {member.name} {how}" + (f": {last_line[0]}" if last_line else ""))
+    def _failed(self, member: Member, how: str) -> OperationError:
+        others = [one for one in members(self.docker, self.project) if not is_well(one) and one.id != member.id]
+        return self._failure([member, *others], "{}", [f"container {member.name} {how}"])
+
+    def _failure(self, ill: list[Member], text: str, why: list[str]) -> OperationError:
+        """The error, with the evidence about these containers; the text names the reasons of the first ones."""
+        found = collect(self.ctx, self.docker, (member.id for member in ill))
+        reasons = [reason_of(one) for one in found] + [""] * len(why)
+        said = [f"{one}: {reason}" if reason else one for one, reason in zip(why, reasons, strict=False)]
+        return OperationError(text.format("; ".join(said)), data={"evidence": found})
 
 
 def start_in_order(waiter: HealthWaiter, wanted: list[Member], everything: list[Member]) -> list[str]:

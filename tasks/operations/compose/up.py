@@ -9,10 +9,11 @@ from longshore.orchestration.operations.compose import UP, UpParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unfit
-from longshore.tasks.operations.compose import restoration, revisions
+from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import project_lock, snapshot, source_for
-from longshore.tasks.operations.compose.rollout import UNKNOWN, Rollout, difference, former, keep_former
+from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import Member, members, to_do
 from longshore.tasks.operations.docker.registry import fetch, login_of
 
@@ -30,12 +31,15 @@ class Up(Implementation[UpParams]):
         found = [member for member in found if member.service in scope]
         before = snapshot(docker, project, found) | {"services": sorted(scope)}
         before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, services)}
-        return before | {"revision": keep_former(ctx, docker, project, found, target)}
+        way, kept = way_back.keep(ctx, docker, project, found, target)
+        if params.pull == "always" or to_do(docker, target, services, found) or scope - {*services}:
+            way.require(params.no_way_back)
+        return before | kept
 
     def act(self, ctx: Context, params: UpParams, before: dict[str, Any]) -> Outcome:
         docker, compose = engine(), Compose(ctx, engine())
         project = before["project"]
-        with project_lock(ctx, docker, project):
+        with project_lock(ctx, docker, project), reported_on_failure(ctx, docker, project):
             source = source_for(docker, params)
             target = compose.resolve(source, params.services)
             path = revisions.save(ctx, "after", target)
@@ -44,8 +48,9 @@ class Up(Implementation[UpParams]):
             options = ["--remove-orphans"] if params.remove_orphans else []
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
             now = rollout.run(source, params.services, options, also=bool(orphans))
-            revisions.note(ctx, docker, target)
-        data = difference(before, now) | {"project": project, "revision": str(path)}
+            rollout.note()
+            stands = [standing(ctx, docker, project)]
+        data = difference(before, now) | {"project": project, "revision": str(path), "standing": stands}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         pulled = params.pull != "never" and any(docker.image_id(r) != i for r, i in before["refs"].items())
         return Outcome(changed=changed or pulled, data=data)
@@ -68,12 +73,11 @@ class Up(Implementation[UpParams]):
             action = f"project {project} is up and matches its files"
             return Prediction(action, changed=None if unknown else False)
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        undo = "remove its containers; the volumes stay"
         mine = [member for member in found if member.service in {*services, *orphans}]
-        if mine:
-            known = former(ctx, docker, project, mine, target)
-            undo = "restore the former configuration and images" if known else "none: " + UNKNOWN.format(project)
-        return Prediction(f"would bring up {project} ({listed})", undo=undo)
+        way = way_back.find(ctx, docker, project, mine, target)
+        if way.why_not and params.no_way_back != "accept":
+            return obstacle(ctx, f"no way back: {way.why_not}")
+        return Prediction(f"would bring up {project} ({listed})", undo=way.undo)
 
     def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
@@ -81,8 +85,7 @@ class Up(Implementation[UpParams]):
             known = revisions.targets(ctx, project)
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
-            done = restoration.restore(ctx, docker, before, known=known, grace=params.grace)
-        return Outcome(changed=done)
+            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
 
     @staticmethod
     def _orphans(ctx: Context, params: UpParams, target: Resolved, found: list[Member]) -> list[str]:

@@ -85,6 +85,10 @@ class Gc(Implementation[GcParams]):
     """Removes the garbage of forgotten runs."""
 
     def act(self, ctx: Context, params: GcParams, before: dict[str, Any]) -> Outcome:
+        return self.collect(params)
+
+    def collect(self, params: GcParams) -> Outcome:
+        """Remove the garbage; also called by the workers themselves, once an hour."""
         docker, found = engine(), self._find(params)
         size = 0
         for name in found.images:
@@ -159,6 +163,9 @@ def _revisions(docker: Engine, runs: _Runs, since: float) -> Iterator[Path]:
     root = get_settings().state_dir / "revisions"
     rows = docker.rows({"label": [_PROJECT]}, all_of_them=True)
     there = {(row.get("Labels") or {}).get(_PROJECT) for row in rows}
+    # The labels of containers that an undo has created lead to the project's own files through these.
+    named = {name for row in rows for name in (row.get("Labels") or {}).get(f"{_PROJECT}.config_files", "").split(",")}
+    used = {Path(name).with_suffix("") for name in named if name}
     for project in root.iterdir() if root.is_dir() else ():
         files = list(_files(project))
         if project.name not in there and files and all(path.stat().st_mtime <= since for path in files):
@@ -168,6 +175,8 @@ def _revisions(docker: Engine, runs: _Runs, since: float) -> Iterator[Path]:
                 continue
         for path in files:
             of_step = _OF_STEP.match(path.name)
+            if path.with_suffix("") in used:
+                continue
             if of_step and runs.forgotten(of_step[1]) and path.stat().st_mtime <= since:
                 yield path
 

@@ -32,7 +32,8 @@ from longshore.tasks.implementation import (
     unfit,
     would_fail,
 )
-from longshore.tasks.operations.docker.spec import KEEP, need, safe
+from longshore.tasks.operations.docker.kept_names import bound
+from longshore.tasks.operations.docker.spec import KEEP, RUN, need, one_offs, safe
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 #: Bytes of a .dockerignore.
@@ -77,6 +78,7 @@ def keep(ctx: Context, docker: Engine, image_id: str | None) -> str | None:
         return None
     name = keep_name(ctx, image_id)
     docker.tag(image_id, name)
+    bound(ctx, docker, name)
     return name
 
 
@@ -89,8 +91,7 @@ def give_back(ctx: Context, docker: Engine, ref: str, image_id: str | None, ours
         what = f"the name {ref} was moved to another image {who}"
         raise OperationError(what, remedy="check the image, then run: longshore runs resolve --undone")
     if changed and image_id is None:
-        docker.untag(ref)
-        changed = docker.image_id(ref) is None
+        changed = docker.untag(ref) or _untag_after_run(ctx, docker, ref, str(now))
         if not changed:
             raise OperationError(
                 f"the name {ref} cannot be removed: a container uses it", remedy="remove the container"
@@ -102,6 +103,20 @@ def give_back(ctx: Context, docker: Engine, ref: str, image_id: str | None, ours
             raise OperationError(f"image {image_id}, the former {ref}, was removed outside of this run") from error
     release(ctx, docker, image_id)
     return changed
+
+
+def _untag_after_run(ctx: Context, docker: Engine, ref: str, image_id: str) -> bool:
+    """Remove a name that only ended one-off containers of this run use; failed ones that are kept lose the name."""
+    for row in one_offs(docker, ctx.run_id):
+        if row["ImageID"] == image_id:
+            docker.remove(row["Id"])
+    if docker.untag(ref):
+        return True
+    rows = [row for row in docker.rows({"ancestor": [ref]}, all_of_them=True) if row["ImageID"] == image_id]
+    if any(row["Labels"].get(RUN) != ctx.run_id or row["State"] == "running" for row in rows):
+        return False
+    keep(ctx, docker, image_id)  # the engine refuses to remove the last name of an image in use
+    return docker.untag(ref)
 
 
 def familiar(ref: str) -> str:

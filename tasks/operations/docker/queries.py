@@ -21,6 +21,7 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.docker.containers import COMPOSE_HASH, missing, there
+from longshore.tasks.operations.docker.evidence import collect, reason_of
 
 _PROJECT = "com.docker.compose.project"
 _POLL = 0.2
@@ -126,12 +127,12 @@ class Wait(ReadOnly[Any]):
             now = time.monotonic()
             if (container.started_at, container.restart_count) != steady[0]:
                 steady = ((container.started_at, container.restart_count), now)
-            why = self._not_yet(docker, params, container, now - steady[1])
+            why = self._not_yet(ctx, docker, params, container, now - steady[1])
             if not why:
                 return Outcome(changed=False, data=_data(container, now - began))
             if now - began >= params.healthy_deadline:
-                what = f"container {container.name} {why} after {params.healthy_deadline:g} s"
-                raise OperationError(what, data=_data(container, now - began))
+                late = f"{why} after {params.healthy_deadline:g} s"
+                raise _failure(ctx, docker, container, late, waited=now - began)
             ctx.sleep(min(_POLL, max(0.01, params.healthy_deadline - (now - began))))
             found = docker.inspect(container.id)
             if found is None:
@@ -147,23 +148,23 @@ class Wait(ReadOnly[Any]):
         return Prediction(action, changed=False)
 
     @staticmethod
-    def _not_yet(docker: Engine, params: WaitParams, container: Container, steady: float) -> str:
+    def _not_yet(ctx: Context, docker: Engine, params: WaitParams, container: Container, steady: float) -> str:
         """The reason to wait longer; '' if the condition holds. Raises if it cannot hold any more."""
         if params.until == "exited":
             if container.running or container.started_at is None:
                 return "still runs" if container.running else "has not been started"
             if container.exit_code not in params.ok_codes:
-                raise _failure(docker, container, f"exited with code {container.exit_code}")
+                raise _failure(ctx, docker, container, f"exited with code {container.exit_code}")
             return ""
         if container.restarting:
             return f"keeps restarting (exit code {container.exit_code})"
         if not container.running:
             if container.started_at is None:
                 return "has not been started"
-            raise _failure(docker, container, f"exited with code {container.exit_code}")
+            raise _failure(ctx, docker, container, f"exited with code {container.exit_code}")
         if params.until == "healthy" and container.health is not None:
             if container.health == "unhealthy":
-                raise _failure(docker, container, "is unhealthy")
+                raise _failure(ctx, docker, container, "is unhealthy")
             return "" if container.health == "healthy" else f"is {container.health}"
         return "" if steady >= params.min_healthy_time else f"has run for {steady:.0f} s without a restart"
 
@@ -173,8 +174,8 @@ def _data(container: Container, waited: float) -> dict[str, Any]:
     return {name: getattr(container, name) for name in kept} | {"waited_s": round(waited, 1)}
 
 
-def _failure(docker: Engine, container: Container, how: str) -> OperationError:
-    output = docker.logs(container.id, 4096)
-    last_line = (output.stderr or output.stdout).strip().splitlines()[-1:]
-    what = f"container {container.name} {how}" + (f": {last_line[0]}" if last_line else "")
-    return OperationError(what, data=_data(container, 0.0))
+def _failure(ctx: Context, docker: Engine, container: Container, how: str, waited: float = 0.0) -> OperationError:
+    evidence = collect(ctx, docker, [container.id])
+    reason = reason_of(evidence[0]) if evidence else ""
+    what = f"container {container.name} {how}" + (f": {reason}" if reason else "")
+    return OperationError(what, data=_data(container, waited) | {"evidence": evidence})

@@ -16,8 +16,6 @@ from longshore.tasks.operations.docker import spec
 
 #: Bytes kept of each stream of its output: the end.
 _OUTPUT = 64 * 1024
-#: Suffix of the names of containers whose failure was reported, so that a retry may create a new one.
-_FAILED = "--failed-"
 #: Seconds between two polls, at first and at most.
 _POLL = (0.02, 0.5)
 #: The exit code after SIGKILL; and seconds until the engine reports an out-of-memory kill.
@@ -96,7 +94,7 @@ class RunsOnce(Implementation[P]):
     @staticmethod
     def _reported(docker: Engine, ctx: Context) -> Container | None:
         """The container whose failure was reported, if this attempt is a late delivery and not a retry."""
-        failed = [container for container in spec.own(docker, ctx) if _FAILED in container.name]
+        failed = [container for container in spec.own(docker, ctx) if spec.FAILED in container.name]
         late = failed and int(failed[-1].labels[spec.ATTEMPT]) >= ctx.attempt
         return failed[-1] if late else None
 
@@ -123,9 +121,9 @@ class RunsOnce(Implementation[P]):
     @staticmethod
     def _report(docker: Engine, ctx: Context, container: Container) -> None:
         """Rename the container: the new name records the reported failure, and the old one is free for a retry."""
-        if _FAILED in container.name:
+        if spec.FAILED in container.name:
             return
-        name = f"{container.name}{_FAILED}{container.labels[spec.ATTEMPT]}"
+        name = f"{container.name}{spec.FAILED}{container.labels[spec.ATTEMPT]}"
         try:
             docker.rename(container.id, name)
         except OperationError as error:
@@ -140,7 +138,8 @@ class Run(RunsOnce[RunParams]):
         return {"image_id": spec.need(engine(), params.image).id}
 
     def begin(self, ctx: Context, docker: Engine, params: RunParams, before: dict[str, Any]) -> Container:
-        container, _ = spec.make(docker, ctx, params, before["image_id"], kind="run")
+        marks = {spec.KEEP_FAILED: "true"} if params.keep_failed else {}
+        container, _ = spec.make(docker, ctx, params, before["image_id"], kind="run", marks=marks)
         if container.started_at is None:
             docker.start(container.id)
         return container

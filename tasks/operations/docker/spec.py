@@ -23,6 +23,9 @@ STEP = "longshore.step"
 KIND = "longshore.kind"
 SPEC = "longshore.spec"
 ATTEMPT = "longshore.attempt"
+#: The label of a one-off container that stays after its run if it has failed; and the suffix of the name of one whose
+#: failure was reported, so that a retry may create a new one.
+KEEP_FAILED, FAILED = "longshore.keep-failed", "--failed-"
 #: The repository prefix of tags that keep an image for an undo or a revision.
 KEEP = "longshore-keep"
 
@@ -233,3 +236,13 @@ def remove_own(engine: Engine, ctx: Context, *, grace: float | None) -> tuple[bo
     if containers and not any(container.started_at for container in containers):
         volumes = [name for name in volumes if not engine.remove_volume(name)]
     return bool(containers), volumes
+
+
+def one_offs(engine: Engine, run_id: str | None = None) -> list[dict[str, Any]]:
+    """The rows of ended one-off containers, of all runs or of one, without failed ones that are to be kept."""
+    filters = {"label": [f"{KIND}=run", *([f"{RUN}={run_id}"] if run_id else [])], "status": ["exited", "dead"]}
+    return [
+        row
+        for row in engine.rows(filters, all_of_them=True)
+        if not (KEEP_FAILED in row["Labels"] and any(FAILED in name for name in row["Names"]))
+    ]

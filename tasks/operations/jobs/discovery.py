@@ -9,11 +9,12 @@ from longshore.orchestration.jobs.labels import PREFIX, PROJECT, STACK, Entity
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.operations.compose.project import identity
 from longshore.tasks.operations.docker import spec
+from longshore.tasks.operations.jobs.declared import ineffective
 from longshore.tasks.operations.jobs.snapshot import KEPT_NAME, KIND, OF, ONEOFF, RECIPE
 
 
 def described(docker: Engine) -> tuple[str, tuple[str, ...], tuple[Entity, ...]]:
-    """The engine's ID, its stacks, and the containers and volumes with job labels, in two calls."""
+    """The engine's ID, its stacks, and the containers and volumes with job labels."""
     rows = docker.rows({}, all_of_them=True)
     entities = [
         Entity("container", row["Names"][0].removeprefix("/"), _of_jobs(row["Labels"]))
@@ -24,7 +25,12 @@ def described(docker: Engine) -> tuple[str, tuple[str, ...], tuple[Entity, ...]]
         and row["Labels"].get(ONEOFF) != "True"
     ]
     volumes = docker.labelled_volumes(f"{PREFIX}attach")
-    entities += [Entity("volume", name, _of_jobs(labels)) for name, labels in volumes.items()]
+    projects = {one.labels[PROJECT] for one in entities if PROJECT in one.labels}
+    lacking = ineffective(docker, rows, sorted(projects))
+    volumes |= {name: own for name, (_, own) in lacking.items()}
+    entities += [
+        Entity("volume", name, _of_jobs(labels), lacking.get(name, ({}, {}))[0]) for name, labels in volumes.items()
+    ]
     stacks = {row["Labels"][label] for row in rows for label in (PROJECT, STACK) if row["Labels"].get(label)}
     return (
         identity(docker),

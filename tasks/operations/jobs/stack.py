@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient, Unsuccessful
@@ -19,14 +19,18 @@ from longshore.orchestration.operations.jobs import (
     StartParams,
     StopParams,
 )
-from longshore.orchestration.states import StepState
+from longshore.orchestration.states import STEP_GOOD, StepState
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.engine.port import Container, Engine, NotThere
 from longshore.tasks.implementation import Context, NoUndo, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.compose.cli import PROJECT, Compose
 from longshore.tasks.operations.compose.project import project_lock
+from longshore.tasks.operations.compose.reconstruction import Description, create_all
+from longshore.tasks.operations.compose.standing import standing
 from longshore.tasks.operations.compose.state import Member, members
+from longshore.tasks.operations.docker.evidence import collect, reason_of
+from longshore.tasks.operations.jobs import way_back
 from longshore.tasks.operations.jobs.snapshot import (
     ContainerSnapshot,
     Snapshot,
@@ -131,7 +135,7 @@ class Start(NoUndo[StartParams]):
             if worker is not None and worker.running:
                 ctx.log(f"worker {worker.name} still runs and is stopped")
                 docker.stop(worker.id, params.grace)
-            stack = _StackStart(ctx, docker, snapshot, params.timeout)
+            stack = _StackStart(ctx, docker, snapshot, params.timeout, way_back.stored(ctx, params))
             stack.start()
             if "stop" in ctx.results and ctx.results["stop"].status in _INTERRUPTED:
                 stack.keep_started(params.stop_timeout)
@@ -157,6 +161,8 @@ class _StackStart:
     docker: Engine
     snapshot: Snapshot
     timeout: float
+    #: By container id.
+    described: dict[str, Description] = field(default_factory=dict)
 
     def start(self) -> None:
         self.started: list[str] = []
@@ -200,8 +206,19 @@ class _StackStart:
             with contextlib.suppress(OperationError):  # paused by another program meanwhile
                 self.docker.pause(container.id)
 
+    def _present(self) -> dict[str, str]:
+        """The present ids of the other containers, by their ids before the job."""
+        there = {one.id: now_of(self.docker, one) for one in self.snapshot.kept}
+        return {key: container.id for key, container in there.items() if container is not None}
+
     def _recreated(self, one: ContainerSnapshot) -> Container:
-        """Let Compose create a container again that was removed meanwhile."""
+        """Create a container again that was removed meanwhile: as it was described, else with Compose."""
+        if one.id in self.described:
+            self.ctx.log(f"{one.name} was removed during the job: it is created again as it was")
+            create_all(self.docker, [self.described[one.id]], self._present())
+            made = self.docker.inspect(one.name)
+            if made is not None:
+                return made
         source = self.snapshot.source(one.project)
         if source is None or not one.service:
             raise OperationError("removed during the job, and its Compose files are unknown")
@@ -271,6 +288,14 @@ def _not_yet(
     return "" if steady >= settle else "has just started"
 
 
+def _colon(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _standings(ctx: Context, docker: Engine, snapshot: Snapshot) -> list[dict[str, Any]]:
+    return [standing(ctx, docker, project, back=True) for project in snapshot.projects]
+
+
 @implements(HEALTHY)
 class Healthy(ReadOnly[HealthyParams]):
     """Awaits the health of all containers, and reports the unhealthy ones."""
@@ -279,14 +304,22 @@ class Healthy(ReadOnly[HealthyParams]):
         docker = engine()
         _, snapshot = recall(docker, ctx, params)
         down = wait_until_well(ctx, docker, list(snapshot.kept), params.timeout)
-        data = {
+        data: dict[str, Any] = {
             "healthy": [one.name for one in snapshot.kept if one.name not in down and not one.ill],
             "down": list(down),
             "as_before": [f"{one.name} ({one.ill})" for one in snapshot.kept if one.ill and one.name not in down],
         }
         if down:
-            why = "; ".join(f"{name} {how}" for name, how in down.items())
+            there = {one.name: found.id for one in snapshot.kept if (found := now_of(docker, one)) is not None}
+            evidence = collect(ctx, docker, [there[name] for name in down if name in there])
+            reasons = {one["container"]: reason_of(one) for one in evidence}
+            why = "; ".join(f"{name} {how}" + _colon(reasons.get(name)) for name, how in down.items())
+            data |= {"evidence": evidence, "standing": _standings(ctx, docker, snapshot)}
             raise Unsuccessful(f"{len(down)} of {len(snapshot.kept)} containers not healthy: {why}", data=data)
+        # After a success the report needs no word about production.
+        work = ctx.results["work"].status if "work" in ctx.results else StepState.CHANGED
+        if work not in STEP_GOOD:
+            data["standing"] = _standings(ctx, docker, snapshot)
         return Outcome(changed=False, data=data)
 
     def predict(self, ctx: Context, params: HealthyParams) -> Prediction:

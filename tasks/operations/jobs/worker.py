@@ -27,6 +27,7 @@ from longshore.tasks.host.file_lock import exclusive
 from longshore.tasks.implementation import Context, NoUndo, Outcome, Prediction, implements, would_fail
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.run import captured_output, data_of
+from longshore.tasks.operations.jobs import way_back
 from longshore.tasks.operations.jobs.discovery import LeftWorker, workers
 from longshore.tasks.operations.jobs.log_follower import LogForwarder, followed
 from longshore.tasks.operations.jobs.snapshot import (
@@ -76,6 +77,7 @@ class Worker(NoUndo[WorkerParams]):
                 self._check(docker, params)
                 _wait_for_others(docker, ctx, params)
                 snapshot = take(docker, params.stacks, params.containers)
+                way_back.keep(ctx, docker, params, way_back.require(docker, params, snapshot.kept))
                 point("job.snapped")
                 container = self._container(ctx, params, snapshot)
                 ours = get_settings().installation()
@@ -98,6 +100,7 @@ class Worker(NoUndo[WorkerParams]):
         try:
             self._check(docker, params)
             snapshot = take(docker, params.stacks, params.containers)
+            way_back.require(docker, params, snapshot.kept)
         except Preflight as error:
             return would_fail(str(error))
         mounts = "".join(f", with {mount.volume} at {mount.path} ({mount.mode})" for mount in params.mounts)
@@ -281,6 +284,7 @@ class Remove(NoUndo[RemoveParams]):
         if worker.running:
             docker.stop(worker.id, None)
         docker.remove(worker.id)
+        way_back.forget(ctx, docker, params)
         point("job.removed")
         return Outcome(changed=True, data={"removed": True})
 

@@ -24,8 +24,10 @@ from longshore.orchestration.store.caches import digest_of
 from longshore.tasks.host.engine.port import Container, Engine, Image, Login, seconds_of
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose.bad_versions import bad_versions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import aliases, hash_of_files
+from longshore.tasks.operations.compose.config_inputs import changed_files, known_inputs, note_inputs
 from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
 from longshore.tasks.operations.compose.project import identity
 from longshore.tasks.operations.stacks.start_facts import Start, keep_starts, starts
@@ -146,6 +148,17 @@ class HostInspection:
         for name in sorted({*base.services, *by_service}):
             service = base.services.get(name, Service())
             services[name] = self._service(service, by_service.get(name, []), base, spec, name)
+        project = rows[0]["Labels"][PROJECT]
+        found = {} if base.unknown else known_inputs(project)
+        for name, service in services.items():
+            differ = [one for one in service.containers if service.hash and one.hash != service.hash]
+            if differ:
+                changes = {one.id: changed_files(found, one.hash, base.inputs) for one in differ}
+                containers = [one.model_copy(update={"changed": changes.get(one.id, [])}) for one in service.containers]
+                services[name] = service.model_copy(update={"containers": containers})
+        if self.keep and not base.unknown:
+            running = {one.hash for service in services.values() for one in service.containers}
+            note_inputs(project, running & {service.hash for service in services.values()}, base.inputs)
         return base.model_copy(update={"services": services})
 
     def _service(
@@ -259,13 +272,18 @@ class HostInspection:
         projects = {}
         for name, project in seen.projects.items():
             services = {}
+            failed = [] if project.unknown else bad_versions(name)
             for service_name, service in project.services.items():
                 image, in_use = service.image, bool(service.hash and service.containers)
                 if in_use and image and image not in remotes and "@" not in image:
                     self.ctx.check()
                     remote = self._remote(image, known.get(image), limited)
                     remotes |= {image: remote} if remote is not None else {}
-                services[service_name] = service.model_copy(update={"newer": self._newer(service, remotes)})
+                newer = self._newer(service, remotes)
+                bad = [one for one in failed if one.is_of(service_name, service.hash, newer or service.image_id or "")]
+                services[service_name] = service.model_copy(
+                    update={"newer": newer, "failed": str(bad[-1]) if bad else ""}
+                )
             projects[name] = project.model_copy(update={"services": services})
         return seen.model_copy(update={"projects": projects, "remotes": remotes})
 

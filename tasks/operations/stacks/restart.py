@@ -15,11 +15,20 @@ from longshore.orchestration.store.caches import STACK_CACHE
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Login
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unfit
-from longshore.tasks.operations.compose import restoration, revisions
+from longshore.tasks.implementation import (
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    implements,
+    obstacle,
+    unfit,
+)
+from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import members_of, project_lock, snapshot
-from longshore.tasks.operations.compose.rollout import UNKNOWN, Rollout, difference, former, keep_former
+from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
@@ -55,11 +64,13 @@ class Restart(Implementation[RestartParams]):
         docker = engine()
         found = self._inspect(ctx, docker, params)
         before = snapshot(docker, params.project, found.was)
-        before |= {"services": sorted(found.todo), "moved": found.moved, "stopped": found.stopped, "revision": False}
+        before |= {"services": sorted(found.todo), "moved": found.moved, "stopped": found.stopped}
         before["todo"] = {name: wanted.model_dump() for name, wanted in found.todo.items()}
         if found.todo:
             before["refs"] |= {ref: docker.image_id(ref) for ref in map(found.target.image, found.todo)}
-            before["revision"] = keep_former(ctx, docker, params.project, found.was, found.target)
+            way, kept = way_back.keep(ctx, docker, params.project, found.was, found.target)
+            way.require(params.no_way_back)
+            before |= kept
         return before
 
     def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
@@ -69,7 +80,7 @@ class Restart(Implementation[RestartParams]):
         data: dict[str, Any] = {"project": project, "moved": before["moved"], "left": left, "services": {}}
         if not todo:
             return Outcome(changed=False, data=data)
-        with project_lock(ctx, docker, project):
+        with project_lock(ctx, docker, project), reported_on_failure(ctx, docker, project):
             source = _source(docker, project)
             target = Compose(ctx, docker).resolve(source, list(todo))
             revisions.save(ctx, "after", target)
@@ -86,7 +97,8 @@ class Restart(Implementation[RestartParams]):
 
             now = rollout.within_limits(change, todo)
             point("stacks.restarted")
-            revisions.note(ctx, docker, target)
+            rollout.note()
+            data["standing"] = [standing(ctx, docker, project)]
         what = difference(before, now)
         data |= {key: what[key] for key in ("created", "recreated", "started", "unchanged")}
         data["services"] = {name: wanted.why for name, wanted in todo.items()}
@@ -105,16 +117,18 @@ class Restart(Implementation[RestartParams]):
         if missing:
             return obstacle(ctx, f"image {found.target.image(missing[0])} is not on the Docker host")
         listed = "; ".join(f"{name}: {one.do} ({', '.join(one.why)})" for name, one in sorted(found.todo.items()))
-        known = not found.was or former(ctx, docker, params.project, found.was, found.target)
-        undo = "restore the former configuration and images" if known else "none: " + UNKNOWN.format(params.project)
-        return Prediction(f"would repair project {params.project}: {listed}", undo=undo)
+        way = way_back.find(ctx, docker, params.project, found.was, found.target)
+        if way.why_not and params.no_way_back != "accept":
+            return obstacle(ctx, f"no way back: {way.why_not}")
+        return Prediction(f"would repair project {params.project}: {listed}", undo=way.undo)
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), params.project
         with project_lock(ctx, docker, project):
             known = revisions.targets(ctx, project)
-            done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
-        return Outcome(changed=done)
+            if not known:
+                return Outcome(changed=False)  # the target is stored before the first change
+            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
 
     @staticmethod
     def _inspect(ctx: Context, docker: Engine, params: RestartParams) -> _Found:
@@ -130,7 +144,7 @@ class Restart(Implementation[RestartParams]):
         if project.error:
             raise Preflight(f"project {params.project}: {project.error}")
         moved = project.fingerprint != params.index
-        stale = stale_of(project) if moved else {}
+        stale = stale_of(project, retry=params.retry) if moved else {}
         if unknown := sorted(name for name in params.services if not getattr(project.services.get(name), "hash", "")):
             raise Preflight(f"service {unknown[0]} is not in the files of project {params.project}")
         todo = {}

@@ -64,6 +64,7 @@ def test_job_is_read_from_labels_with_defaults() -> None:
         ("timeout", "2h", "timeout", 7200.0),
         ("grace", "500ms", "grace", 0.5),
         ("scope", "Containers", "scope", "containers"),
+        ("no_way_back", "accept", "no_way_back", "accept"),
     ],
 )
 def test_every_label_has_an_effect(label: str, text: str, field: str, value: Any) -> None:
@@ -73,7 +74,7 @@ def test_every_label_has_an_effect(label: str, text: str, field: str, value: Any
 def test_every_declared_label_is_tested() -> None:
     assert set(_READ) == {
         *("scope", "schedule", "timezone", "missed", "overlap-policy", "worker.image", "worker.command", "worker.pull"),
-        *("stop-timeout", "start-timeout", "timeout", "grace"),
+        *("stop-timeout", "start-timeout", "timeout", "grace", "no-way-back"),
     }
     assert _OF_CONTAINERS - set(_READ) == {"enabled", "name"}
     assert {"attach", "mount.path", "mount.mode"} == _OF_VOLUMES
@@ -206,3 +207,15 @@ def test_discovery_order_does_not_matter(dice: random.Random) -> None:
     expected = discover(entities)
     dice.shuffle(entities)
     assert discover(entities) == expected
+
+
+def test_a_label_that_an_existing_volume_does_not_have_makes_the_job_unusable() -> None:
+    lacking = {f"{JOB}attach": "backup", f"{JOB}mount.path": "/data"}
+    found = discover([container(), Entity("volume", "shop_data", {}, lacking)])
+
+    assert [(one.field, one.job, one.unusable) for one in found.findings] == [
+        (f"{JOB}attach", "backup", True),
+        (f"{JOB}mount.path", "backup", True),
+    ]
+    assert "does not have this label" in str(found.findings[0])
+    assert found.jobs[0].mounts == ()

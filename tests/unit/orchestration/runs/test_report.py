@@ -262,3 +262,20 @@ def test_unfenced_steps_are_in_doubt() -> None:
 def test_unknown_step_is_not_in_the_report() -> None:
     with pytest.raises(KeyError, match="nope"):
         report("succeeded").step("nope")
+
+
+def stated(text: str, at: float, *, healthy: bool, project: str = "shop") -> list[dict[str, Any]]:
+    return [{"project": project, "text": text, "at": at, "healthy": healthy}]
+
+
+def test_report_states_the_latest_version_of_each_project_and_those_that_are_down_first() -> None:
+    failed = FAILED | {"bulk": {"data": {"standing": stated("SHOP IS DOWN", 2.0, healthy=False)}}}
+    blog = CHANGED | {
+        "ustatus": "undone",
+        "uoutcome": {"standing": stated("blog is back", 1.0, healthy=True, project="blog")},
+    }
+    undone = failed | {"ustatus": "undone", "uoutcome": {"standing": stated("shop is back", 3.0, healthy=True)}}
+
+    assert report("undone", blog, failed, CHANGED).production == ["SHOP IS DOWN", "blog is back"]
+    assert report("undone", blog, undone, CHANGED).production == ["blog is back", "shop is back"]
+    assert report("running", blog, undone, CHANGED).production == []

@@ -59,6 +59,14 @@ CHANGED = {"/x": Tracked(digest="2")}
         (service(replica(), image_id=None), [], "", []),
         (service(replica(), newer=NEW), ["image shop:1 → bbbbbbbbbbbb at its registry"], "up", []),
         (service(replica(), hash="h2"), ["config h1 → h2"], "up", []),
+        (service(replica(changed=["/a", "/b"]), hash="h2"), ["config h1 → h2 (/a, /b changed)"], "up", []),
+        (service(replica(), hash="h2", failed="failed"), [], "", [
+            "config h1 → h2: this version failed; to try it again: --retry"]),
+        (service(replica(health="unhealthy"), hash="h2", failed="failed"), ["unhealthy (shop-web-1)"], "restart", [
+            "config h1 → h2: this version failed; to try it again: --retry"]),
+        (service(DEAD, hash="h2", failed="failed"), [], "", [
+            "config h1 → h2: this version failed; to try it again: --retry"]),
+        (service(DEAD, failed="failed"), ["missing (shop-web-1 ended with 1)"], "up", []),
         (service(), ["missing"], "up", []),
         (service(replica(), replicas=2), ["missing (1 of 2)"], "up", []),
         (service(replicas=0), [], "", []),

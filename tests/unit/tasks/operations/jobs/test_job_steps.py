@@ -214,6 +214,7 @@ def test_next_attempt_completes_a_step_killed_at_any_point(
             if name == point and passed.count(point) == 1:
                 raise Killed
 
+    monkeypatch.setenv("LONGSHORE_CRASH_AT", point)
     monkeypatch.setattr("longshore.tasks.crash_points._signal_at", pass_by)
     up = running(docker)
     kills = 0

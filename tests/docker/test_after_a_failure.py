@@ -1,0 +1,195 @@
+"""What is known after a release has failed: the evidence of its containers, and which version runs in production."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longshore.orchestration import Plan
+from longshore.orchestration.runs.report import Report
+from tests.docker.stack import Stack, stack
+from tests.integration.conftest import MakeInstallation, module_installation
+from tests.integration.processes import Installation, wait_for
+from tests.servers import IMAGE, engine_url
+
+pytestmark = [pytest.mark.docker, pytest.mark.integration]
+assert stack
+assert module_installation
+
+REASON = {"test": ["CMD-SHELL", "echo cannot reach the database; exit 3"], "interval": "200ms", "retries": 1}
+TRACEBACK = "seq 1 60; echo 'Traceback (most recent call last):' >&2; echo 'KeyError: DB_URL' >&2; exit 7"
+
+
+@pytest.fixture(scope="module")
+def place(module_installation: MakeInstallation) -> Installation:
+    made = module_installation(docker_host=engine_url(), options={"host": "web1", "lease": "1s"})
+    made.worker("one", "-c", "2").start()
+    return made
+
+
+def up(stack: Stack, **said: Any) -> Plan:
+    plan = Plan("release")
+    given = {"project_dir": str(stack.directory), "min_healthy_time": 0.5, "healthy_deadline": 20, "grace": 0}
+    plan.step("up", "compose.up.execute", **given | said)
+    return plan
+
+
+def release(place: Installation, plan: Plan) -> Report:
+    return place.client().start(plan).wait(90)
+
+
+def test_a_failed_health_check_and_a_crash_loop_leave_their_evidence(place: Installation, stack: Stack) -> None:
+    assert release(place, up(stack)).exit_code == 0
+    was = stack.look()["containers"]
+
+    # When a health check prints its reason
+    stack.write(web={"healthcheck": REASON, "command": ["sh", "-c", "echo listening; exec sleep 600"]})
+    unwell = release(place, up(stack))
+    # and a container crashes again and again
+    stack.write(web={"command": ["sh", "-c", TRACEBACK], "restart": "always"})
+    crashed = release(place, up(stack, healthy_deadline=4))
+
+    assert stack.look()["containers"] == was
+    assert unwell.error is not None
+    assert "web-1 is unhealthy: cannot reach the database" in unwell.error.message.splitlines()[0]
+    (found,) = unwell.step("up").data["evidence"]
+    assert [check["exit_code"] for check in found["health"]][-1:] == [3]
+    assert found["health"][-1]["output"] == ["cannot reach the database"]
+    assert crashed.error is not None
+    assert "KeyError: DB_URL" in crashed.error.message.splitlines()[0]
+    (found,) = crashed.step("up").data["evidence"]
+    assert (found["exit_code"], found["oom_killed"]) == (7, False)
+    assert found["restart_count"] >= 1
+    assert found["reason"] == "KeyError: DB_URL"
+    logs = place.longshore("runs", "logs", crashed.run_id, "up")
+    lines = (logs.out + logs.err).splitlines()
+    assert sum(" | " in line for line in lines) == 50
+    assert any("exit code 7" in line and "restarted" in line for line in lines)
+    assert any("cannot reach the database" in line
+               for line in place.longshore("runs", "logs", unwell.run_id, "up").out.splitlines())  # fmt: skip
+
+
+@pytest.mark.parametrize("reverts", [True, False])
+def test_the_report_begins_with_the_version_that_runs(place: Installation, stack: Stack, reverts: bool) -> None:
+    assert release(place, up(stack)).exit_code == 0
+    stack.write(web={"healthcheck": REASON})
+    (plan := Path(stack.directory, "plan.yaml")).write_text(yaml.safe_dump(up(stack, auto_revert=reverts).to_dict()))
+
+    done = place.longshore("run", str(plan))
+
+    assert done.code == 1
+    sentence = f"{stack.name} is back on revision 1 ({stack.ref}), healthy after"
+    assert sentence in done.out + done.err
+    (run, *_) = place.client().runs(1)
+    report = run.report()
+    assert [line[: len(sentence)] for line in report.production] == [sentence]
+    step = report.step("up")
+    assert step.undo is not None
+    stated = [*step.undo.standing, *step.data["standing"]][0]
+    assert (stated["revision"], stated["healthy"]) == (1, True)
+    assert stated["services"]["web"]["image_id"] == stack.v1
+
+
+def test_a_version_that_stays_down_is_named_with_the_way_back(place: Installation, stack: Stack) -> None:
+    assert release(place, up(stack)).exit_code == 0
+    stack.write(web={"healthcheck": REASON})
+    plan = up(stack)
+    plan.on_failure = "keep"
+
+    report = release(place, plan)
+
+    assert report.exit_code
+    (line,) = report.production
+    down = f"{stack.name.upper()} IS DOWN on {stack.ref}: container {stack.name}-web-1 is unhealthy: cannot reach"
+    assert line.startswith(down)
+    command = f"longshore ops run compose.rollback.execute project={stack.name} to=1"
+    assert line.endswith(f"; to bring back revision 1: {command}")
+    assert place.longshore(*command.split()[1:], "min_healthy_time=0").code == 0
+    assert stack.running() == {"db", "web"}
+
+
+def test_a_version_that_is_left_after_a_later_failure_is_named_as_well(place: Installation, stack: Stack) -> None:
+    plan = up(stack)
+    plan.step("smoke", "command.exec.execute", argv=["false"]).after("up").undo("none")
+    plan.on_failure = "keep"
+
+    report = release(place, plan)
+
+    assert report.exit_code
+    assert report.production == [f"{stack.name} runs revision 1 ({stack.ref}), healthy"]
+
+
+def test_a_release_without_a_way_back_touches_nothing_and_says_so_in_one_line(
+    place: Installation, stack: Stack
+) -> None:
+    # Given a stopped container whose image somebody removed
+    assert release(place, up(stack)).exit_code == 0
+    other = stack.new_image()
+    stack.engine.tag(other, stack.name, "other")
+    stack.engine.tag(stack.v1, stack.name, "app")
+    command = ["docker", "compose", "-p", stack.name, "-f", str(stack.directory / "compose.yml"), "up", "-d", "jobs"]
+    stack.write(jobs={"image": f"{stack.name}:other"})
+    subprocess.run(command, check=True, capture_output=True, cwd=stack.directory)
+    stack.engine.stop(stack.container("jobs"), timeout=0)
+    stack.engine.remove_image(other, force=True)
+    stack.write(jobs={"environment": {"A": "b"}}, web={"environment": {"TAG": "2"}})
+    was, ids = stack.look(), stack.ids()
+    (plan := Path(stack.directory, "plan.yaml")).write_text(yaml.safe_dump(up(stack).to_dict()))
+
+    dry = place.longshore("--dry-run", "run", str(plan))
+    done = place.longshore("run", str(plan))
+
+    assert (dry.code, done.code) == (1, 1)
+    assert "would fail: no way back: image" in dry.out
+    (line,) = [line for line in (done.out + done.err).splitlines() if line.startswith("step up: no way back")]
+    assert "nothing was changed: pull or build the image again, or set no_way_back: accept" in line
+    assert (stack.look(), stack.ids()) == (was, ids)
+    explained = place.longshore("plan", "explain", str(plan)).out
+    assert "refuses before its first change if what runs could not be brought back" in explained
+    assert release(place, up(stack, no_way_back="accept")).exit_code == 0
+
+
+def migration(stack: Stack, **said: Any) -> Plan:
+    """As a release does it: build, migrate with the new image, bring up."""
+    plan = Plan("release")
+    image = f"{stack.name}:2"
+    build = plan.step("build", "docker.build.execute", context=str(stack.directory), image=image)
+    given = {"image": image, "command": ["sh", "-c", "echo no such table; exit 4"], "env": {"STAGE": "release"}}
+    migrate = plan.step("migrate", "docker.run.execute", **given | said).after(build).undo("none")
+    plan.step("up", "compose.up.execute", project_dir=str(stack.directory)).after(migrate)
+    return plan
+
+
+def test_a_migration_that_fails_leaves_nothing_of_the_run(place: Installation, stack: Stack) -> None:
+    assert release(place, up(stack)).exit_code == 0
+    was = stack.look()["containers"]
+    (stack.directory / "Dockerfile").write_text(f"FROM {IMAGE}\nENV RELEASE=2\n")
+    images = {image["Id"] for image in stack.engine.images()}
+
+    report = release(place, migration(stack))
+
+    assert (report.state, report.exit_code) == ("undone", 1), report
+    assert report.step("migrate").data["stdout"] == "no such table\n"
+    assert stack.look()["containers"] == was
+    assert {image["Id"] for image in stack.engine.images()} == images
+    assert not one_offs(stack, report.run_id)
+
+
+def test_ended_migrations_are_removed_at_the_end_of_the_run(place: Installation, stack: Stack) -> None:
+    (stack.directory / "Dockerfile").write_text(f"FROM {IMAGE}\nENV RELEASE=2\n")
+    succeeds = release(place, migration(stack, command=["true"]))
+    assert succeeds.exit_code == 0
+    kept = release(place, migration(stack, keep_failed=True))
+    assert (kept.state, kept.exit_code) == ("undone", 1), kept
+
+    wait_for("the container of the migration to be removed", lambda: not one_offs(stack, succeeds.run_id))
+    assert len(one_offs(stack, kept.run_id)) == 1
+    stack.engine.remove_container(one_offs(stack, kept.run_id)[0], force=True)
+
+
+def one_offs(stack: Stack, run: str) -> list[str]:
+    return [row["Id"] for row in stack.engine.containers(all=True, filters={"label": f"longshore.run={run}"})]

@@ -1,0 +1,81 @@
+"""A version that has failed its health check takes production down once, and not at every orchestration."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+
+from tests.docker.stale_stacks import QUICK, MakeProject, place, project, restarts, rules, selected
+from tests.docker.two_stacks import Project
+from tests.integration.conftest import module_installation
+from tests.integration.processes import Installation
+from tests.servers import IMAGE, Registry
+
+pytestmark = [pytest.mark.docker, pytest.mark.integration, pytest.mark.stacks]
+assert module_installation
+assert place
+assert project
+assert rules
+
+
+def test_a_version_that_failed_is_not_tried_again_until_it_changes(
+    place: Installation, project: MakeProject, registry: Registry
+) -> None:
+    # Given a tag of a registry that moves to a broken image
+    shop = project("shop")
+    ref = f"{registry.host}/{shop.name}:1"
+    shop.engine.tag(IMAGE, f"{registry.host}/{shop.name}", "1")
+    shop.engine.push(ref)
+    shop.up(web={"image": ref})
+    good, before = shop.state(), set(restarts(place))
+    push_other(shop, ref, ["sh", "-c", "echo no licence; exit 1"])
+    shop.engine.tag(good["web-1"][1], f"{registry.host}/{shop.name}", "1")
+
+    # When it is orchestrated every five minutes
+    codes = [place.longshore("orchestrate", "--registry", *QUICK).code for _ in range(5)]
+
+    # Then there was one outage
+    assert codes == [3, 0, 0, 0, 0]
+    assert len(set(restarts(place)) - before) == 1
+    listed = place.longshore("select", "--registry")
+    assert "no deployments selected" in listed.out
+    assert f"left alone: {shop.name}/web: image {ref} → " in listed.out
+    assert "this version failed its health check on" in listed.out
+    assert "(no licence); to try it again: --retry" in listed.out
+    assert f"{shop.name}/web" in place.longshore("select", "--registry", "--retry", "-o", "names").out
+    # and one more for who asks for it
+    assert place.longshore("orchestrate", "--registry", "--retry", *QUICK).code == 3
+    assert len(set(restarts(place)) - before) == 2
+    # and a new image under the tag is tried
+    push_other(shop, ref, ["true"])
+    shop.engine.tag(good["web-1"][1], f"{registry.host}/{shop.name}", "1")
+    assert place.longshore("rebuild", "--force", "--registry").code == 0  # the last answer is still fresh
+    assert place.longshore("orchestrate", "--registry", *QUICK).code == 0
+    assert shop.state()["web-1"][1] != good["web-1"][1]
+
+
+def test_a_configuration_that_failed_is_not_tried_again(place: Installation, project: MakeProject) -> None:
+    shop = project("shop")
+    shop.up()
+    assert place.longshore("orchestrate", *QUICK).code == 0
+    shop.write(db={"command": ["false"]})
+
+    codes = [place.longshore("orchestrate", *QUICK).code for _ in range(3)]
+
+    assert codes == [3, 0, 0]
+    assert selected(place) == {}
+    shop.write(db={"command": ["sleep", "9998"]})
+    assert place.longshore("orchestrate", *QUICK).code == 0
+    assert shop.engine.inspect_container(shop.container("db"))["Config"]["Cmd"] == ["sleep", "9998"]
+
+
+def push_other(shop: Project, ref: str, check: list[str]) -> None:
+    """The tag means another image at the registry, with that health check."""
+    made = shop.engine.create_container(IMAGE, ["true"])["Id"]
+    changes = [f"ENV N={uuid.uuid4().hex}", f"HEALTHCHECK --interval=300ms --retries=1 CMD {json.dumps(check)}"]
+    repository, _, tag = ref.rpartition(":")
+    shop.engine.commit(made, repository, tag, changes=changes)
+    shop.engine.remove_container(made)
+    shop.engine.push(ref)

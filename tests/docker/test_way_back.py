@@ -1,0 +1,240 @@
+"""A release always has a way back: however its stack is named, and whoever brought the stack up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.errors import OperationError, Preflight
+from longshore.tasks.operations.compose import restoration, revisions
+from tests.docker.conftest import Step
+from tests.docker.stack import Stack, stack
+
+assert stack
+
+#: More rounds by hand: LONGSHORE_ROUNDS=10.
+ROUNDS = int(os.environ.get("LONGSHORE_ROUNDS", "3"))
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(60 + 60 * ROUNDS)]
+BAD = {"healthcheck": {"test": ["CMD", "sh", "-c", "echo no database; exit 3"], "interval": "200ms", "retries": 1}}
+NAMINGS: dict[str, Callable[[Stack], dict[str, Any]]] = {
+    "project": lambda s: {"project": s.name, "project_dir": None},
+    "folder": lambda s: {"project": None, "project_dir": str(s.directory)},
+    "both": lambda s: {"project": s.name, "project_dir": str(s.directory)},
+    "relative": lambda s: {
+        "project": None, "project_dir": f"{s.directory}/../{s.name}/", "files": ["compose.yml"]
+    },
+    "files": lambda s: {"project": s.name, "project_dir": None, "files": [str(s.directory / "compose.yml")]},
+}  # fmt: skip
+
+
+def release(stack: Stack, naming: str, **said: Any) -> Step:
+    return stack.up(**{"healthy_deadline": 20, "grace": 0} | NAMINGS[naming](stack) | said)
+
+
+def by_hand(stack: Stack) -> None:
+    """As an operator brings it up, without Longshore."""
+    command = ["docker", "compose", "-p", stack.name, "--project-directory", str(stack.directory)]
+    command += ["-f", str(stack.directory / "compose.yml"), "up", "-d"]
+    subprocess.run(command, check=True, capture_output=True, cwd=stack.directory)
+
+
+def bad_release(stack: Stack, naming: str, number: int, *, reverts: bool) -> None:
+    stack.new_image()
+    stack.write(web=BAD | {"environment": {"TAG": f"bad {number}"}})
+    up = release(stack, naming, auto_revert=reverts)
+    with pytest.raises(OperationError, match="is unhealthy") as error:
+        up.act()
+    if reverts:
+        assert error.value.data["reverted"] is True, error.value
+    up.undo()
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_each_of_many_bad_releases_ends_on_the_old_images_and_configurations(stack: Stack, naming: str) -> None:
+    release(stack, "both").act()
+    was = stack.look()["containers"]
+
+    for number in range(ROUNDS):
+        bad_release(stack, naming, number, reverts=number % 2 == 0)
+
+        assert stack.look()["containers"] == was, f"after bad release {number + 1}"
+    assert len(revisions.history(stack.name)) == 1
+    stack.engine.tag(stack.v1, stack.name, "app")
+    stack.write()
+    assert not release(stack, naming).act().changed
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_so_does_the_first_release_of_a_stack_that_was_started_by_hand(stack: Stack, naming: str) -> None:
+    by_hand(stack)
+    was = stack.look()["containers"]
+
+    for number in range(ROUNDS):
+        bad_release(stack, naming, number, reverts=number % 2 == 1)
+
+        assert stack.look()["containers"] == was, f"after bad release {number + 1}"
+    assert [one.number for one in revisions.history(stack.name)] == [1]
+
+
+@pytest.mark.parametrize("naming", ["project", "folder"])
+def test_a_rollback_that_fails_goes_back_as_well(stack: Stack, naming: str) -> None:
+    (stack.directory / "flag").mkdir()
+    (stack.directory / "flag" / "ok").touch()
+    check = {"test": ["CMD", "test", "-f", "/flag/ok"], "interval": "200ms", "retries": 1}
+    stack.write(web={"volumes": ["./flag:/flag"], "healthcheck": check})
+    release(stack, "both").act()
+    stack.write(web={"environment": {"TAG": "2"}})
+    release(stack, "both").act()
+    was = stack.look()["containers"]
+    (stack.directory / "flag" / "ok").unlink()  # revision 1 cannot become healthy any more
+
+    for number in range(ROUNDS):
+        said = NAMINGS[naming](stack)
+        back = stack.step("compose.rollback.execute", **said, to=1, auto_revert=number % 2 == 0, min_healthy_time=1)
+        with pytest.raises(OperationError, match="is unhealthy"):
+            back.act()
+        back.undo()
+        assert stack.look()["containers"] == was
+
+
+def test_a_stack_started_by_hand_can_be_rolled_back_to(stack: Stack) -> None:
+    # Given a stack that somebody started, and whose files have changed since
+    by_hand(stack)
+    first = stack.look()["containers"]
+    stack.new_image()
+    stack.write(web={"environment": {"TAG": "2"}}, third={})
+    up = release(stack, "folder")
+    assert up.predict().undo == "restore the former configuration and images, as the containers describe them"
+    up.act()
+    assert [one.number for one in revisions.history(stack.name)] == [1, 2]
+
+    back = stack.other("rollback", min_healthy_time=0)
+    assert "revision 1" in back.predict().action
+    assert back.act().changed
+
+    assert stack.look()["containers"] == first
+    assert not stack.other("rollback", to=1, min_healthy_time=0).act().changed
+    back.undo()
+    assert stack.running() == {"db", "web", "third"}
+
+
+def test_where_no_way_back_can_be_had_nothing_is_touched(stack: Stack) -> None:
+    # Given a stopped container whose image somebody removed
+    stack.write(web={"image": f"{stack.name}:other"})
+    stack.engine.tag(stack.new_image(), stack.name, "other")
+    stack.engine.tag(stack.v1, stack.name, "app")
+    by_hand(stack)
+    stack.engine.stop(stack.container("web"), timeout=0)
+    stack.engine.remove_image(stack.engine.inspect_container(stack.container("web"))["Image"], force=True)
+    stack.write(web={"environment": {"TAG": "2"}})
+    was, ids = stack.look(), stack.ids()
+    up = release(stack, "folder")
+
+    foretold = up.predict()
+    with pytest.raises(Preflight, match=r"no way back: image .*-web-1 is not on the .*no_way_back: accept") as error:
+        up.act()
+
+    assert foretold.impossible is not None
+    assert foretold.impossible.startswith("no way back")
+    assert "\n" not in str(error.value)
+    assert (stack.look(), stack.ids()) == (was, ids)
+    accepted = release(stack, "folder", no_way_back="accept")
+    assert (accepted.predict().undo or "").startswith("none: image")
+    assert accepted.act().changed
+
+
+@pytest.mark.parametrize("who", ["by hand", "by Longshore"])
+def test_a_container_comes_back_as_it_was_in_every_respect(stack: Stack, who: str) -> None:
+    # Given a container with all kinds of things
+    (stack.directory / "conf").write_text("x")
+    stack.write(
+        web={
+            "volumes": ["./conf:/conf:ro", "/cache", "data:/data"],
+            "networks": {"front": {"aliases": ["shop"]}, "back": {}},
+            "environment": {"TAG": "1"}, "labels": {"a": "b"}, "hostname": "shop", "mem_limit": "64m",
+            "tmpfs": ["/run"], "extra_hosts": ["x:127.0.0.1"], "ports": ["127.0.0.1::80"], "restart": "unless-stopped",
+            "cap_add": ["CHOWN"], "user": "0:0", "working_dir": "/data", "ulimits": {"nofile": 100},
+            "healthcheck": {"test": ["CMD", "true"], "interval": "300ms"}, "stop_grace_period": "1s",
+        },
+        side={"network_mode": "service:web"}, db={"networks": ["back"]},
+    )  # fmt: skip
+    text = (stack.directory / "compose.yml").read_text()
+    (stack.directory / "compose.yml").write_text(text[:-1] + ', "networks": {"front": {}, "back": {"internal": true}}}')
+    by_hand(stack) if who == "by hand" else release(stack, "folder").act()
+    web = stack.engine.inspect_container(stack.container("web"))
+    cache = next(one["Name"] for one in web["Mounts"] if one["Destination"] == "/cache")
+    was = stack.look()
+
+    for number in range(2):
+        bad_release_keeping(stack, text, number)
+        # Compose hashes the id of the container that another one shares the network of.
+        hashed = {f"/{stack.container('side')}"} if who == "by Longshore" else set()
+        looks = [
+            [(one[0], "" if one[0] in hashed else one[1], *one[2:]) for one in look["containers"]]
+            for look in (stack.look(), was)
+        ]
+        assert looks[0] == looks[1]
+        assert stack.look()["networks"] == was["networks"]
+        now = stack.engine.inspect_container(stack.container("web"))
+        for key in ("Env", "Cmd", "User", "WorkingDir", "Hostname", "Healthcheck", "StopTimeout"):
+            assert now["Config"].get(key) == web["Config"].get(key), key
+        assert now["Config"]["Labels"].items() >= {"a": "b"}.items()
+        for key in ("Memory", "RestartPolicy", "Tmpfs", "ExtraHosts", "PortBindings", "CapAdd", "Ulimits"):
+            assert now["HostConfig"].get(key) == web["HostConfig"].get(key), key
+        mounts = [{(one["Destination"], one.get("Name"), one["RW"]) for one in each["Mounts"]} for each in (now, web)]
+        assert mounts[0] == mounts[1]
+        assert any(one["Name"] == cache for one in now["Mounts"] if one["Type"] == "volume")
+        networks = now["NetworkSettings"]["Networks"]
+        assert networks.keys() == web["NetworkSettings"]["Networks"].keys()
+        assert "shop" in next(one for name, one in networks.items() if name.endswith("front"))["Aliases"]
+        side = stack.engine.inspect_container(stack.container("side"))
+        assert side["HostConfig"]["NetworkMode"] == f"container:{now['Id']}"
+
+
+def bad_release_keeping(stack: Stack, text: str, number: int) -> None:
+    stack.new_image()
+    changed = text[:-1] + ', "networks": {"front": {}, "back": {"internal": true}}}'
+    changed = changed.replace('"TAG": "1"', f'"TAG": "bad {number}"').replace('["CMD", "true"]', '["CMD", "false"]')
+    (stack.directory / "compose.yml").write_text(changed)
+    up = release(stack, "folder", auto_revert=True)
+    with pytest.raises(OperationError) as error:
+        up.act()
+    assert error.value.data.get("reverted") is True, error.value
+
+
+def test_what_is_kept_for_undos_is_bounded(stack: Stack) -> None:
+    for number in range(13):
+        stack.new_image()
+        stack.write(web={"environment": {"TAG": str(number)}})
+        release(stack, "folder", services=["web"]).act()
+
+    files = [path.name for path in revisions.folder(stack.name).glob("*.yml")]
+    assert len(revisions.history(stack.name)) == revisions.RETAINED
+    assert len({name.partition(".step.")[0] for name in files if ".step." in name}) <= 11
+    tags = [tag for image in stack.engine.images() for tag in image["RepoTags"] or [] if stack.name in tag]
+    assert len([tag for tag in tags if ":k-" in tag]) <= 11
+    assert len({tag.rpartition(":r")[2].partition("-")[0] for tag in tags if ":r" in tag}) == revisions.RETAINED
+
+
+def test_a_prune_in_the_middle_of_a_revert_takes_no_image_away(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(stack, "both").act()
+    was = stack.look()
+    bad = stack.new_image()
+    stack.write(web=BAD)
+    named, prune = stack.look()["tags"], restoration._stop_and_remove
+
+    def pruned(*arguments: Any) -> None:
+        prune(*arguments)
+        stack.engine.prune_images(filters={"dangling": True})
+
+    monkeypatch.setattr(restoration, "_stop_and_remove", pruned)
+    with pytest.raises(OperationError, match="was reverted"):
+        release(stack, "both", auto_revert=True).act()
+
+    assert stack.look()["containers"] == was["containers"]
+    assert stack.look()["tags"] == named
+    assert stack.engine.inspect_image(stack.ref)["Id"] == bad
