@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+from typing import Any
 
 from celery import Celery
+from celery.signals import worker_before_create_process
 
 from longshore.orchestration.operations.base import load_own
 from longshore.workers import beat, host_agent, logging, transport  # noqa: F401 - connect Celery's signals
@@ -19,6 +22,13 @@ def make_app() -> Celery:
     app.steps["worker"].add(Sweeper)
     _import_operations()
     return app
+
+
+@worker_before_create_process.connect
+def _share_memory(**_: Any) -> None:
+    """Exempt the objects of the main process from garbage collection, which would copy their pages in each child."""
+    gc.collect()
+    gc.freeze()
 
 
 def _import_operations() -> None:
