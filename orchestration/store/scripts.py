@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from kombu.transport import redis as kombu_redis
 from redis.commands.core import Script
 from redis.lock import Lock
 
@@ -43,9 +44,12 @@ class Scripts(Connection):
         """Load the scripts that clients call; return whether one was missing.
 
         A client's Redis user may load no scripts, and Redis loses all of them at a restart or failover. Flower and
-        other clients of Celery's remote control release a lock of the broker by a script of redis-py.
+        other clients of Celery's remote control release a lock of the broker by a script of redis-py, and renew their
+        binding by scripts of kombu.
         """
-        texts = [*map(lua.installation_source, lua.OF_CLIENTS), Lock.LUA_RELEASE_SCRIPT]
+        # kombu has these scripts since 5.7.
+        broker = [getattr(kombu_redis, name, None) for name in ("REFRESH_BINDING", "SWEEP_BINDINGS")]
+        texts = [*map(lua.installation_source, lua.OF_CLIENTS), Lock.LUA_RELEASE_SCRIPT, *filter(None, broker)]
         scripts = [self.client.register_script(text) for text in texts]
         known = self.call(self.client.script_exists, *(script.sha for script in scripts))
         missing = [script for script, there in zip(scripts, known, strict=True) if not there]

@@ -18,7 +18,7 @@ from longshore.orchestration import Plan, Run
 from longshore.orchestration.messaging.canvas import producer
 from tests import servers
 from tests.integration.conftest import MakeInstallation
-from tests.integration.processes import PATIENCE, Installation
+from tests.integration.processes import PATIENCE, Installation, wait_for
 
 if TYPE_CHECKING:
     import docker
@@ -174,8 +174,8 @@ def test_the_real_engine_away_for_three_seconds_does_the_work_when_it_is_back(
         assert retried(events, run)
         assert run.report().step("ask").data["stdout"] == "at last\n"
 
-        # and its container, which is the proof that it ran, goes with an undo
-        assert len(engine.containers(all=True, filters=label)) == 1
+        # and its container, which has ended, is removed with the run
+        wait_for("the removal of the container", lambda: not engine.containers(all=True, filters=label))
         assert run.answer(run.undo()) == "done"
         assert run.wait(PATIENCE).state == "undone"
         assert engine.containers(all=True, filters=label) == []
