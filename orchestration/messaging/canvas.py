@@ -34,6 +34,8 @@ RESENT = frozenset({STEP, UNDO, ADVANCE})
 
 #: The links of one chain, bounded because each message carries all later links.
 CHAIN_LINKS = 8
+#: Messages of a header in one pipeline: the workers begin with the first ones while the others are built.
+_AT_ONCE = 10
 #: Seconds after the timeout of a step until its process is interrupted, and until it is killed.
 SOFT_GRACE, HARD_GRACE = 5.0, 30.0
 
@@ -225,7 +227,7 @@ class Canvas:
         # Each message carries the body, so the body has only the options that its sender does not add.
         body: Any = self.app.signature(ADVANCE, args=(self.run_id,), immutable=True, options=self._body_options(plan))
         declared: set[str] = set()
-        with self.app.producer_or_acquire() as producer, producer.batch():
+        with self.app.producer_or_acquire() as producer, producer.batch(_AT_ONCE):
             for index, step_id in enumerate(ids):
                 options = self._step_options(task, plan, step_id)
                 queue = options["queue"]
