@@ -19,7 +19,7 @@ from longshore.orchestration.language import identifiers, secrets, templates
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.plans import subplans
 from longshore.orchestration.plans.compiled import CompiledPlan
-from longshore.orchestration.plans.model import Plan, digest_of
+from longshore.orchestration.plans.model import Plan, canonical_text, digest_of
 from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import MAX_PLAN_BYTES
@@ -96,7 +96,7 @@ def _compiled(plan: dict[str, Any], *, lenient: bool) -> tuple[CompiledPlan, str
     found = _plans.get(key)
     if found is None:
         parsed = Plan.model_validate(plan)
-        found = _plans[key] = CompiledPlan(parsed, lenient=lenient), parsed.canonical()
+        found = _plans[key] = CompiledPlan(parsed, lenient=lenient), canonical_text(parsed.to_dict())
         while len(_plans) > _CACHED:
             _plans.popitem(last=False)
     else:

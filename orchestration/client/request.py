@@ -17,7 +17,7 @@ from longshore.orchestration.operations import known
 from longshore.orchestration.plans import subplans
 from longshore.orchestration.plans.labels import RECONSTRUCTED_LABEL
 from longshore.orchestration.plans.loading import validate
-from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.plans.model import Plan, canonical_text, digest_of
 from longshore.orchestration.settings import MAX_FILE_BYTES
 from longshore.orchestration.store.admission import JOBS
 from longshore.orchestration.store.records import SCHEMA_VERSION
@@ -36,12 +36,13 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "
     validate(plan)
     params = resolve(plan.params, given)
     files = _local_files(plan, params) | subplans.pinned(plan, _local_files)
+    data = plan.to_dict()
     body: dict[str, Any] = {
         "v": SCHEMA_VERSION,
-        "plan": plan.to_dict(),
+        "plan": data,
         "params": params,
         "files": files,
-        "digest": plan.digest(params, files),
+        "digest": digest_of(canonical_text(data), params, files),
         "actor": who,
         "origin": origin,
         # Tells two runs of one id apart, where the first was deleted.

@@ -215,13 +215,7 @@ class Plan(_Model):
 
     def digest(self, params: Mapping[str, Any], files: Mapping[str, str]) -> str:
         """SHA-256 of the normalised plan, its parameters and its files' contents; equal digests mean equal starts."""
-        return digest_of(self.canonical(), params, files)
-
-    def canonical(self) -> str:
-        """The normalised plan as text: equal for equal plans."""
-        data = self.to_dict()
-        # The order of the steps defines their indices, and sort_keys would lose the order.
-        return json.dumps([data, list(data.get("steps", {}))], sort_keys=True, ensure_ascii=False)[1:-1]
+        return digest_of(canonical_text(self.to_dict()), params, files)
 
     def __eq__(self, other: object) -> bool:
         # The folder of a plan's file is no part of the plan.
@@ -245,6 +239,12 @@ def _named(
     if args:
         raise PlanError([Problem(f"{op}: give the parameters by name", step=step)])
     return op, params
+
+
+def canonical_text(plan: Mapping[str, Any]) -> str:
+    """The text of a plan given as JSON types: equal for equal plans."""
+    # The order of the steps defines their indices, and sort_keys would lose the order.
+    return json.dumps([plan, list(plan.get("steps", {}))], sort_keys=True, ensure_ascii=False)[1:-1]
 
 
 def digest_of(canonical: str, params: Mapping[str, Any], files: Mapping[str, str]) -> str:
