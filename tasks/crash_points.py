@@ -52,13 +52,10 @@ JOB_POINTS = (
 STACK_POINTS = ("cache.swapped", "stacks.restarting", "stacks.restarted")
 
 
-_CRASH_AT, _STOP_AT = "LONGSHORE_CRASH_AT", "LONGSHORE_STOP_AT"
-
-
 def point(name: str) -> None:
     """Kill or stop this process, if the environment names the point."""
-    _signal_at(name, _CRASH_AT, signal.SIGKILL)
-    _signal_at(name, _STOP_AT, signal.SIGSTOP)
+    _signal_at(name, "LONGSHORE_CRASH_AT", signal.SIGKILL)
+    _signal_at(name, "LONGSHORE_STOP_AT", signal.SIGSTOP)
 
 
 def _signal_at(name: str, variable: str, number: signal.Signals) -> None:

@@ -218,7 +218,7 @@ class Canvas:
         )
 
     def _send_chord(self, task: str, plan: CompiledPlan, ids: Sequence[StepId]) -> None:
-        """Send the header of a chord in one pipeline.
+        """Send the header of a chord in pipelines.
 
         Celery's `chord` sends each message of a header in a round trip of its own, which takes longer than the work of
         a short step. The messages are the same.

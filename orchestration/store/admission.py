@@ -23,14 +23,14 @@ from longshore.orchestration.store.indices import mark
 from longshore.orchestration.store.records import read_request
 from longshore.orchestration.store.run_store import Store
 
-#: Runs that one release looks at: they move from the queue of one limit to that of another, each once.
+#: Runs that one release examines at most: a run that a second limit refuses moves to the queue of that limit.
 _AT_MOST = 1000
 #: The group of the runs of jobs.
 JOBS = "jobs"
 
 
 def _lock(name: str) -> str:
-    """The slot of a lock; no concurrency key begins with its prefix."""
+    """The name of the slot and of the queue of a lock; no concurrency key begins with its prefix."""
     return f"lock {name}"
 
 
@@ -142,7 +142,7 @@ class Admission:
             *self._queues(request),
         ]
         for name in request.locks:
-            names += [keys.slot(_lock(name)), keys.waiting(f"lock {name}")]
+            names += [keys.slot(_lock(name)), keys.waiting(_lock(name))]
         limit = store.run_global(
             "admit", names, run_id, settings.max_runs or "", self._limit_of_plan(request) or "",
             request.limit if request.key else "", "1" if anyway else "", *request.parents,
@@ -244,7 +244,7 @@ class Admission:
 
     def queues_of(self, request: AdmissionRequest) -> list[str]:
         """The queues of the runs that the release of this one may let in."""
-        return [*self._queues(request)[:3], *(self._store.keys.waiting(f"lock {name}") for name in request.locks)]
+        return [*self._queues(request), *(self._store.keys.waiting(_lock(name)) for name in request.locks)]
 
     def _queues(self, request: AdmissionRequest) -> list[str]:
         keys = self._store.keys
@@ -278,20 +278,6 @@ class Admission:
         return self.waits(run_id) and bool(
             store.call(store.client.hsetnx, keys.admission_requests, run_id, request.text())
         )
-
-    def is_in(self, run_id: str) -> bool:
-        """Report whether the run is admitted."""
-        return self._store.call(self._store.client.zscore, self._store.keys.admitted, run_id) is not None
-
-    def limit_of(self, request: AdmissionRequest) -> str:
-        """The limit that a queued run waits for."""
-        store, keys = self._store, self._store.keys
-        if request.key and len(self.holders(request)) >= request.limit:
-            return "key"
-        if any(set(self.holders_of(name)) - set(request.parents) for name in request.locks):
-            return "lock"
-        plan_key = store.call(store.client.scard, keys.of_plan(request.plan_key))
-        return "plan" if plan_key >= (self._limit_of_plan(request) or plan_key + 1) else "all"
 
     def known_page(self, cursor: int, count: int) -> tuple[int, dict[str, AdmissionRequest]]:
         """One page of about `count` requests from a cursor on, with the next cursor, 0 after the last page."""

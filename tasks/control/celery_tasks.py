@@ -61,12 +61,12 @@ def store_and_plans() -> tuple[Store, Plans]:
 
 
 def consumed_queues(app: Celery) -> Collection[str]:
-    """The names of the queues that this worker consumes; none in a process that is no worker."""
+    """The names of the queues that this worker consumes: those of `-Q`, or else all queues of the app."""
     return app.amqp.queues.consume_from
 
 
 class Advance(NamedTuple):
-    """The result of a step's task where the run can continue now: `SagaBackend` sends the next message."""
+    """The result of a step's task where the run can continue now: `SagaBackend` advances the run or sends a message."""
 
     run_id: str
     plan: str

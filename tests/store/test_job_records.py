@@ -216,7 +216,7 @@ def test_job_limit_does_not_delay_other_runs(server: RedisServer, connect: Calla
     limits = {run_id: admission.admit(run_id, wanted) for run_id, wanted in sorted(admission.known().items())}
     assert limits == {"j1": "", "j2": "plan", "p1": ""}
     wanted = AdmissionRequest.of({**body, "plan": {"name": "job.b"}})
-    assert admission.limit_of(wanted) == "plan"
+    assert admission.admit("j2", wanted) == "plan"
     assert admission.why_not(wanted, "plan") == "the run waits for admission: 1 jobs are live"
     admission.release("j1", AdmissionRequest.of(body))
     assert [run_id for run_id, _ in admission.next()] == ["j2"]
