@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 assert compose_tasks
 assert docker_tasks
 
+OWNER = f"longshore-test-process={PREFIX}"
+OWN_LABEL = f"LABEL {OWNER}"
+
+
+def prune_own_images(engine: docker.APIClient) -> None:
+    """Does what `docker image prune` does to the images that tests of this process made; others share the engine."""
+    engine.prune_images(filters={"dangling": True, "label": [OWNER]})
+
 
 class Step:
     """One step of one run. `before` is read once, and travels through JSON as it does in a run."""
@@ -146,7 +154,7 @@ def new_image(engine: docker.APIClient) -> Iterator[Callable[[str], str]]:
         try:
             engine.start(made)
             engine.wait(made)
-            image = engine.commit(made, repository, tag)["Id"]
+            image = engine.commit(made, repository, tag, changes=OWN_LABEL)["Id"]
         finally:
             engine.remove_container(made)
         names.append(repository)

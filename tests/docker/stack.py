@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import ComposeProject
-from tests.docker.conftest import MakeStep, Step
+from tests.docker.conftest import OWN_LABEL, MakeStep, Step
 
 if TYPE_CHECKING:
     import docker
@@ -107,7 +107,7 @@ class Stack:
         """The stack's image name means another image from now on."""
         made = self.engine.create_container(IMAGE, ["true"])["Id"]
         try:
-            commit = self.engine.commit(made, self.name, "app", changes=f"ENV NEW={time.time_ns()}")
+            commit = self.engine.commit(made, self.name, "app", changes=f"ENV NEW={time.time_ns()}\n{OWN_LABEL}")
         finally:
             self.engine.remove_container(made)
         return str(self.engine.inspect_image(commit["Id"])["Id"])

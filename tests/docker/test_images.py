@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, Transient
-from tests.docker.conftest import MakeStep
+from tests.docker.conftest import MakeStep, prune_own_images
 from tests.servers import PASSWORD, PREFIX, SOON, USER, Registry
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def test_pull_of_a_tag_that_has_moved_keeps_the_former_image_for_its_undo(
     outcome = pull.act()
 
     assert (outcome.data["before_id"], outcome.data["image_id"]) == (first, second)
-    engine.prune_images()
+    prune_own_images(engine)
     assert outcome.data["kept_as"] in names(engine)
     assert pull.undo().changed
     assert names(engine) == was
@@ -90,7 +90,7 @@ def test_a_pull_that_breaks_off_in_the_middle_is_an_error_and_leaves_what_was(
         ref = f"{broken.host}/{PREFIX}broken:1"
         publish(engine, step, new_image, ref)
         broken.break_layers()
-        engine.prune_images()
+        prune_own_images(engine)
         old = new_image(ref)
         pull = step("docker.pull.execute", image=ref)
 
@@ -224,7 +224,7 @@ def test_image_remove_can_bring_back_an_image_that_no_registry_has(
     outcome = remove.act()
     assert outcome.data["untagged"] == [f"{PREFIX}removed:1"]
     assert f"{PREFIX}removed:1" not in names(engine)
-    engine.prune_images()
+    prune_own_images(engine)
     gone = step("docker.image-remove.execute", image=f"{PREFIX}removed:1")
     assert gone.predict().changed is False
     assert not gone.act().changed

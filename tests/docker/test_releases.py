@@ -13,7 +13,7 @@ import pytest
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, Transient, Unsuccessful
 from longshore.tasks.host.engine.factory import close_engine
 from longshore.tasks.operations.compose import revisions
-from tests.docker.conftest import MakeStep, Step
+from tests.docker.conftest import MakeStep, Step, prune_own_images
 from tests.docker.stack import Stack, stack, trio
 from tests.docker.test_images import NewImage
 from tests.servers import SOON, Registry
@@ -183,7 +183,7 @@ def test_pull_fetches_each_image_and_its_undo_gives_the_names_back(
     again = stack.step("compose.pull.execute", **said)
     assert again.predict().changed is False
     assert not again.act().changed
-    stack.engine.prune_images()
+    prune_own_images(stack.engine)
     assert pull.undo().changed
     assert stack.engine.inspect_image(ref)["Id"] == second
     registry_broken = f"{registry.host}/{stack.name}:nothing"

@@ -11,7 +11,7 @@ import pytest
 
 from longshore.orchestration.errors import OperationError, Preflight
 from longshore.tasks.operations.compose import restoration, revisions
-from tests.docker.conftest import Step
+from tests.docker.conftest import Step, prune_own_images
 from tests.docker.stack import Stack, stack
 
 assert stack
@@ -229,7 +229,7 @@ def test_a_prune_in_the_middle_of_a_revert_takes_no_image_away(stack: Stack, mon
 
     def pruned(*arguments: Any) -> None:
         prune(*arguments)
-        stack.engine.prune_images(filters={"dangling": True})
+        prune_own_images(stack.engine)
 
     monkeypatch.setattr(restoration, "_stop_and_remove", pruned)
     with pytest.raises(OperationError, match="was reverted"):
