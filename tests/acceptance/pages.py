@@ -4,8 +4,10 @@ What a fence of a page means:
 
 - `title="PATH"`: a file of the reader, in a folder of the page.
 - `sh`: commands, which end without an error. With `title="Terminal 2"`, the commands run in a terminal of that name;
-  with a title that ends in `(stays open)`, they run in the background until the page ends.
-- `console`: commands behind `$ `, each followed by lines of its output. `…` stands for any text, also a line of it.
+  with a title that ends in `(stays open)`, they run in the background until the page ends, or until the next block of
+  that terminal, before which they receive Ctrl-C.
+- `console`: commands behind `$ `, each followed by lines of its output. `…` stands for any text, also a line of it. A
+  command that only reads (`READING`) is repeated until its output is as shown.
 - `python`: code that runs in one interpreter per page.
 - `text` directly after `sh` or `python`: lines of the output, as in `console`.
 - `yaml` and `json` without a title: valid text, shown only. Other languages, such as `mermaid`, are shown only.
@@ -19,6 +21,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +34,11 @@ _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[a-z]+)(?P<attributes>[^\n]*)\n(?P<body>.*?)^(?P=indent)```", re.M | re.S
 )
 _TITLE = re.compile(r'title="([^"]+)"')
+
+#: Commands that a reader repeats until they show what the page shows.
+READING = re.compile(r"(?:cat|tail|ls|longshore runs (?:show|ls|events|logs)) ")
+#: Seconds of these repetitions.
+PATIENCE = 60.0
 
 #: Where pages say that Redis is.
 REDIS = "redis://localhost:6379/0"
@@ -107,15 +115,19 @@ class Player:
     def close(self) -> None:
         """End all processes of the page."""
         for process in self.processes.values():
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait(timeout=20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            for pipe in filter(None, (process.stdin, process.stdout)):
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-            process.wait()
+            self._end(process, signal.SIGTERM)
+
+    def _end(self, process: subprocess.Popen[str], how: signal.Signals) -> None:
+        """End a process and its children by a signal."""
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, how)
+            process.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for pipe in filter(None, (process.stdin, process.stdout)):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        process.wait()
 
     def _play(self, block: Block) -> None:
         body = block.body.replace(REDIS, self.redis_url)
@@ -139,19 +151,31 @@ class Player:
                 while command.endswith("\\"):
                     more, _, output = output.partition("\n")
                     command += "\n" + more
-                status = self._run(block, command)
-                if status and not output.strip():
-                    raise self._error(block, f"exit code {status} of: {command}")
-                self._compare(block, output)
+                self._console(block, command, output)
         elif block.language == "text":
             self._compare(block, body)
         elif block.language in {"yaml", "json"}:
             yaml.safe_load(body)
 
+    def _console(self, block: Block, command: str, output: str) -> None:
+        end = time.monotonic() + PATIENCE * bool(READING.match(command))
+        while True:
+            status = self._run(block, command)
+            try:
+                if status and not output.strip():
+                    raise self._error(block, f"exit code {status} of: {command}")
+                return self._compare(block, output)
+            except PageError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(0.2)
+
     def _background(self, block: Block, body: str) -> None:
+        if earlier := self.processes.pop(block.title, None):
+            self._end(earlier, signal.SIGINT)
         log = self.folder / f".{block.title.partition(' (')[0].replace(' ', '-').lower()}.log"
         with log.open("a") as out:
-            self.processes[f"{block.title}:{block.line}"] = subprocess.Popen(
+            self.processes[block.title] = subprocess.Popen(
                 ["bash", "-e", "-c", body], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=out,
                 stderr=out, text=True, start_new_session=True,
             )  # fmt: skip
