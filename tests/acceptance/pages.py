@@ -35,13 +35,12 @@ _FENCE = re.compile(
 )
 _TITLE = re.compile(r'title="([^"]+)"')
 
-#: Commands that a reader repeats until they show what the page shows.
-READING = re.compile(r"(?:cat|tail|ls|longshore runs (?:show|ls|events|logs)) ")
-#: Seconds of these repetitions.
-PATIENCE = 60.0
-
 #: Where pages say that Redis is.
 REDIS = "redis://localhost:6379/0"
+#: Seconds within which a command shows the lines that a page shows.
+PATIENCE = 60.0
+#: Commands that a reader repeats until they show them.
+READING = re.compile(r"(?:cat|tail|ls|longshore runs (?:show|ls|events|logs)) ")
 
 _PYTHON = """
 import sys, traceback
