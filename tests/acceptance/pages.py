@@ -104,9 +104,10 @@ class Player:
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.printed = ""
 
-    def play(self) -> None:
+    def play(self, chosen: list[Block] | None = None) -> None:
+        """Play all blocks of the page, or those that are given."""
         try:
-            for block in blocks(self.page):
+            for block in blocks(self.page) if chosen is None else chosen:
                 self._play(block)
         finally:
             self.close()
