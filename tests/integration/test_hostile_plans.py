@@ -1,7 +1,7 @@
 """Plans of a client that has a key and means harm, against an installation as `longshore init` makes it.
 
 A grammar writes plans that try to read, write, start and reach what no list of the worker admits, to stop the worker,
-and to learn another run's secret. The test does not believe a report. It looks at decoys that must not be read, a folder
+and to learn another run's secret. The test believes no report. It looks at decoys that must not be read, a folder
 that must not change, a server that must not be called, and the processor time of the worker.
 """
 
