@@ -1,10 +1,11 @@
 """The table of labels and colours: complete, readable, and drawn by every diagram."""
 
 import pytest
+from rich.style import Style as RichStyle
+
 from longshore.orchestration.runs.diagram import COLOURS
 from longshore.orchestration.runs.styles import PALETTE, STYLES, Shade, style_of
 from longshore.orchestration.states import RunState, StepState, UndoState
-from rich.style import Style as RichStyle
 
 
 def _luminance(colour: str) -> float:
@@ -24,7 +25,7 @@ def test_every_state_has_a_style(states: type[RunState | StepState | UndoState])
 
 
 def test_labels_are_the_words_of_the_states() -> None:
-    assert {state: style.label for state, style in STYLES.items()} == {state: state.replace("_", " ") for state in STYLES}
+    assert [style.label for style in STYLES.values()] == [state.replace("_", " ") for state in STYLES]
 
 
 def test_failed_succeeded_running_undone_and_partial_have_colours_of_their_own() -> None:
@@ -55,7 +56,7 @@ def test_each_colour_of_the_palette_has_a_state() -> None:
 
 
 def test_diagrams_have_the_light_colours() -> None:
-    assert COLOURS == {state: (style.light.fill, style.light.border) for state, style in STYLES.items()}
+    assert {state: (style.light.fill, style.light.border) for state, style in STYLES.items()} == COLOURS
 
 
 def test_a_word_that_is_no_state_is_grey() -> None:
