@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test check faults fuzz lint bench env test-env lock latest clean help FORCE
+.PHONY: demo test check docs faults fuzz lint bench env test-env lock latest clean help FORCE
 
 # The first of these that is new enough makes the environments.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -38,12 +38,16 @@ test: lint ## lint, then all tests, with real servers (PYTEST_ARGS='-k saga' for
 check: lint ## what to run before each commit: lint, then the unit and store tests
 	@$(WITH_SERVERS) --redis-only $(FAST_TESTS)
 
-faults: env ## inject faults in the long form, about half an hour, and write docs/faults.md (LONGSHORE_FAULTS_SEED=n)
+faults: env ## inject faults in the long form, about half an hour, and write docs/reference/faults.md (LONGSHORE_FAULTS_SEED=n)
 	@rm -rf build/faults
 	@LONGSHORE_FAULTS=long $(WITH_SERVERS) --redis-only $(BIN)/python -m pytest -s tests/faults \
 	  tests/unit/orchestration/test_saga_model.py tests/unit/tasks/control/test_plan_rules.py \
 	  $(PYTEST_ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/faults/figures.py
+
+docs: env ## build the documentation site in build/site, without network (then open build/site/index.html)
+	@$(BIN)/python -m docs._site.reference
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
 
 FUZZ_SECONDS ?= 600
 

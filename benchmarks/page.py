@@ -1,4 +1,4 @@
-"""`docs/benchmarks.md`: the figures with the machine, the versions and the date."""
+"""`docs/reference/benchmarks.md`: the figures with the machine, the versions and the date."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks import dbos_peer
 from benchmarks.site import CONCURRENCY, ROOT
 from benchmarks.table import Section, as_markdown, missed
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 #: Packages by their names on an index, with the names that people use.
 _PACKAGES = {
     "longshore": "Longshore",

@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     #: Prefix of every key and queue, which separates installations on one Redis.
     namespace: str = Field(default="longshore", pattern=r"^[A-Za-z0-9_-]{1,32}$")
+    #: Folder of the embedded server, and of backups for compensations on this host.
     state_dir: Path = Field(default_factory=_state_home)
     #: Folders of plans that can be run by name, separated by `:`.
     plans: str = ""

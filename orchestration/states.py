@@ -124,7 +124,7 @@ def may_follow(before: RunState, after: RunState) -> bool:
 
 
 def diagram() -> str:
-    """The state machine of a run as a Mermaid diagram, as in `docs/states.md`."""
+    """The state machine of a run as a Mermaid diagram, as in `docs/concepts/states.md`."""
     lines = ["stateDiagram-v2", "    [*] --> pending"]
     for before, followers in TRANSITIONS.items():
         lines += [f"    {before} --> {after}" for after in RunState if after in followers]

@@ -105,7 +105,7 @@ def _users(store: Store) -> Iterator[Finding]:
     ):
         yield Finding(
             "Redis requires no password, and other machines may reach it", "warning",
-            "create its users with longshore init; see docs/security.md",
+            "create its users with longshore init; see docs/concepts/security.md",
         )  # fmt: skip
 
 

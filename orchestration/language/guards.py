@@ -1,6 +1,6 @@
 """Guards: conditions on the outcomes of earlier steps that decide whether a step runs.
 
-`only_if` tests the direct dependencies of a step. The table in `docs/guards.md`, which a test compares with this
+`only_if` tests the direct dependencies of a step. The table in `docs/reference/guards.md`, which a test compares with this
 module, defines the words, their meaning for steps without hosts or dependencies, and the skip reasons in reports. All
 guards of a step must hold.
 """

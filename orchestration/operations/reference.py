@@ -165,4 +165,4 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     from pathlib import Path
 
-    Path("docs/operations.md").write_text(page())
+    Path("docs/reference/operations.md").write_text(page())

@@ -153,8 +153,8 @@ _REMEDIES = {
     "HELLO must": "Redis requires a user and a password: put them into LONGSHORE_REDIS_URL",
     "invalid username-password": "correct the user or password in LONGSHORE_REDIS_URL",
     "WRONGPASS": "correct the user or password in LONGSHORE_REDIS_URL",
-    "NOPERM": "grant the Redis user the permission: docs/security.md lists those of each role",
-    "no permissions": "grant the Redis user the permission: docs/security.md lists those of each role",
+    "NOPERM": "grant the Redis user the permission: docs/concepts/security.md lists those of each role",
+    "no permissions": "grant the Redis user the permission: docs/concepts/security.md lists those of each role",
     "LOADING": "wait: Redis is loading its data, and will answer soon",
 }
 

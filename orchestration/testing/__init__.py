@@ -35,5 +35,8 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"longshore.tasks.{_HOMES[name]}"), name)
 
 
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
 def __dir__() -> list[str]:
-    return sorted(_HOMES)
+    return __all__

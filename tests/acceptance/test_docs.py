@@ -96,4 +96,4 @@ def test_the_demo_does_what_it_promises() -> None:
 
 
 def test_the_diagram_in_the_documents_is_the_machine() -> None:
-    assert diagram() in (ROOT / "docs" / "states.md").read_text()
+    assert diagram() in (ROOT / "docs" / "concepts" / "states.md").read_text()

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.operation
 
 
 def page(name: str) -> str:
-    return (ROOT / "docs" / name).read_text()
+    return (ROOT / "docs" / "how-to" / name).read_text()
 
 
 def blocks(name: str, language: str) -> list[str]:

@@ -467,7 +467,7 @@ def test_there_is_no_such_job(client: Client, shop: JobStack) -> None:
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "jobs.md").read_text(), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "how-to" / "jobs.md").read_text(), re.DOTALL)
 
 
 def test_the_page_about_jobs_does_what_it_says(
@@ -489,7 +489,7 @@ def test_the_page_about_jobs_does_what_it_says(
 
 
 def test_the_page_about_jobs_has_every_label() -> None:
-    text = (ROOT / "docs" / "jobs.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "jobs.md").read_text()
     for label in (*labels._OF_CONTAINERS, *labels._OF_VOLUMES):
         assert f"`{label}`" in text or f"`{labels.PREFIX}{label}`" in text, label
 

@@ -280,7 +280,7 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "orchestrate.md").read_text(), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "how-to" / "stacks.md").read_text(), re.DOTALL)
 
 
 def test_the_page_does_what_it_says(place: Installation, engine: docker.APIClient, rules: Path, tmp_path: Path) -> None:

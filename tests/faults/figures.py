@@ -1,4 +1,4 @@
-"""Writes docs/faults.md from what `make faults` has left: the last figures, and the guards of the scripts."""
+"""Writes docs/reference/faults.md from what `make faults` has left: the last figures, and the guards of the scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.faults.conftest import FIGURES
 from tests.store.guards.marks import mutants
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "faults.md"
 HEAD = """\
 # Fault injection
 

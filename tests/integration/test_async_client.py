@@ -170,7 +170,7 @@ def test_a_watcher_that_is_far_behind_misses_no_event(workers: Installation, cli
 
 
 def test_the_page_about_applications_runs(workers: Installation, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "applications.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "applications.md").read_text()
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     (tmp_path / "page.py").write_text(code)  # annotations of an operation are read from its module
 

@@ -128,7 +128,7 @@ def ship(colours): return " and ".join(colours)
 
 
 def test_the_page_does_what_it_says(sums: Any, workers: Installation, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "canvas.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "canvas.md").read_text()
     blocks = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import" in block]
     (tmp_path / "shop.py").write_text(SHOP)
     # The page shows how the order was started before.

@@ -322,7 +322,7 @@ def test_task_without_a_step_runs_as_before(till: Callable[[bool], Till]) -> Non
 
 
 def test_application_of_the_page_runs(shop: Installation, tmp_path: Path) -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "celery.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "celery-tasks.md"
     application, plan = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     options = f"app.conf.broker_transport_options = {{'global_keyprefix': {shop.settings.broker_prefix()!r}}}\n"
     (tmp_path / "shop_of_the_page.py").write_text(application + options)

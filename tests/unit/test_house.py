@@ -53,14 +53,14 @@ def test_the_walk_names_functions_that_exist(name: str, path: str) -> None:
 
 
 def test_the_glossary_names_packages_that_exist() -> None:
-    text = (ROOT / "docs" / "glossary.md").read_text()
+    text = (ROOT / "docs" / "concepts" / "glossary.md").read_text()
     named = set(re.findall(r"`((?:orchestration|tasks|workers|tests)(?:/[\w./]+)?)`", text))
     assert len(named) > 20
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 def test_the_glossary_defines_each_concept_once() -> None:
-    text = (ROOT / "docs" / "glossary.md").read_text()
+    text = (ROOT / "docs" / "concepts" / "glossary.md").read_text()
     concepts = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     concepts = [concept for concept in concepts if concept != "concept"]
     assert len(concepts) == len(set(concepts))

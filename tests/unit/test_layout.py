@@ -159,7 +159,7 @@ def test_registry_pattern_matches_known_registries() -> None:
 def test_guards_table_in_the_docs_is_current() -> None:
     from longshore.orchestration.language.guards import REASONS, WHEN_FALSE, OnlyIf
 
-    text = (ROOT / "docs" / "guards.md").read_text()
+    text = (ROOT / "docs" / "reference" / "guards.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `")][1:]
 
     assert [row.split("`")[1] for row in rows] == list(OnlyIf)

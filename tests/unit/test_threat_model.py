@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "security.md").read_text()
+PAGE = (ROOT / "docs" / "concepts" / "security.md").read_text()
 #: The tables that say what an attacker meets.
 TABLES = ("## Rights of each role on a compromised host", "## Attacks and responses")
 

@@ -102,4 +102,4 @@ def test_state_diagram_in_the_docs_is_current() -> None:
     drawn = {line.strip() for line in diagram().splitlines()[1:]}
 
     assert {edge for edge in drawn if "[*]" not in edge} == edges
-    assert diagram() in (ROOT / "docs" / "states.md").read_text()
+    assert diagram() in (ROOT / "docs" / "concepts" / "states.md").read_text()

@@ -19,7 +19,7 @@ from longshore.tasks.implementation import Implementation, implementation
 from longshore.tasks.operations import command, compose, docker, file, http, network, node, noop
 
 FAMILIES = (command, compose, docker, file, http, network, node, noop)
-PAGE = Path(__file__).resolve().parents[4] / "docs/operations.md"
+PAGE = Path(__file__).resolve().parents[4] / "docs/reference/operations.md"
 OWN = {
     name: operation
     for name, operation in all_operations().items()

@@ -1,0 +1,73 @@
+"""Hooks of MkDocs: links to files of the repository, the Markdown of each page, and llms.txt."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.nav import Navigation
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+#: Folder of the site with the linked files of the repository.
+SOURCE = "source"
+
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+
+_linked: set[Path] = set()
+_pages: set[str] = set()
+_order: list[Any] = []
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Let a link to a file outside the docs lead to a copy of the file in the site; a linked folder becomes text."""
+    here = (DOCS / page.file.src_uri).parent
+    up = "../" * page.file.dest_uri.count("/")
+
+    def rewrite(link: re.Match[str]) -> str:
+        text, target, _ = link.groups()
+        path = (here / target).resolve()
+        if "://" in target or target.startswith("mailto:") or path.is_relative_to(DOCS):
+            return link[0]
+        if not path.exists() or not path.is_relative_to(ROOT):
+            raise PluginError(f"{page.file.src_uri}: the link to {target} leads nowhere")
+        if path.is_dir():
+            return text
+        _linked.add(path)
+        return f'<a href="{up}{SOURCE}/{quote(str(path.relative_to(ROOT)))}">{text.strip("`")}</a>'
+
+    _pages.add(page.file.src_uri)
+    return _LINK.sub(rewrite, markdown)
+
+
+def on_nav(nav: Navigation, **_: Any) -> None:
+    """Remember the order of the pages for llms.txt."""
+    _order[:] = nav.items
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Add the linked files, the Markdown of each page, and llms.txt, which lists the pages for language models."""
+    site = Path(config.site_dir)
+    for path in sorted(_linked):
+        copy = site / SOURCE / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    lines = [f"# {config.site_name}", "", f"> {config.site_description}"]
+    for item in _order:
+        pages = [item] if isinstance(item, Page) else [each for each in item.children or [] if isinstance(each, Page)]
+        if not isinstance(item, Page):
+            lines += ["", f"## {item.title}", ""]
+        elif item is _order[0]:
+            lines += ["", "## Start", ""]
+        lines += [f"- [{page.title}]({page.file.src_uri})" for page in pages]
+    (site / "llms.txt").write_text("\n".join(lines) + "\n")
+    for uri in _pages:
+        copy = site / uri
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(DOCS / uri, copy)

@@ -1,0 +1,230 @@
+"""Writes the pages of the reference that the code defines: `python -m docs._site.reference`.
+
+A page is written where a developer runs `make docs`, and a test compares the committed pages with the code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+from pydantic import BeforeValidator
+
+from longshore import orchestration
+from longshore.orchestration import celery, errors, testing
+from longshore.orchestration.cli.lazy import LazyCommand
+from longshore.orchestration.cli.main import cli
+from longshore.orchestration.language.durations import format_duration
+from longshore.orchestration.monitoring.metrics import Collector
+from longshore.orchestration.operations import reference as operations
+from longshore.orchestration.plans import loading
+from longshore.orchestration.settings import Settings
+from longshore.tasks.simulation.memory_store import MemoryStore
+
+FOLDER = Path(__file__).resolve().parents[1] / "reference"
+
+
+def command_line() -> str:
+    """Each command with its usage, help and options."""
+    lines = ["# Command line", "", *_paragraphs(cli.help or ""), "", "Options of every command:", ""]
+    lines += _options(cli)
+    for name, command in _commands("longshore", cli):
+        lines += ["", f"## {name}", "", "```text", _usage(name, command), "```", "", *_paragraphs(command.help or "")]
+        if rows := _options(command, without={option.name for option in cli.params}):
+            lines += ["", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def _commands(prefix: str, group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    for name in sorted(group.commands):
+        found = group.commands[name]
+        command = found.load() if isinstance(found, LazyCommand) else found
+        yield f"{prefix} {name}", command
+        if isinstance(command, click.Group):
+            yield from _commands(f"{prefix} {name}", command)
+
+
+def _usage(name: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=name)
+    return " ".join([name, *command.collect_usage_pieces(context)])
+
+
+def _options(command: click.Command, without: Collection[str | None] = ()) -> list[str]:
+    context = click.Context(command)
+    options = [each for each in command.params if isinstance(each, click.Option) and each.name not in without]
+    records = [option.get_help_record(context) for option in options]
+    rows = [f"| `{_cell(names)}` | {_cell(text)} |" for names, text in filter(None, records)]
+    return ["| option | meaning |", "|---|---|", *rows] if rows else []
+
+
+def _paragraphs(text: str) -> list[str]:
+    """A help text as Markdown: what click is not to wrap becomes a block."""
+    lines: list[str] = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        verbatim = paragraph.startswith("\b\n")
+        body = paragraph.removeprefix("\b\n")
+        lines += ["```text", body, "```", ""] if verbatim else [_cell(" ".join(body.split())), ""]
+    return lines[:-1]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def all_settings() -> str:
+    """Each setting with its variable, type, default and description."""
+    lines = [
+        "# Settings", "",
+        "Each setting is an environment variable, or the name in lower case without the prefix in the settings file"
+        " (YAML or TOML) of `--config` or `LONGSHORE_CONFIG`. A flag overrides the environment, and the environment"
+        " overrides the file.", "",
+        "| variable | type | default | meaning |", "|---|---|---|---|",
+    ]  # fmt: skip
+    described = _described_fields(inspect.getsource(Settings))
+    kinds = Settings.model_json_schema()["properties"]
+    for name, field in Settings.model_fields.items():
+        is_duration = any(isinstance(part, BeforeValidator) for part in field.metadata) or "duration" in str(
+            field.annotation
+        )
+        kind = "duration" if is_duration else _type(kinds[name])
+        default = "" if field.default_factory or field.default in (None, "") else field.default
+        shown = format_duration(default) if is_duration and default != "" else str(default)
+        cells = (f"`LONGSHORE_{name.upper()}`", kind, f"`{shown}`" if shown else "", _cell(described[name]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _described_fields(source: str) -> dict[str, str]:
+    """The `#:` comment of each field; one comment stands for the fields that follow directly."""
+    described: dict[str, str] = {}
+    comment: list[str] = []
+    begun = False
+    for line in map(str.strip, source.splitlines()):
+        if line.startswith("#:"):
+            comment = [line[2:].strip()] if begun else [*comment, line[2:].strip()]
+            begun = False
+        elif field := re.match(r"([a-z_]+): ", line):
+            described[field[1]] = " ".join(comment)
+            begun = True
+        elif not line or line.startswith("@"):
+            comment = []
+    return described
+
+
+def plan() -> str:
+    """Each field of a plan, from the JSON schema."""
+    schema = loading.schema()
+    lines = [
+        "# Plan schema", "",
+        "`longshore plan schema` prints the JSON schema, which editors use for completion and checks.", "",
+        "## Plan", "", *_fields(schema),
+    ]  # fmt: skip
+    for name, part in schema["$defs"].items():
+        if part.get("properties"):
+            lines += ["", f"## {name}", "", " ".join(part.get("description", "").split()), "", *_fields(part)]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(part: dict[str, Any]) -> list[str]:
+    required = part.get("required", ())
+    rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in part["properties"].items():
+        default = "required" if name in required else _json_default(field)
+        rows.append(f"| `{name}` | {_cell(_type(field))} | {default} | {_cell(field.get('description', ''))} |")
+    return rows
+
+
+def _json_default(field: dict[str, Any]) -> str:
+    default = field.get("default")
+    return "" if default is None or default in ([], {}, "") else f"`{_cell(str(default))}`"
+
+
+def _type(field: dict[str, Any]) -> str:
+    if choices := field.get("anyOf") or field.get("oneOf"):
+        return ", ".join(dict.fromkeys(_type(one) for one in choices if one.get("type") != "null"))
+    if choices := field.get("allOf"):
+        return _type(choices[0])
+    if reference := field.get("$ref"):
+        name = reference.rpartition("/")[2]
+        return f"[{name}](#{name.lower()})" if name not in {"Param", "When"} else name
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if field.get("type") == "array":
+        return f"list of {_type(field.get('items', {}))}"
+    kind = field.get("type", "any")
+    return ", ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def python() -> str:
+    """The public names of Python, each with its entry by mkdocstrings."""
+    lines = ["# Python API", ""]
+    parts: list[tuple[str, str, ModuleType]] = [
+        ("longshore.orchestration", "Plans, runs, clients and errors", orchestration),
+        ("longshore.orchestration.celery", "Celery applications", celery),
+        ("longshore.orchestration.testing", "Tests of plans and operations", testing),
+        ("longshore.orchestration.django", "Django", import_module("longshore.orchestration.django")),
+    ]
+    for name, title, module in parts:
+        lines += [f"## {title}", "", f"Import these names from `{name}`.", ""]
+        for public in sorted(module.__all__, key=str.lower):
+            lines += [f"::: {_home(module, public)}", ""]
+    lines += ["## Errors", "", "All errors are in `longshore.orchestration.errors`.", ""]
+    shown = {_home(module, public) for _, _, module in parts for public in module.__all__}
+    for error in _error_classes():
+        if (name := f"{error.__module__}.{error.__qualname__}") not in shown:
+            lines += [f"::: {name}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _error_classes() -> list[type[Exception]]:
+    found = [
+        each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.LongshoreError)
+    ]
+    return sorted(found, key=lambda each: each.__name__.lower())
+
+
+def _home(module: ModuleType, name: str) -> str:
+    """The module that defines a public name: mkdocstrings finds no names that a package loads late."""
+    value = getattr(module, name)
+    defined = getattr(value, "__module__", module.__name__)
+    if not isinstance(defined, str) or not defined.startswith("longshore."):
+        defined = module.__name__
+    return f"{defined}.{getattr(value, '__qualname__', name)}"
+
+
+def metrics() -> str:
+    """Each metric with its type, labels and description."""
+    lines = [
+        "# Metrics", "", "`longshore metrics` prints the metrics, and `--listen` serves them to Prometheus.", "",
+        "| metric | type | labels | meaning |", "|---|---|---|---|",
+    ]  # fmt: skip
+    store = MemoryStore(Settings())
+    store.client.info = lambda *_: {}  # the server in memory has no INFO
+    for family in Collector(store).collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(f"`{label}`" for label in family._labelnames)
+        lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "command-line.md": command_line,
+    "settings.md": all_settings,
+    "plan.md": plan,
+    "operations.md": operations.page,
+    "python.md": python,
+    "metrics.md": metrics,
+}
+
+
+if __name__ == "__main__":
+    for file, page in PAGES.items():
+        (FOLDER / file).write_text(page())

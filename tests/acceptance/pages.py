@@ -1,0 +1,199 @@
+"""Plays a page of the documents: writes its files, runs its commands and code in order, and compares the output.
+
+What a fence of a page means:
+
+- `title="PATH"`: a file of the reader, in a folder of the page.
+- `sh`: commands, which end without an error. With `title="Terminal 2"`, the commands run in a terminal of that name;
+  with a title that ends in `(stays open)`, they run in the background until the page ends.
+- `console`: commands behind `$ `, each followed by lines of its output. `…` stands for any text, also a line of it.
+- `python`: code that runs in one interpreter per page.
+- `text` directly after `sh` or `python`: lines of the output, as in `console`.
+- `yaml` and `json` without a title: valid text, shown only. Other languages, such as `mermaid`, are shown only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>[a-z]+)(?P<attributes>[^\n]*)\n(?P<body>.*?)^(?P=indent)```", re.M | re.S
+)
+_TITLE = re.compile(r'title="([^"]+)"')
+
+#: Where pages say that Redis is.
+REDIS = "redis://localhost:6379/0"
+
+_PYTHON = """
+import sys, traceback
+space = {"__name__": "__main__"}
+while size := sys.stdin.buffer.readline():
+    code, status = sys.stdin.buffer.read(int(size)).decode(), 0
+    try:
+        exec(compile(code, "page", "exec"), space)
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+        status = 1
+    print(f"\\0{status}", flush=True)
+"""
+
+_PIP = """#!{python}
+import re, sys
+from importlib.metadata import distribution
+for wanted in sys.argv[2:]:
+    name, extras = re.fullmatch(r"([\\w-]+)(?:\\[([\\w,]+)\\])?", wanted).groups()
+    known = distribution(name).metadata.get_all("Provides-Extra") or []
+    assert set((extras or "").split(",")) - {{""}} <= set(known), f"{{wanted}}: no such extra"
+"""
+
+
+class PageError(AssertionError):
+    """A page says something that does not hold."""
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    title: str
+    body: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    found = []
+    for fence in _FENCE.finditer(text):
+        title = _TITLE.search(fence["attributes"])
+        body = re.sub(rf"^{fence['indent']}", "", fence["body"], flags=re.M)
+        line = text.count("\n", 0, fence.start()) + 1
+        found.append(Block(fence["language"], title[1] if title else "", body, line))
+    return found
+
+
+class Player:
+    """Plays the blocks of one page in a folder. `redis_url` replaces the URL that pages show."""
+
+    def __init__(self, page: Path, folder: Path, redis_url: str, env: dict[str, str]) -> None:
+        self.page = page
+        self.folder = folder
+        self.redis_url = redis_url
+        programs = folder / ".programs"
+        programs.mkdir()
+        (programs / "pip").write_text(_PIP.format(python=sys.executable))
+        (programs / "pip").chmod(0o755)
+        own = {"PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+        self.env = env | own | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.printed = ""
+
+    def play(self) -> None:
+        try:
+            for block in blocks(self.page):
+                self._play(block)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End all processes of the page."""
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(timeout=20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            for pipe in filter(None, (process.stdin, process.stdout)):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+            process.wait()
+
+    def _play(self, block: Block) -> None:
+        body = block.body.replace(REDIS, self.redis_url)
+        is_terminal = block.title.startswith("Terminal")
+        if block.title and not is_terminal:
+            file = self.folder / block.title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(body)
+        elif block.language == "sh" and block.title.endswith("(stays open)"):
+            self._background(block, body)
+        elif block.language == "sh":
+            status = self._run(block, body)
+            if status:
+                raise self._error(block, f"exit code {status}")
+        elif block.language == "python":
+            if self._send("python", f"{len(body.encode())}\n{body}"):
+                raise self._error(block, "the code failed")
+        elif block.language == "console":
+            for part in re.split(r"^\$ ", body, flags=re.M)[1:]:
+                command, _, output = part.partition("\n")
+                while command.endswith("\\"):
+                    more, _, output = output.partition("\n")
+                    command += "\n" + more
+                status = self._run(block, command)
+                if status and not output.strip():
+                    raise self._error(block, f"exit code {status} of: {command}")
+                self._compare(block, output)
+        elif block.language == "text":
+            self._compare(block, body)
+        elif block.language in {"yaml", "json"}:
+            yaml.safe_load(body)
+
+    def _background(self, block: Block, body: str) -> None:
+        log = self.folder / f".{block.title.partition(' (')[0].replace(' ', '-').lower()}.log"
+        with log.open("a") as out:
+            self.processes[f"{block.title}:{block.line}"] = subprocess.Popen(
+                ["bash", "-e", "-c", body], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=out,
+                stderr=out, text=True, start_new_session=True,
+            )  # fmt: skip
+
+    def _run(self, block: Block, command: str) -> int:
+        return self._send(block.title or "shell", f"{{\n{command}\n}} 2>&1 </dev/null; printf '\\0%d\\n' $?\n")
+
+    def _send(self, name: str, text: str) -> int:
+        """Have a shell, or the interpreter, run a text; keep its output, and return the exit code."""
+        if name not in self.processes:
+            command = [sys.executable, "-c", _PYTHON] if name == "python" else ["bash"]
+            self.processes[name] = subprocess.Popen(
+                command, cwd=self.folder, env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            )  # fmt: skip
+        process = self.processes[name]
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(text)
+        process.stdin.flush()
+        self.printed = ""
+        for line in process.stdout:
+            text, end, status = line.partition("\0")
+            self.printed += text
+            if end:
+                return int(status)
+        raise PageError(f"{self.page.relative_to(ROOT)}: {name} ended:\n{self.printed}")
+
+    def _compare(self, block: Block, expected: str) -> None:
+        """Each expected line occurs in the output, in this order."""
+        lines = [line.rstrip() for line in self.printed.splitlines()]
+        at = 0
+        for wanted in filter(None, (line.rstrip() for line in expected.splitlines())):
+            if wanted.strip() == "…":
+                continue
+            pattern = re.compile(".*".join(map(re.escape, wanted.split("…"))))
+            found = next((i for i in range(at, len(lines)) if pattern.fullmatch(lines[i])), None)
+            if found is None:
+                raise self._error(block, f"the output lacks the line {wanted!r}")
+            at = found + 1
+
+    def _error(self, block: Block, what: str) -> PageError:
+        logs = "".join(f"\n--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob(".*.log")))
+        where = f"{self.page.relative_to(ROOT)}:{block.line}"
+        return PageError(f"{where}: {what}\n--- the output\n{self.printed[-5000:]}{logs}")

@@ -1,0 +1,62 @@
+"""Each page of the site is played: its commands, code and output are as the page shows them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration.client import embedded
+from tests import servers
+from tests.acceptance.pages import DOCS, Player, blocks
+from tests.conftest import get
+
+pytestmark = pytest.mark.integration
+
+#: Pages that need a Docker engine.
+WITH_ENGINE: set[str] = set()
+#: Pages whose fences other tests run.
+ELSEWHERE = {
+    "how-to/applications.md": "tests/integration/test_async_client.py",
+    "how-to/canvas.md": "tests/integration/test_canvas.py",
+    "how-to/celery-tasks.md": "tests/integration/test_fenced_tasks.py",
+    "how-to/deployment.md": "tests/acceptance/test_operate_docs.py",
+    "how-to/jobs.md": "tests/docker/test_jobs.py",
+    "how-to/operate.md": "tests/acceptance/test_operate_docs.py",
+    "how-to/stacks.md": "tests/docker/test_restarts.py",
+}
+PLAYED = sorted(
+    name
+    for page in DOCS.rglob("*.md")
+    if (name := str(page.relative_to(DOCS))) not in ELSEWHERE
+    and any(block.language in {"sh", "console", "python", "yaml", "json"} for block in blocks(page))
+)
+
+
+@pytest.fixture
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a reader, with a state folder of its own."""
+    folder = tmp_path_factory.mktemp("p")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
+    yield env | {"LONGSHORE_STATE_DIR": str(folder), "HOME": str(folder)}
+    if pid := embedded.supervisor_pid(folder):
+        os.kill(pid, 15)
+        while embedded.supervisor_pid(folder):
+            pass
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.docker] * (n in WITH_ENGINE)) for n in PLAYED])
+def test_page_does_what_it_says(
+    name: str, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if name in WITH_ENGINE:
+        request.getfixturevalue("engine")
+        environment["DOCKER_HOST"] = servers.engine_url()
+    with get(servers.RedisServer) as server:
+        Player(DOCS / name, tmp_path, server.url, environment).play()
+
+
+def test_pages_of_other_tests_exist() -> None:
+    assert all((DOCS / page).exists() and (DOCS.parent / test).exists() for page, test in ELSEWHERE.items())

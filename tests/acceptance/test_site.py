@@ -1,0 +1,82 @@
+"""The site builds strictly, has each page, and its reference is complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from docs._site.reference import FOLDER, PAGES
+from tests.acceptance.pages import DOCS, ROOT
+
+pytestmark = pytest.mark.integration
+
+
+class Links(HTMLParser):
+    """The ids of a page of the site, and where its links lead."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.targets: list[str] = []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.ids.update(filter(None, (found.get("id"), found.get("name"))))
+        self.targets += filter(None, (found.get("href") if tag == "a" else found.get("src"),))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("mkdocs"), "--quiet", "build", "--strict", "--site-dir", folder],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_no_link_of_the_site_is_dead(site: Path) -> None:
+    pages = {page: Links(page) for page in site.rglob("*.html") if page.name != "404.html"}
+    dead = []
+    for page, links in pages.items():
+        for target in links.targets:
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc:
+                continue
+            to = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            to = to / "index.html" if to.is_dir() else to
+            has_anchor = not parts.fragment or to not in pages or unquote(parts.fragment) in pages[to].ids
+            if not to.exists() or not has_anchor:
+                dead.append(f"{page.relative_to(site)}: {target}")
+
+    assert len(pages) > 20
+    assert dead == []
+
+
+def test_every_page_is_in_the_navigation_and_in_llms_txt(site: Path) -> None:
+    listed = set(re.findall(r"\(([^)]+\.md)\)", (site / "llms.txt").read_text()))
+
+    assert listed == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    assert all((site / page).is_file() for page in listed)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_of_the_reference_is_current(name: str) -> None:
+    assert (FOLDER / name).read_text() == PAGES[name](), "make docs writes the page"
+
+
+def test_every_public_name_has_an_entry(site: Path) -> None:
+    ids = Links(site / "reference" / "python.html").ids
+    wanted = re.findall(r"^::: (\S+)", (FOLDER / "python.md").read_text(), re.M)
+
+    assert len(wanted) > 50
+    assert set(wanted) <= ids
