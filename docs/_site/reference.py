@@ -147,6 +147,8 @@ def _json_default(field: dict[str, Any]) -> str:
 
 def _type(field: dict[str, Any]) -> str:
     if choices := field.get("anyOf") or field.get("oneOf"):
+        if {"type": "string"} in choices:  # the listed values are proposals
+            choices = [one for one in choices if "enum" not in one]
         return ", ".join(dict.fromkeys(_type(one) for one in choices if one.get("type") != "null"))
     if choices := field.get("allOf"):
         return _type(choices[0])

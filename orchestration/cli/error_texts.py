@@ -45,7 +45,8 @@ ERRORS: dict[str, ErrorText] = {
         "The plan is valid, but the policy of the installation refuses it. The refusal is in the audit trail.",
         "The plan with its parameters and files is larger than `max_plan`, contains a plaintext secret, leaves its "
         "folder with `..`, or has a template that would cost too much.",
-        "Replace plaintext secrets with `secret('NAME')`, and pass large data as files of the hosts or as objects.",
+        "Replace plaintext secrets with `secret('file:/run/secrets/NAME')`, and pass large data as files of the hosts "
+        "or as objects.",
     ),
     "params-invalid": ErrorText(
         "2",
@@ -271,7 +272,8 @@ ERRORS: dict[str, ErrorText] = {
         "1",
         "A worker does not know an operation of the run. Another worker may process the run.",
         "The worker does not import the module of an application's own operation, or has an older version of it.",
-        "Name the module in LONGSHORE_IMPORTS of the workers. `longshore doctor` names such workers and operations.",
+        "Name the module in LONGSHORE_IMPORTS of the workers. `longshore doctor` names operations that no worker "
+        "provides.",
     ),
     "http-no-answer": ErrorText(
         _STEP,

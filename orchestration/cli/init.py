@@ -74,8 +74,11 @@ def plan(file: Path, kind: str) -> None:
     )
 
 
-class _Init(click.Command):
+class _Init(click.Group):
     """`longshore init [FOLDER]`, with the subcommand `plan` in place of the folder."""
+
+    # As in a command without subcommands, options may follow the folder.
+    allow_interspersed_args = True
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -91,7 +94,7 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
     return [CompletionItem(incomplete, type="dir"), *named]
 
 
-@click.command(cls=_Init)
+@click.group(cls=_Init, commands=[plan], invoke_without_command=True, subcommand_metavar="")
 @click.argument("folder", default="secrets", type=click.Path(file_okay=False), shell_complete=_complete_folder)
 @click.option("--rotate", is_flag=True, help="Only add new signing keys to the existing ones.")
 @click.option(
@@ -111,7 +114,16 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
 )
 @click.option("--owner", type=int, metavar="UID", help="Owner of the files: the user id inside the containers.")
 @global_options
-def init(folder: str, rotate: bool, after: str, queues: tuple[str, ...], where: str, owner: int | None) -> None:
+@click.pass_context
+def init(
+    ctx: click.Context,
+    folder: str,
+    rotate: bool,
+    after: str,
+    queues: tuple[str, ...],
+    where: str,
+    owner: int | None,
+) -> None:
     """Create the secrets of an installation, or an example plan.
 
     `longshore init plan` writes an example plan (`longshore init plan --help`). Without `plan`, the command creates
@@ -122,8 +134,10 @@ def init(folder: str, rotate: bool, after: str, queues: tuple[str, ...], where: 
     codes: 0: created; 2: wrong usage, or files exist.
 
     """
-    if folder == plan.name:
-        raise UsageError("plan is a subcommand", remedy="write options after it, or ./plan for a folder of this name")
+    if folder == plan.name or ctx.invoked_subcommand:
+        raise UsageError(
+            "plan is a subcommand", remedy="begin with longshore init plan, or write ./plan for a folder of this name"
+        )
     _create_secrets(Path(folder), rotate=rotate, after=after, queues=queues, where=where, owner=owner)
 
 

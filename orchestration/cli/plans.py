@@ -15,6 +15,7 @@ from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.runs.diagram import FORMATS
 from longshore.orchestration.runs.report import Report
+from longshore.orchestration.runs.styles import style_of
 from longshore.orchestration.settings import get_settings
 
 
@@ -129,7 +130,7 @@ def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
 def _print_simulated(failed: str | None, report: Report) -> None:
     undone = [step.name for step in report.steps if step.undo and step.undo.status == "undone"]
     title = "no step fails" if failed is None else f"{failed} fails"
-    parts = [f"{title}: {report.state}, exit code {report.exit_code}"]
+    parts = [f"{title}: {style_of(report.state).label}, exit code {report.exit_code}"]
     parts += [f"undone: {', '.join(reversed(undone))}"] if undone else []
     parts += [f"left over: {', '.join(report.left_over)}"] if report.left_over else []
     parts += [f"in doubt: {', '.join(report.in_doubt)}"] if report.in_doubt else []

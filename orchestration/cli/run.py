@@ -24,7 +24,7 @@ from longshore.orchestration.cli.next_commands import print_next
 from longshore.orchestration.client import live
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.client.run import Run
-from longshore.orchestration.errors import LongshoreError, RunLost
+from longshore.orchestration.errors import LongshoreError, RunFailed, RunLost
 from longshore.orchestration.jobs.jobs import Jobs
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs.report import Report
@@ -164,7 +164,7 @@ def print_outcome(report: Report, code: int) -> None:
         options.console().print(live.closing(report))
     elif code:
         console = options.console(error=True)
-        console.print(f"error: run {report.run_id} of plan {report.plan}")
+        console.print(f"error[{RunFailed.code}]: run {report.run_id} of plan {report.plan}")
         console.print(live.closing(report))
 
 

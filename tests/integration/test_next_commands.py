@@ -100,3 +100,16 @@ def test_a_run_that_waits_for_an_approval_suggests_the_approval(workers: Install
     assert suggested(shown) == ["longshore runs approve next-asks ask"]
     assert approved.code == 0, approved.err
     assert run.wait(timeout=60).state is RunState.SUCCEEDED
+
+
+def test_ids_and_steps_of_runs_are_completed(workers: Installation, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("name: p\nsteps: {alpha: {op: noop.execute}, beta: {op: noop.execute}}\n")
+    assert workers.longshore("run", str(path), "--run-id", "completed-1").code == 0
+
+    found = {}
+    for line in ("longshore runs show completed", "longshore runs logs completed-1 al"):
+        count = str(len(line.split()) - 1)
+        found[line] = workers.longshore(_LONGSHORE_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=count).out
+
+    assert list(found.values()) == ["plain,completed-1\n", "plain,alpha\n"]

@@ -95,6 +95,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: Captured) -> None:
         (["plan", "plan.json"], "not a YAML file"),
         (["plan", "file/plan.yaml"], "choose another file"),
         (["--dry-run", "plan"], "plan is a subcommand"),
+        (["folder", "plan"], "plan is a subcommand"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -104,6 +105,7 @@ def test_wrong_usage_of_init_plan_exits_2(arguments: list[str], says: str, capsy
     assert call(["init", *arguments]) == 2
 
     assert says in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["file"]
 
 
 def test_init_still_creates_secrets_also_in_a_folder_named_plan(capsys: Captured) -> None:

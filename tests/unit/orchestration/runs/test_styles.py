@@ -1,9 +1,13 @@
 """The table of labels and colours: complete, readable, and drawn by every diagram."""
 
 import pytest
+from rich.console import Console
 from rich.style import Style as RichStyle
 
+from longshore.orchestration.client.live import state_text, tree
 from longshore.orchestration.runs.diagram import COLOURS
+from longshore.orchestration.runs.report import Report
+from longshore.orchestration.runs.step_report import StepReport, UndoReport
 from longshore.orchestration.runs.styles import PALETTE, STYLES, Shade, style_of
 from longshore.orchestration.states import RunState, StepState, UndoState
 
@@ -49,6 +53,18 @@ def test_no_two_colours_have_the_same_fill_or_border(theme: str) -> None:
 def test_rich_reads_every_terminal_style() -> None:
     for style in STYLES.values():
         RichStyle.parse(style.terminal)
+
+
+def test_live_view_has_the_labels_and_styles_of_the_table() -> None:
+    for state, style in STYLES.items():
+        drawn = state_text(state)
+        assert (drawn.plain, drawn.style) == (style.label, style.terminal)
+    step = StepReport(name="a", op="noop.execute", level=0, status=StepState.CHANGED, changed=True, attempts=1,
+                      undo=UndoReport(status=UndoState.UNDONE))  # fmt: skip
+    report = Report(run_id="r", plan="p", state=RunState.UNDONE, summary="", steps=[step], exit_code=1)
+    drawn_parts = {part.text: part.style for part in Console(width=200).render(tree(report))}
+    for state in ("undone", "changed"):
+        assert drawn_parts[state] == RichStyle.parse(STYLES[state].terminal)
 
 
 def test_each_colour_of_the_palette_has_a_state() -> None:
