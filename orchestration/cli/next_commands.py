@@ -82,6 +82,8 @@ def _undo_and_resume(run: Run, report: Report) -> Iterator[tuple[str, str]]:
     elif report.state is RunState.SUSPENDED:
         if run.store.fields(run.id).get("hold") != "unknown":
             yield _runs("resume", run), "continue now"
+    elif report.state is RunState.CANCELLED:
+        yield _runs("resume", run), "begin the run after all"
     elif report.state in {RunState.FAILED, RunState.PARTIAL}:
         records = run.store.step_records(run.id, range(len(run.plan)))
         if again := saga.resumed(run.plan, records).steps:

@@ -204,7 +204,9 @@ def resume(run: str, reason: str, detach: bool) -> None:
     found, options = client().get(run), current_options()
     if options.dry_run:
         _print_dry_run(
-            found, {"failed", "partial", "undo_failed", "suspended"}, f"resume run {run}{_resume_steps(found)}"
+            found,
+            {"failed", "partial", "cancelled", "undo_failed", "suspended"},
+            f"resume run {run}{_resume_steps(found)}",
         )
         return
     if not _accepted(found, found.resume(reason)):
@@ -230,7 +232,7 @@ def _print_dry_run(run: Run, states: set[str], action: str) -> None:
 
 def _resume_steps(run: Run) -> str:
     """The steps that a resume would run, as the end of a sentence."""
-    if run.state() not in {"failed", "partial"}:
+    if run.state() not in {"failed", "partial", "cancelled"}:
         return ""
     records = run.store.step_records(run.id, range(len(run.plan)))
     resume_set = saga.resumed(run.plan, records)

@@ -102,6 +102,34 @@ def test_a_run_that_waits_for_an_approval_suggests_the_approval(workers: Install
     assert run.wait(timeout=60).state is RunState.SUCCEEDED
 
 
+def test_a_run_that_was_cancelled_before_it_began_suggests_a_resume(workers: Installation, tmp_path: Path) -> None:
+    # given
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "name: p\nconcurrency: {key: one-at-a-time}\n"
+        "steps: {ask: {op: approval.wait.execute, with: {message: go on?}}}\n"
+    )
+    client = workers.client()
+    for run_id in ("next-first", "next-second"):
+        assert workers.longshore("run", str(path), "--run-id", run_id, "--detach").code == 0
+    first, second = client.get("next-first"), client.get("next-second")
+    assert second.answer(second.cancel()) == "done"
+    assert second.state() is RunState.CANCELLED
+
+    # when
+    shown = workers.longshore("runs", "show", "next-second")
+    predicted = workers.longshore(*shlex.split(suggested(shown)[0])[1:], "--dry-run")
+    resumed = workers.longshore(*shlex.split(suggested(shown)[0])[1:], "--detach")
+
+    # then
+    assert suggested(shown) == ["longshore runs resume next-second"]
+    assert (predicted.code, predicted.out) == (0, "would resume run next-second, and run ask (the run is cancelled)\n")
+    assert resumed.code == 0, resumed.err
+    for run in (first, second):
+        run.cancel()
+        assert run.wait(timeout=60).state is not RunState.SUCCEEDED
+
+
 def test_ids_and_steps_of_runs_are_completed(workers: Installation, tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text("name: p\nsteps: {alpha: {op: noop.execute}, beta: {op: noop.execute}}\n")
