@@ -18,6 +18,7 @@ from pydantic import BeforeValidator
 
 from longshore import orchestration
 from longshore.orchestration import celery, errors, testing
+from longshore.orchestration.cli.error_texts import error_reference
 from longshore.orchestration.cli.lazy import LazyCommand
 from longshore.orchestration.cli.main import cli
 from longshore.orchestration.language.durations import format_duration
@@ -217,6 +218,12 @@ def metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+def error_codes() -> str:
+    """Each error code with its meaning, exit code and remedy."""
+    head = "The command line prints `error[CODE]: message`, and `longshore explain CODE` prints the entry of this page."
+    return f"# Errors\n\n{head}\n\n{error_reference()}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "command-line.md": command_line,
     "settings.md": all_settings,
@@ -224,6 +231,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "operations.md": operations.page,
     "python.md": python,
     "metrics.md": metrics,
+    "errors.md": error_codes,
 }
 
 
