@@ -163,7 +163,10 @@ def test_waiting_run_that_is_cancelled_never_begins_and_a_resume_begins_it(
 
     report = two.wait(PATIENCE)
     assert (report.state, report.cause, report.exit_code) == ("cancelled", "cancel", 1)
-    assert (report.summary, report.error and report.error.message) == ("nothing was changed; 1 step, 1 not_run", "not today")
+    assert (report.summary, report.error and report.error.message) == (
+        "nothing was changed; 1 step, 1 not run",
+        "not today",
+    )
     assert one.wait(PATIENCE).exit_code == 0
     assert not [line for line in lines(tmp_path / "log") if "two" in line]
 
