@@ -18,8 +18,11 @@ from longshore.orchestration.cli.main import call, cli
 from longshore.orchestration.operations import all_operations
 from longshore.orchestration.runs.hooks import Hooks
 from longshore.orchestration.settings import Settings
+from tests.store.guards.marks import mutants
 
-LUA = Path(__file__).resolve().parents[2] / "orchestration" / "store" / "lua"
+TESTS = Path(__file__).resolve().parents[1]
+LUA = TESTS.parent / "orchestration" / "store" / "lua"
+CONCEPTS = FOLDER.parent / "concepts"
 EVENTS = (FOLDER / "events.md").read_text()
 
 _EACH = ("step_", "item_", "undo_")
@@ -82,7 +85,9 @@ def events_of_the_scripts() -> dict[str, set[str]]:
 def rows(page: str, heading: str) -> list[list[str]]:
     """The cells of each line of the tables that have this heading in the first column."""
     tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.M)
-    return [[cell.strip() for cell in line.split(" |")] for table in tables for line in table.splitlines()]
+    return [
+        [cell.strip() for cell in line.strip("| ").split(" |")] for table in tables for line in table.splitlines()
+    ]
 
 
 def names(cell: str) -> set[str]:
@@ -101,7 +106,7 @@ def test_events_page_names_each_hook_and_existing_events() -> None:
     assert {name for first, *_ in hooks for name in names(first)} == {
         field.name for field in dataclasses.fields(Hooks) if field.name != "event"
     }
-    assert {name for *_, events, _ in hooks for name in names(events)} <= set(events_of_the_scripts())
+    assert {name for *_, events in hooks for name in names(events)} <= set(events_of_the_scripts())
 
 
 def test_reference_names_each_setting_and_operation() -> None:
@@ -109,6 +114,28 @@ def test_reference_names_each_setting_and_operation() -> None:
 
     assert [name for name in Settings.model_fields if f"`LONGSHORE_{name.upper()}`" not in settings] == []
     assert [name for name in all_operations() if name not in operations] == []
+
+
+def test_tests_and_guards_named_as_proofs_exist() -> None:
+    promises = rows((CONCEPTS / "promises.md").read_text(), "promise")
+    named = {name for _, proof in promises for name in re.findall(r"`(test_\w+)`", proof)}
+    guards = {name for _, proof in promises for name in re.findall(r"`([a-z]+ [a-z ]+)`", proof)}
+    sources = [path.read_text() for path in TESTS.rglob("test_*.py")]
+
+    assert len(promises) > 10
+    assert [promise for promise, proof in promises if "`test_" not in proof] == []
+    assert named - {name for source in sources for name in re.findall(r"^def (test_\w+)\(", source, re.M)} == set()
+    assert guards <= {mutant.rule for mutant in mutants()}
+
+
+def test_measured_table_of_the_comparison_has_the_figures_of_the_benchmarks() -> None:
+    measured = {name: line for line in (FOLDER / "benchmarks.md").read_text().splitlines()[::-1]
+                if (name := line.removeprefix("| ").partition(" |")[0])}  # fmt: skip
+    table = rows((CONCEPTS / "comparison.md").read_text(), "figure")
+
+    assert len(table) > 5
+    for first, *cells in table:
+        assert [cell for cell in cells if f"{cell} " not in f"{measured[first]} ".replace(";", " ")] == [], first
 
 
 COMMANDS = {name: command for name, command in commands("longshore", cli) if not isinstance(command, click.Group)}
