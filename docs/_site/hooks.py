@@ -12,7 +12,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
-
 from page_text import first_sentence, with_api
 
 ROOT = Path(__file__).resolve().parents[2]

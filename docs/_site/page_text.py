@@ -24,15 +24,12 @@ def first_sentence(text: str) -> str:
 
 def with_api(markdown: str) -> str:
     """A page with the signatures and first sentences of its objects in the place of the directives for them."""
-    modules: dict[str, griffe.Object | griffe.Alias] = {}
-
-    def described(directive: re.Match[str]) -> str:
-        module, _, name = directive[1].rpartition(".")
-        if module not in modules:
-            modules[module] = griffe.load(module)
-        return _described(modules[module][name])
-
-    return _DIRECTIVE.sub(described, markdown)
+    if not _DIRECTIVE.search(markdown):
+        return markdown
+    code = griffe.GriffeLoader()
+    for package in ("longshore.orchestration", "longshore.tasks"):
+        code.load(package)
+    return _DIRECTIVE.sub(lambda directive: _described(code.modules_collection[directive[1]]), markdown)
 
 
 def _described(found: griffe.Object) -> str:

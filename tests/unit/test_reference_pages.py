@@ -85,9 +85,7 @@ def events_of_the_scripts() -> dict[str, set[str]]:
 def rows(page: str, heading: str) -> list[list[str]]:
     """The cells of each line of the tables that have this heading in the first column."""
     tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.M)
-    return [
-        [cell.strip() for cell in line.strip("| ").split(" |")] for table in tables for line in table.splitlines()
-    ]
+    return [[cell.strip() for cell in line.strip("| ").split(" |")] for table in tables for line in table.splitlines()]
 
 
 def names(cell: str) -> set[str]:
