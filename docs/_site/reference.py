@@ -18,6 +18,7 @@ from pydantic import BeforeValidator
 
 from longshore import orchestration
 from longshore.orchestration import celery, errors, testing
+from longshore.orchestration.cli.error_texts import error_reference
 from longshore.orchestration.cli.lazy import LazyCommand
 from longshore.orchestration.cli.main import cli
 from longshore.orchestration.language.durations import format_duration
@@ -51,12 +52,12 @@ def commands(prefix: str, group: click.Group) -> Iterator[tuple[str, click.Comma
 
 
 def _usage(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name)
+    context = click.Context(command, info_name=name, **cli.context_settings)
     return " ".join([name, *command.collect_usage_pieces(context)])
 
 
 def _options(command: click.Command, without: Collection[str | None] = ()) -> list[str]:
-    context = click.Context(command)
+    context = click.Context(command, **cli.context_settings)
     options = [each for each in command.params if isinstance(each, click.Option) and each.name not in without]
     records = [option.get_help_record(context) for option in options]
     rows = [f"| `{_cell(names)}` | {_cell(text)} |" for names, text in filter(None, records)]
@@ -108,9 +109,9 @@ def exit_codes() -> str:
         "# Exit codes", "", "Every command ends with one of five exit codes.", "",
         "| code | meaning | examples |", "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
-        "`report.exit_code` has the code of a run, and is null until the run has ended. `longshore run --detach` returns 0"
-        " as soon as the request is stored. A dry run returns 0, or 1 if a step is certain to fail. An error is one line"
-        " on stderr, with the next thing to do; `-v` adds the traceback."
+        "`report.exit_code` has the code of a run, and is null until the run has ended. `longshore run --detach`"
+        " returns 0 as soon as the request is stored. A dry run returns 0, or 1 if a step is certain to fail. An error is one"
+        " line on stderr, with the next thing to do; [Errors](errors.md) lists the errors. `-v` adds the traceback."
         " [Compensation](../concepts/compensation.md#effects-that-remain) explains `left_over` and `in_doubt`.", "",
         "## Commands", "", "These commands define the codes more closely:", "",
         "| command | exit codes |", "|---|---|",
@@ -184,8 +185,8 @@ def plan() -> str:
     schema = loading.schema()
     lines = [
         "# Plan schema", "",
-        "Every field of a plan, with its type and default. `longshore plan schema` prints the JSON schema, which editors"
-        " use for completion and checks.", "",
+        "Every field of a plan, with its type and default. `longshore plan schema` prints the JSON schema, which"
+        " editors use for completion and checks.", "",
         "## Plan", "", *_fields(schema),
     ]  # fmt: skip
     for name, part in schema["$defs"].items():
@@ -210,6 +211,8 @@ def _json_default(field: dict[str, Any]) -> str:
 
 def _type(field: dict[str, Any]) -> str:
     if choices := field.get("anyOf") or field.get("oneOf"):
+        if {"type": "string"} in choices:  # the listed values are proposals
+            choices = [one for one in choices if "enum" not in one]
         return ", ".join(dict.fromkeys(_type(one) for one in choices if one.get("type") != "null"))
     if choices := field.get("allOf"):
         return _type(choices[0])
@@ -278,6 +281,12 @@ def metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+def error_codes() -> str:
+    """Each error code with its meaning, exit code and remedy."""
+    head = "The command line prints `error[CODE]: message`, and `longshore explain CODE` prints the entry of this page."
+    return f"# Errors\n\n{head}\n\n{error_reference()}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "command-line.md": command_line,
     "settings.md": all_settings,
@@ -286,6 +295,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "python.md": python,
     "metrics.md": metrics,
     "exit-codes.md": exit_codes,
+    "errors.md": error_codes,
 }
 
 

@@ -173,7 +173,7 @@ def test_hooks(environment: dict[str, str]) -> None:
         "  second failed",
         "  second undone",
         "  first undone",
-        "undone: 3 steps, 1 changed, 1 failed, 1 not_run; 2 undone",
+        "undone: 3 steps, 1 changed, 1 failed, 1 not run; 2 undone",
     ]
 
 
