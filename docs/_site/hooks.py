@@ -67,7 +67,9 @@ def on_post_build(config: MkDocsConfig) -> None:
             lines += ["", f"## {item.title}", ""]
         elif item is _order[0]:
             lines += ["", "## Start", ""]
-        lines += [f"- [{page.title}]({page.file.src_uri}): {_pages[page.file.src_uri]}" for page in pages]
+        for page in pages:
+            uri = page.file.src_uri
+            lines.append(f"- [{page.title}]({uri}): {_pages[uri]}".removesuffix(": "))
     (site / "llms.txt").write_text("\n".join(lines) + "\n")
     for uri in _pages:
         copy = site / uri

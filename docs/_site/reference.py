@@ -51,6 +51,13 @@ def commands(prefix: str, group: click.Group) -> Iterator[tuple[str, click.Comma
             yield from commands(f"{prefix} {name}", command)
 
 
+def runnable() -> Iterator[tuple[str, click.Command]]:
+    """The commands that do something without a subcommand."""
+    for name, command in commands("longshore", cli):
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield name, command
+
+
 def _usage(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=name, **cli.context_settings)
     return " ".join([name, *command.collect_usage_pieces(context)])
@@ -102,16 +109,16 @@ _EXIT_CODES = (
 
 def exit_codes() -> str:
     """The exit codes, those of each command that has its own, and those of the errors."""
-    leaves = {name: command for name, command in commands("longshore", cli) if not isinstance(command, click.Group)}
+    leaves = dict(runnable())
     own = {name: text for name, command in leaves.items() if (text := _exit_codes_in(command))}
     others = ", ".join(f"`{name}`" for name in leaves if name not in own)
     lines = [
         "# Exit codes", "", "Every command ends with one of five exit codes.", "",
         "| code | meaning | examples |", "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
-        "`report.exit_code` has the code of a run, and is null until the run has ended. `longshore run --detach`"
-        " returns 0 as soon as the request is stored. A dry run returns 0, or 1 if a step is certain to fail. An error is one"
-        " line on stderr, with the next thing to do; [Errors](errors.md) lists the errors. `-v` adds the traceback."
+        "`report.exit_code` has the code of a run, and is null until the run has ended."
+        " `longshore run --detach` returns 0 as soon as the request is stored. A dry run"
+        " returns 0, or 1 if a step is certain to fail. An error is one line on stderr, with the next thing to do; [Errors](errors.md) lists the errors. `-v` adds the traceback."
         " [Compensation](../concepts/compensation.md#effects-that-remain) explains `left_over` and `in_doubt`.", "",
         "## Commands", "", "These commands define the codes more closely:", "",
         "| command | exit codes |", "|---|---|",

@@ -10,10 +10,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 
-from docs._site.reference import FOLDER, commands, exit_codes_of
+from docs._site.reference import FOLDER, exit_codes_of, runnable
 from longshore.orchestration.cli.main import call, cli
 from longshore.orchestration.operations import all_operations
 from longshore.orchestration.runs.hooks import Hooks
@@ -136,7 +135,7 @@ def test_measured_table_of_the_comparison_has_the_figures_of_the_benchmarks() ->
         assert [cell for cell in cells if f"{cell} " not in f"{measured[first]} ".replace(";", " ")] == [], first
 
 
-COMMANDS = {name: command for name, command in commands("longshore", cli) if not isinstance(command, click.Group)}
+COMMANDS = dict(runnable())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
