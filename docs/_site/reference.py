@@ -118,7 +118,8 @@ def exit_codes() -> str:
         *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
         "`report.exit_code` has the code of a run, and is null until the run has ended."
         " `longshore run --detach` returns 0 as soon as the request is stored. A dry run"
-        " returns 0, or 1 if a step is certain to fail. An error is one line on stderr, with the next thing to do; [Errors](errors.md) lists the errors. `-v` adds the traceback."
+        " returns 0, or 1 if a step is certain to fail. An error is one line on stderr, with the next thing to do;"
+        " [Errors](errors.md) lists the errors. `-v` adds the traceback."
         " [Compensation](../concepts/compensation.md#effects-that-remain) explains `left_over` and `in_doubt`.", "",
         "## Commands", "", "These commands define the codes more closely:", "",
         "| command | exit codes |", "|---|---|",
