@@ -199,7 +199,7 @@ def resume(run: str, reason: str, detach: bool) -> None:
 
     A suspended run continues. A failed run whose changes were kept continues with the first step that has not
     succeeded. A failed undo is retried. An undone run cannot be resumed. For a step that waits for a decision use
-    `longshore runs resolve`. Exit codes: those of `longshore run`, or 1 if the resume is refused.
+    `longshore runs resolve`. Exit codes: the same as `longshore run`, or 1 if the resume is refused.
     """
     found, options = client().get(run), current_options()
     if options.dry_run:
@@ -291,8 +291,8 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
 
     Choose exactly one of --host and --service. One new run repeats the steps that changed the host or the service, with
     the recorded parameters and in the original order; undone steps are omitted, and steps that cannot be repeated are
-    listed. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: those of
-    `longshore run`, or 3 if some steps cannot be repeated.
+    listed. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: the same
+    as `longshore run`, or 3 if some steps cannot be repeated.
     """
     options, connected = current_options(), client()
     created_since = time_or_age(since) if since is not None else None

@@ -27,6 +27,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.servers import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
@@ -41,6 +43,8 @@ REDIS = "redis://localhost:6379/0"
 PATIENCE = 60.0
 #: Commands that a reader repeats until they show them.
 READING = re.compile(r"(?:cat|tail|ls|longshore runs (?:show|ls|events|logs)) ")
+#: The port of a Redis that a page starts itself; the player chooses a free one.
+OWN_PORT = "6380"
 
 _PYTHON = """
 import sys, traceback
@@ -95,6 +99,7 @@ class Player:
         self.page = page
         self.folder = folder
         self.redis_url = redis_url
+        self.own_port = free_port()
         programs = folder / ".programs"
         programs.mkdir()
         (programs / "pip").write_text(_PIP.format(python=sys.executable))
@@ -130,7 +135,7 @@ class Player:
         process.wait()
 
     def _play(self, block: Block) -> None:
-        body = block.body.replace(REDIS, self.redis_url)
+        body = block.body.replace(REDIS, self.redis_url).replace(OWN_PORT, str(self.own_port))
         is_terminal = block.title.startswith("Terminal")
         if block.title and not is_terminal:
             file = self.folder / block.title
