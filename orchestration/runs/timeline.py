@@ -101,11 +101,6 @@ class Row:
     step: str = ""
     lanes: int = 1
 
-    @property
-    def state(self) -> str:
-        """The most urgent state of the row's bars, where attempts that were retried do not count."""
-        return min((bar.state for bar in self.bars if bar.state != "retrying"), key=urgency, default="retrying")
-
 
 @dataclass(frozen=True)
 class Timeline:

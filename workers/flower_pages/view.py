@@ -97,11 +97,6 @@ class StepGroup:
         """Whether the group has a row of its own."""
         return len(self.rows) > 1
 
-    @property
-    def hidden(self) -> int:
-        """The number of rows that are hidden while the group is folded."""
-        return sum(not row.urgent for row in self.rows)
-
 
 def step_groups(
     plan: CompiledPlan, report: Report, bars: Mapping[str, Sequence[Bar]], logs: Mapping[str, list[str]]
