@@ -583,3 +583,17 @@ def test_the_pages_work_below_a_prefix(place: Installation, browser: Browser, cl
         browser.until("the row", lambda: browser.one(f"#to-{path.rpartition('/')[2]}"))
     finally:
         flower.__exit__()
+
+
+def test_a_failed_unit_is_listed_first_with_its_output(flower: Flower, browser: Browser, client: Client) -> None:
+    plan = Plan("units")
+    each = plan.step("each", "command.shell.execute", command="echo unit {{ item }}; test {{ item }} != 204")
+    each.foreach(list(range(205)))
+    browser.open(flower.url(path := ended(client, plan)))
+    browser.click("#items-each summary")
+    units = browser.all("#items-each li")
+    assert len(units) == 200
+    assert "failed" in units[0].text
+    assert "204" in units[0].text
+    assert "/log?step=each%5B204%5D" in str(browser.one("#items-each li a.log").get_attribute("href"))
+    assert flower.get(f"{path}/log?step=each%5B204%5D") == (200, "unit 204\n")

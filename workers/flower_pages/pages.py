@@ -281,7 +281,7 @@ def _logs(run: Run, report: Report) -> dict[str, list[str]]:
     begun: list[StepId] = []
     for index, step in enumerate(report.steps):
         begun += [index] if step.attempts else []
-        begun += [f"{index}.{number}" for number, unit in enumerate(step.items[: view.UNITS]) if unit.attempts]
+        begun += [f"{index}.{number}" for number, unit in view.shown_units(step) if unit.attempts]
     found: dict[str, list[str]] = {}
     logged = run.store.logged(run.id, begun)
     for step_id in begun:

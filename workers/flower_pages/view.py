@@ -16,10 +16,10 @@ from longshore.orchestration.runs.styles import ON_BORDER_DARK, ON_BORDER_LIGHT,
 from longshore.orchestration.runs.timeline import Bar
 from longshore.orchestration.states import STEP_BAD, UNDO_OPEN
 
-__all__ = ["UNITS", "StepGroup", "ago", "badge", "clock", "counted", "step_groups", "stylesheet"]
+__all__ = ["StepGroup", "ago", "badge", "clock", "counted", "shown_units", "step_groups", "stylesheet"]
 
 #: Units of a step that its row lists, the failed ones first.
-UNITS = 200
+_UNITS = 200
 
 
 def badge(state: str, count: int | None = None, id_: str = "") -> str:
@@ -112,10 +112,14 @@ def step_groups(
 def _row(step: StepReport, index: int, bars: Mapping[str, Sequence[Bar]], logs: Mapping[str, list[str]]) -> StepRow:
     nodes = [bar.node.partition("@")[2] for bar in bars.get(step.name, []) if bar.node]
     hosts = dict.fromkeys([host.host for host in step.hosts if host.host] + nodes)
-    named = [(f"{step.name}[{number}]", unit) for number, unit in enumerate(step.items)]
-    units = sorted(named, key=lambda entry: urgency(str(entry[1].status)))
+    units = [(f"{step.name}[{number}]", unit) for number, unit in shown_units(step)]
     counts = counted(str(unit.status) for unit in step.items)
-    return StepRow(step, index, list(hosts), diagram.state_of(step), units[:UNITS], counts, logs.get(step.name, []))
+    return StepRow(step, index, list(hosts), diagram.state_of(step), units, counts, logs.get(step.name, []))
+
+
+def shown_units(step: StepReport) -> list[tuple[int, ItemReport]]:
+    """The units that the row of a step lists, by their numbers, the failed ones first."""
+    return sorted(enumerate(step.items), key=lambda entry: urgency(str(entry[1].status)))[:_UNITS]
 
 
 def ago(at: datetime) -> str:
