@@ -303,7 +303,7 @@ def _lone_expression(text: str) -> str | None:
         return None
     try:
         tokens = list(_ENVIRONMENT.lex(stripped))
-    except (ValueError, OverflowError) as error:
+    except (jinja2.TemplateSyntaxError, ValueError, OverflowError) as error:
         raise TemplateProblem(f"broken template {_shown(text)}: {error}", str(error)) from None
     begins = [kind for _, kind, _ in tokens if kind in {"variable_begin", "block_begin", "comment_begin"}]
     if begins != ["variable_begin"] or tokens[0][1] != "variable_begin" or tokens[-1][1] != "variable_end":

@@ -29,6 +29,14 @@ def test_valid_plan_has_no_problems() -> None:
     assert told(diamond()) == []
 
 
+@pytest.mark.parametrize("text", ["{{ ( }}", "{{ ] }}", "{{ 'a }}", "{{ {( }}"])
+def test_broken_template_of_a_foreach_is_a_problem_of_its_step(text: str) -> None:
+    plan = Plan("p")
+    plan.step("each", "noop.execute").foreach(text)
+
+    assert any("step 'each': broken template" in line for line in told(plan))
+
+
 def test_cycle_is_reported_with_its_path() -> None:
     plan = of_edges({"start": [], "a": ["start", "c"], "b": ["a"], "c": ["b"], "end": ["c"]})
 
