@@ -5,9 +5,11 @@ What a fence of a page means:
 - `title="PATH"`: a file of the reader, in a folder of the page.
 - `sh`: commands, which end without an error. With `title="Terminal 2"`, the commands run in a terminal of that name;
   with a title that ends in `(stays open)`, they run in the background until the page ends.
-- `console`: commands behind `$ `, each followed by lines of its output. `…` stands for any text, also a line of it.
+- `console`: commands behind `$ `, each followed by lines of its output. `…` stands for any text, also a line of it;
+  blanks in a row count as one, since the width of a column depends on its values.
 - `python`: code that runs in one interpreter per page.
-- `text` directly after `sh` or `python`: lines of the output, as in `console`.
+- `text` directly after `sh` or `python`: lines of the output, as in `console`. After commands in the background, the
+  page continues once the lines have appeared.
 - `yaml` and `json` without a title: valid text, shown only. Other languages, such as `mermaid`, are shown only.
 """
 
@@ -19,6 +21,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +37,8 @@ _TITLE = re.compile(r'title="([^"]+)"')
 
 #: Where pages say that Redis is.
 REDIS = "redis://localhost:6379/0"
+#: Seconds within which a command in the background prints the lines that a page shows.
+PATIENCE = 60.0
 
 _PYTHON = """
 import sys, traceback
@@ -81,6 +86,21 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def missing_line(printed: str, expected: str) -> str | None:
+    """The first expected line that the output lacks; each occurs in it, in this order."""
+    lines = [re.sub(r"\s+", " ", line.rstrip()) for line in printed.splitlines()]
+    at = 0
+    for wanted in filter(None, (line.rstrip() for line in expected.splitlines())):
+        if wanted.strip() == "…":
+            continue
+        pattern = re.compile(".*".join(map(re.escape, re.sub(r"\s+", " ", wanted).split("…"))))
+        found = next((i for i in range(at, len(lines)) if pattern.fullmatch(lines[i])), None)
+        if found is None:
+            return wanted
+        at = found + 1
+    return None
+
+
 class Player:
     """Plays the blocks of one page in a folder. `redis_url` replaces the URL that pages show."""
 
@@ -96,6 +116,8 @@ class Player:
         self.env = env | own | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.printed = ""
+        #: The output of the last block, if its commands run in the background.
+        self.log: Path | None = None
 
     def play(self) -> None:
         try:
@@ -120,6 +142,7 @@ class Player:
     def _play(self, block: Block) -> None:
         body = block.body.replace(REDIS, self.redis_url)
         is_terminal = block.title.startswith("Terminal")
+        log, self.log = self.log, None
         if block.title and not is_terminal:
             file = self.folder / block.title
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,20 +167,21 @@ class Player:
                     raise self._error(block, f"exit code {status} of: {command}")
                 self._compare(block, output)
         elif block.language == "text":
-            self._compare(block, body)
+            self._wait_for(block, body, log) if log else self._compare(block, body)
         elif block.language in {"yaml", "json"}:
             yaml.safe_load(body)
 
     def _background(self, block: Block, body: str) -> None:
-        log = self.folder / f".{block.title.partition(' (')[0].replace(' ', '-').lower()}.log"
-        with log.open("a") as out:
+        self.log = self.folder / f".{block.title.partition(' (')[0].replace(' ', '-').lower()}.log"
+        with self.log.open("a") as out:
             self.processes[f"{block.title}:{block.line}"] = subprocess.Popen(
                 ["bash", "-e", "-c", body], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=out,
                 stderr=out, text=True, start_new_session=True,
             )  # fmt: skip
 
     def _run(self, block: Block, command: str) -> int:
-        return self._send(block.title or "shell", f"{{\n{command}\n}} 2>&1 </dev/null; printf '\\0%d\\n' $?\n")
+        report = "page_status=$?; printf '\\0%d\\n' $page_status; (exit $page_status)"  # the next command may read $?
+        return self._send(block.title or "shell", f"{{\n{command}\n}} 2>&1 </dev/null; {report}\n")
 
     def _send(self, name: str, text: str) -> int:
         """Have a shell, or the interpreter, run a text; keep its output, and return the exit code."""
@@ -180,18 +204,16 @@ class Player:
                 return int(status)
         raise PageError(f"{self.page.relative_to(ROOT)}: {name} ended:\n{self.printed}")
 
+    def _wait_for(self, block: Block, expected: str, log: Path) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while missing := missing_line(log.read_text(), expected):
+            if time.monotonic() > deadline:
+                raise self._error(block, f"the line {missing!r} has not appeared in {PATIENCE:g} s")
+            time.sleep(0.1)
+
     def _compare(self, block: Block, expected: str) -> None:
-        """Each expected line occurs in the output, in this order."""
-        lines = [line.rstrip() for line in self.printed.splitlines()]
-        at = 0
-        for wanted in filter(None, (line.rstrip() for line in expected.splitlines())):
-            if wanted.strip() == "…":
-                continue
-            pattern = re.compile(".*".join(map(re.escape, wanted.split("…"))))
-            found = next((i for i in range(at, len(lines)) if pattern.fullmatch(lines[i])), None)
-            if found is None:
-                raise self._error(block, f"the output lacks the line {wanted!r}")
-            at = found + 1
+        if missing := missing_line(self.printed, expected):
+            raise self._error(block, f"the output lacks the line {missing!r}")
 
     def _error(self, block: Block, what: str) -> PageError:
         logs = "".join(f"\n--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob(".*.log")))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from longshore.orchestration.client import embedded
 from tests import servers
@@ -16,7 +17,9 @@ from tests.conftest import get
 pytestmark = pytest.mark.integration
 
 #: Pages that need a Docker engine.
-WITH_ENGINE: set[str] = set()
+WITH_ENGINE = {"tutorials/backup-job.md", "tutorials/stacks.md"}
+#: The image that they use.
+IMAGE = "busybox:latest"
 #: Pages whose fences other tests run.
 ELSEWHERE = {
     "how-to/applications.md": "tests/integration/test_async_client.py",
@@ -51,11 +54,26 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 def test_page_does_what_it_says(
     name: str, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    projects: list[str] = []
+    engine = None
     if name in WITH_ENGINE:
-        request.getfixturevalue("engine")
-        environment["DOCKER_HOST"] = servers.engine_url()
+        engine = request.getfixturevalue("engine")
+        engine.tag(servers.IMAGE, *IMAGE.split(":"))
+        projects = compose_projects(DOCS / name)
+        # Others use the engine at the same time: orchestrations of the page leave their stacks alone.
+        (tmp_path / ".stacks.yaml").write_text(yaml.safe_dump({"only": projects}))
+        environment |= {"DOCKER_HOST": servers.engine_url(), "LONGSHORE_STACKS": str(tmp_path / ".stacks.yaml")}
     with get(servers.RedisServer) as server:
-        Player(DOCS / name, tmp_path, server.url, environment).play()
+        try:
+            Player(DOCS / name, tmp_path, server.url, environment).play()
+        finally:
+            for project in projects:
+                servers.remove_project(engine, project)
+
+
+def compose_projects(page: Path) -> list[str]:
+    files = [block.body for block in blocks(page) if block.title.endswith("compose.yaml")]
+    return [yaml.safe_load(file)["name"] for file in files]
 
 
 def test_pages_of_other_tests_exist() -> None:
