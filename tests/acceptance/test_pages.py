@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from longshore.orchestration.client import embedded
 from tests import servers
-from tests.acceptance.pages import DOCS, Player, blocks
+from tests.acceptance.pages import DOCS, OWN_REDIS, Player, blocks
 from tests.conftest import get
 
 pytestmark = pytest.mark.integration
@@ -63,9 +64,12 @@ def test_page_does_what_it_says(
         # Others use the engine at the same time: orchestrations of the page leave their stacks alone.
         (tmp_path / ".stacks.yaml").write_text(yaml.safe_dump({"only": projects}))
         environment |= {"DOCKER_HOST": servers.engine_url(), "LONGSHORE_STACKS": str(tmp_path / ".stacks.yaml")}
-    with get(servers.RedisServer) as server:
+    server = get(servers.RedisServer)
+    with contextlib.closing(server):
+        if OWN_REDIS not in (DOCS / name).read_text():
+            get(server.start)
         try:
-            Player(DOCS / name, tmp_path, server.url, environment).play()
+            Player(DOCS / name, tmp_path, server.url, servers.free_port(), environment).play()
         finally:
             for project in projects:
                 servers.remove_project(engine, project)
