@@ -24,11 +24,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
 
-from tests import servers
+from tests.servers import free_port, redis_program
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -40,10 +39,10 @@ _TITLE = re.compile(r'title="([^"]+)"')
 
 #: Where pages say that Redis is.
 REDIS = "redis://localhost:6379/0"
-#: A page that starts a Redis of its own does so on this port.
-OWN_REDIS = "redis-server --port 6379"
-#: The port on which pages serve their application.
-PORT = "8000"
+#: The port of a Redis that a page starts itself; the player chooses a free one.
+OWN_PORT = "6380"
+#: The port of a web server that a page starts; the player chooses a free one.
+WEB_PORT = "8000"
 #: Seconds within which a command in the background prints the lines that a page shows.
 PATIENCE = 60.0
 
@@ -109,18 +108,19 @@ def missing_line(printed: str, expected: str) -> str | None:
 
 
 class Player:
-    """Plays the blocks of one page in a folder. `redis_url` replaces the URL that pages show, `port` their port."""
+    """Plays the blocks of one page in a folder. `redis_url` replaces the URL that pages show."""
 
-    def __init__(self, page: Path, folder: Path, redis_url: str, port: int, env: dict[str, str]) -> None:
+    def __init__(self, page: Path, folder: Path, redis_url: str, env: dict[str, str]) -> None:
         self.page = page
         self.folder = folder
         self.redis_url = redis_url
-        self.port = port
+        self.own_port = free_port()
+        self.web_port = free_port()
         programs = folder / ".programs"
         programs.mkdir()
         (programs / "pip").write_text(_PIP.format(python=sys.executable))
         (programs / "pip").chmod(0o755)
-        (programs / "redis-server").symlink_to(servers.redis_program())
+        (programs / "redis-server").symlink_to(redis_program())
         own = {"PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
         self.env = env | own | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -149,8 +149,8 @@ class Player:
             process.wait()
 
     def _play(self, block: Block) -> None:
-        body = block.body.replace(REDIS, self.redis_url).replace(PORT, str(self.port))
-        body = body.replace(OWN_REDIS, f"redis-server --port {urlsplit(self.redis_url).port}")
+        body = block.body.replace(REDIS, self.redis_url).replace(OWN_PORT, str(self.own_port))
+        body = body.replace(WEB_PORT, str(self.web_port))
         is_terminal = block.title.startswith("Terminal")
         log, self.log = self.log, None
         if block.title and not is_terminal:
@@ -179,7 +179,7 @@ class Player:
         elif block.language == "text":
             self._wait_for(block, body, log) if log else self._compare(block, body)
         elif block.language in {"yaml", "json"}:
-            yaml.safe_load(body)
+            list(yaml.safe_load_all(body))
 
     def _background(self, block: Block, body: str) -> None:
         self.log = self.folder / f".{block.title.partition(' (')[0].replace(' ', '-').lower()}.log"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from longshore.orchestration.client import embedded
 from tests import servers
-from tests.acceptance.pages import DOCS, OWN_REDIS, Player, blocks
+from tests.acceptance.pages import DOCS, Player, blocks
 from tests.conftest import get
 
 pytestmark = pytest.mark.integration
@@ -23,12 +22,10 @@ WITH_ENGINE = {"tutorials/backup-job.md", "tutorials/stacks.md"}
 IMAGE = "busybox:latest"
 #: Pages whose fences other tests run.
 ELSEWHERE = {
-    "how-to/applications.md": "tests/integration/test_async_client.py",
     "how-to/canvas.md": "tests/integration/test_canvas.py",
     "how-to/celery-tasks.md": "tests/integration/test_fenced_tasks.py",
-    "how-to/deployment.md": "tests/acceptance/test_operate_docs.py",
+    "how-to/deployment.md": "tests/docker/test_deployment.py",
     "how-to/jobs.md": "tests/docker/test_jobs.py",
-    "how-to/operate.md": "tests/acceptance/test_operate_docs.py",
     "how-to/stacks.md": "tests/docker/test_restarts.py",
 }
 PLAYED = sorted(
@@ -64,12 +61,9 @@ def test_page_does_what_it_says(
         # Others use the engine at the same time: orchestrations of the page leave their stacks alone.
         (tmp_path / ".stacks.yaml").write_text(yaml.safe_dump({"only": projects}))
         environment |= {"DOCKER_HOST": servers.engine_url(), "LONGSHORE_STACKS": str(tmp_path / ".stacks.yaml")}
-    server = get(servers.RedisServer)
-    with contextlib.closing(server):
-        if OWN_REDIS not in (DOCS / name).read_text():
-            get(server.start)
+    with get(servers.RedisServer) as server:
         try:
-            Player(DOCS / name, tmp_path, server.url, servers.free_port(), environment).play()
+            Player(DOCS / name, tmp_path, server.url, environment).play()
         finally:
             for project in projects:
                 servers.remove_project(engine, project)
