@@ -51,6 +51,8 @@ from typing import Any
 class LongshoreError(Exception):
     """Root of all errors. `remedy` is one imperative sentence: the next thing to do."""
 
+    #: The stable name of the error, which `longshore explain` describes. A subclass may have its own.
+    code = "general"
     exit_code = 1
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
@@ -76,6 +78,7 @@ def _rebuild(kind: type[LongshoreError], args: tuple[Any, ...], state: dict[str,
 class UsageError(LongshoreError):
     """An invalid request: wrong input, names or settings."""
 
+    code = "usage"
     exit_code = 2
 
 
@@ -115,6 +118,8 @@ _LISTED = 5
 class PlanError(UsageError):
     """An invalid plan. `problems` lists every defect; the message names the first ones."""
 
+    code = "plan-invalid"
+
     def __init__(self, problems: list[Problem] | str, *, source: str = "") -> None:
         found = [Problem(problems)] if isinstance(problems, str) else problems
         more = f" (and {len(found) - 1} more: longshore plan validate)" if len(found) > 1 else ""
@@ -130,41 +135,61 @@ class PlanError(UsageError):
 class PlanDenied(PlanError):
     """A plan that the policy refuses. The denial is recorded in the audit trail."""
 
+    code = "plan-denied"
+
 
 class ParamsError(UsageError):
     """Values that do not match the plan's `params`."""
+
+    code = "params-invalid"
 
 
 class UnknownName(UsageError):
     """No such plan, run, step or operation."""
 
+    code = "unknown-name"
+
 
 class JobNotFound(UnknownName):
     """No such job on the hosts that answered."""
+
+    code = "job-not-found"
 
 
 class BadIdentifier(UsageError):
     """A run id, or another part of a key or a path, has invalid characters."""
 
+    code = "bad-identifier"
+
 
 class RunConflict(UsageError):
     """The run id belongs to a run of another plan or with other parameters."""
+
+    code = "run-conflict"
 
 
 class ConfigError(UsageError):
     """Invalid or contradictory settings, or a missing program or package."""
 
+    code = "config-invalid"
+
 
 class StoreUnavailable(LongshoreError):
     """Redis does not answer, or refuses writes."""
+
+    code = "store-unavailable"
 
 
 class WrongType(StoreUnavailable):
     """A key in Redis has an unexpected type."""
 
+    code = "wrong-type"
+
 
 class Damaged(LongshoreError):
     """An unreadable entry in Redis. The reader moves it to the dead letters and continues."""
+
+    code = "damaged-entry"
 
 
 #: Exceptions that decoding a damaged entry can raise.
@@ -174,25 +199,37 @@ UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, Overf
 class DecodeError(LongshoreError):
     """The step does not exist, or its data does not match the type."""
 
+    code = "decode-failed"
+
 
 class WaitTimeout(LongshoreError):
     """Waiting timed out before the run ended. The run continues."""
+
+    code = "wait-timeout"
 
 
 class QueueFull(LongshoreError):
     """The run queue is full. Nothing was stored."""
 
+    code = "queue-full"
+
 
 class ServiceDown(LongshoreError):
     """A service that the plan needs is down and `on_blocked` is `refuse`. Nothing was stored."""
+
+    code = "service-down"
 
 
 class RunLost(LongshoreError):
     """The run's record is no longer in Redis: it was pruned, or Redis lost its data."""
 
+    code = "run-lost"
+
 
 class RunFailed(LongshoreError):
     """A run that did not succeed; `report` is complete."""
+
+    code = "run-failed"
 
     def __init__(self, message: str, *, report: Any, exit_code: int) -> None:
         super().__init__(message)
@@ -203,6 +240,8 @@ class RunFailed(LongshoreError):
 class JobFailed(LongshoreError):
     """A job that did not succeed; `report` covers the whole run, `report.job` the job."""
 
+    code = "job-failed"
+
     def __init__(self, message: str, *, report: Any, exit_code: int = 1) -> None:
         super().__init__(message)
         self.report = report
@@ -212,29 +251,43 @@ class JobFailed(LongshoreError):
 class ImageMissing(JobFailed):
     """The worker's image is missing and could not be pulled. Nothing was stopped."""
 
+    code = "image-missing"
+
 
 class StopFailed(JobFailed):
     """The stack, or a part of it, did not stop. Stopped containers have been started again."""
+
+    code = "stop-failed"
 
 
 class WorkerFailed(JobFailed):
     """The worker container failed or did not start."""
 
+    code = "worker-failed"
+
 
 class JobTimeout(JobFailed):
     """The worker container exceeded its timeout and was killed."""
+
+    code = "job-timeout"
 
 
 class JobCancelled(JobFailed):
     """The run was cancelled."""
 
+    code = "job-cancelled"
+
 
 class StartFailed(JobFailed):
     """Some containers did not become healthy again (`report.job.down`). The work itself may have succeeded."""
 
+    code = "start-failed"
+
 
 class OperationError(LongshoreError):
     """An operation failed: permanently unless `Transient`, with an unknown effect unless `Preflight`."""
+
+    code = "operation-failed"
 
     def __init__(self, message: str, *, remedy: str = "", data: dict[str, Any] | None = None) -> None:
         super().__init__(message, remedy=remedy)
@@ -244,13 +297,19 @@ class OperationError(LongshoreError):
 class Transient(OperationError):
     """A temporary error: a busy engine, an unreachable registry. The step's policy retries the attempt."""
 
+    code = "transient"
+
 
 class Permanent(OperationError):
     """An error that another attempt would meet again, such as a declined card: no policy retries it."""
 
+    code = "permanent"
+
 
 class Unsuccessful(OperationError):
     """A completed effect without success, such as an exit code. Retried only where step or plan has a policy."""
+
+    code = "unsuccessful"
 
 
 class Delayed(OperationError):
@@ -260,6 +319,8 @@ class Delayed(OperationError):
     delay in seconds, by default the setting `slow_retry`. A poll does not count against the retry limit.
     """
 
+    code = "delayed"
+
     def __init__(self, message: str = "outcome not known yet", *, after: float | None = None, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.after = after
@@ -267,6 +328,8 @@ class Delayed(OperationError):
 
 class InDoubt(OperationError):
     """The effect may have happened and cannot be verified: the step ends `unknown`."""
+
+    code = "in-doubt"
 
 
 class Blocked(OperationError):
@@ -276,6 +339,8 @@ class Blocked(OperationError):
     limit.
     """
 
+    code = "blocked"
+
     def __init__(self, message: str = "the service does not answer", *, service: str = "", remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.service = service
@@ -284,17 +349,25 @@ class Blocked(OperationError):
 class Preflight(OperationError):
     """Failed before any effect: there is nothing to undo."""
 
+    code = "preflight"
+
 
 class NotAllowed(Preflight):
     """Denied by the worker's settings. The denial is recorded in the audit trail."""
+
+    code = "not-allowed"
 
 
 class StepTimeout(OperationError):
     """The attempt exceeded its timeout."""
 
+    code = "step-timeout"
+
 
 class StepCancelled(OperationError):
     """The attempt stopped because its run was cancelled."""
+
+    code = "step-cancelled"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -322,6 +395,11 @@ def wrapped(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(link))
             yield link
             waiting += [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
+
+
+def code_of(error: BaseException) -> str:
+    """The code of an error, through any wrapping; '' where no error of Longshore is among its causes."""
+    return next((link.code for link in chain(error) if isinstance(link, LongshoreError)), "")
 
 
 def exit_code_of(error: BaseException) -> int:

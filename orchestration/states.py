@@ -26,6 +26,8 @@ class RunState(StrEnum):
     FAILED = "failed"
     UNDONE = "undone"
     UNDO_FAILED = "undo_failed"
+    #: Cancelled before it began.
+    CANCELLED = "cancelled"
 
 
 class StepState(StrEnum):
@@ -75,7 +77,7 @@ class Cause(StrEnum):
 _R = RunState
 
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
-    _R.PENDING: frozenset({_R.RUNNING, _R.FINISHING, _R.FAILED}),
+    _R.PENDING: frozenset({_R.RUNNING, _R.FINISHING, _R.FAILED, _R.CANCELLED}),
     _R.RUNNING: frozenset({_R.SUSPENDED, _R.ABORTING, _R.SUCCEEDED, _R.PARTIAL, _R.FAILED}),
     _R.ABORTING: frozenset({_R.SUSPENDED, _R.UNDOING, _R.FINISHING, _R.FAILED, _R.UNDONE, _R.UNDO_FAILED}),
     _R.UNDOING: frozenset({_R.SUSPENDED, _R.FINISHING, _R.UNDONE, _R.UNDO_FAILED}),
@@ -87,10 +89,11 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     _R.FAILED: frozenset({_R.RUNNING, _R.UNDOING}),
     _R.UNDONE: frozenset(),
     _R.UNDO_FAILED: frozenset({_R.UNDOING}),
+    _R.CANCELLED: frozenset({_R.RUNNING}),
 }
 
 #: States of an ended run.
-TERMINAL = frozenset({_R.SUCCEEDED, _R.PARTIAL, _R.FAILED, _R.UNDONE, _R.UNDO_FAILED})
+TERMINAL = frozenset({_R.SUCCEEDED, _R.PARTIAL, _R.FAILED, _R.UNDONE, _R.UNDO_FAILED, _R.CANCELLED})
 #: States of a run with pending work.
 LIVE = frozenset(RunState) - TERMINAL
 

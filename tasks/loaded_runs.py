@@ -39,9 +39,13 @@ LOST_WRITES = "Redis has lost what it had acknowledged"
 class NotOurs(LongshoreError):
     """A run that this worker must not touch: of a newer version, unknown, or damaged."""
 
+    code = "foreign-run"
+
 
 class Newer(NotOurs):
     """A run of a newer version, which only newer workers process."""
+
+    code = "newer-run"
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ def _checked(run_id: str) -> str:
 
 class UnknownOperation(NotOurs):
     """A run with an operation that this worker does not know; another worker may."""
+
+    code = "unknown-operation"
 
     def __init__(self, message: str, loaded: Loaded) -> None:
         super().__init__(message, remedy="start a worker with the operation's module in LONGSHORE_IMPORTS")

@@ -13,6 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
+from page_text import first_sentence, with_api
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -22,7 +23,8 @@ SOURCE = "source"
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 _linked: set[Path] = set()
-_pages: set[str] = set()
+#: The first sentence of each page, by its path.
+_pages: dict[str, str] = {}
 _order: list[Any] = []
 
 
@@ -43,7 +45,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         _linked.add(path)
         return f'<a href="{up}{SOURCE}/{quote(str(path.relative_to(ROOT)))}">{text.strip("`")}</a>'
 
-    _pages.add(page.file.src_uri)
+    _pages[page.file.src_uri] = first_sentence(markdown)
     return _LINK.sub(rewrite, markdown)
 
 
@@ -74,9 +76,11 @@ def on_post_build(config: MkDocsConfig) -> None:
             lines += ["", f"## {item.title}", ""]
         elif item is _order[0]:
             lines += ["", "## Start", ""]
-        lines += [f"- [{page.title}]({page.file.src_uri})" for page in pages]
+        for page in pages:
+            uri = page.file.src_uri
+            lines.append(f"- [{page.title}]({uri}): {_pages[uri]}".removesuffix(": "))
     (site / "llms.txt").write_text("\n".join(lines) + "\n")
     for uri in _pages:
         copy = site / uri
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(DOCS / uri, copy)
+        copy.write_text(with_api((DOCS / uri).read_text()))

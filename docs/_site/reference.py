@@ -18,6 +18,7 @@ from pydantic import BeforeValidator
 
 from longshore import orchestration
 from longshore.orchestration import celery, errors, testing
+from longshore.orchestration.cli.error_texts import error_reference
 from longshore.orchestration.cli.lazy import LazyCommand
 from longshore.orchestration.cli.main import cli
 from longshore.orchestration.language.durations import format_duration
@@ -34,29 +35,36 @@ def command_line() -> str:
     """Each command with its usage, help and options."""
     lines = ["# Command line", "", *_paragraphs(cli.help or ""), "", "Options of every command:", ""]
     lines += _options(cli)
-    for name, command in _commands("longshore", cli):
+    for name, command in commands("longshore", cli):
         lines += ["", f"## {name}", "", "```text", _usage(name, command), "```", "", *_paragraphs(command.help or "")]
         if rows := _options(command, without={option.name for option in cli.params}):
             lines += ["", *rows]
     return "\n".join(lines) + "\n"
 
 
-def _commands(prefix: str, group: click.Group) -> Iterator[tuple[str, click.Command]]:
+def commands(prefix: str, group: click.Group) -> Iterator[tuple[str, click.Command]]:
     for name in sorted(group.commands):
         found = group.commands[name]
         command = found.load() if isinstance(found, LazyCommand) else found
         yield f"{prefix} {name}", command
         if isinstance(command, click.Group):
-            yield from _commands(f"{prefix} {name}", command)
+            yield from commands(f"{prefix} {name}", command)
+
+
+def runnable() -> Iterator[tuple[str, click.Command]]:
+    """The commands that do something without a subcommand."""
+    for name, command in commands("longshore", cli):
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield name, command
 
 
 def _usage(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name)
+    context = click.Context(command, info_name=name, **cli.context_settings)
     return " ".join([name, *command.collect_usage_pieces(context)])
 
 
 def _options(command: click.Command, without: Collection[str | None] = ()) -> list[str]:
-    context = click.Context(command)
+    context = click.Context(command, **cli.context_settings)
     options = [each for each in command.params if isinstance(each, click.Option) and each.name not in without]
     records = [option.get_help_record(context) for option in options]
     rows = [f"| `{_cell(names)}` | {_cell(text)} |" for names, text in filter(None, records)]
@@ -75,6 +83,69 @@ def _paragraphs(text: str) -> list[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+#: Each exit code, its meaning, and examples.
+_EXIT_CODES = (
+    (
+        "0", "The run or command has done what was asked.",
+        "A run `succeeded`; failures that a plan tolerates (`tolerate`) count as success.",
+    ),
+    (
+        "1", "The run or command failed, and no effect remains or is in doubt.",
+        "A run is `undone`; a cancelled run; a refused command; Redis does not answer.",
+    ),
+    (
+        "2", "The request is invalid; nothing was stored.",
+        "Wrong usage or settings, an invalid plan, an unknown run, a run id of another plan.",
+    ),
+    (
+        "3", "An effect remains, or is in doubt.",
+        "A run is `partial` or `undo_failed`, has steps in `left_over` or `in_doubt`, or an `always` step failed.",
+    ),
+    ("130", "Ctrl-C; the run continues.", "`longshore run`, `longshore runs watch`."),
+)  # fmt: skip
+
+
+def exit_codes() -> str:
+    """The exit codes, those of each command that has its own, and those of the errors."""
+    leaves = dict(runnable())
+    own = {name: text for name, command in leaves.items() if (text := _exit_codes_in(command))}
+    others = ", ".join(f"`{name}`" for name in leaves if name not in own)
+    lines = [
+        "# Exit codes", "", "Every command ends with one of five exit codes.", "",
+        "| code | meaning | examples |", "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
+        "`report.exit_code` has the code of a run, and is null until the run has ended."
+        " `longshore run --detach` returns 0 as soon as the request is stored. A dry run"
+        " returns 0, or 1 if a step is certain to fail. An error is one line on stderr, with the next thing to do;"
+        " [Errors](errors.md) lists the errors. `-v` adds the traceback."
+        " [Compensation](../concepts/compensation.md#effects-that-remain) explains `left_over` and `in_doubt`.", "",
+        "## Commands", "", "These commands define the codes more closely:", "",
+        "| command | exit codes |", "|---|---|",
+        *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
+        f"All others return 0, or the code of the error: {others}.", "",
+        "## Errors", "", "| code | exceptions |", "|---|---|",
+    ]  # fmt: skip
+    by_code: dict[str, list[str]] = {}
+    for error in _error_classes():
+        is_fixed = "exit_code" not in inspect.signature(error).parameters
+        by_code.setdefault(str(error.exit_code) if is_fixed else "that of the run", []).append(f"`{error.__name__}`")
+    lines += [f"| {code} | {', '.join(classes)} |" for code, classes in sorted(by_code.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _exit_codes_in(command: click.Command) -> str:
+    """The part of a command's help about its exit codes, without these words."""
+    found = re.search(r"Exit codes?:? (.*)", " ".join((command.help or "").split()))
+    return found[1] if found else ""
+
+
+def exit_codes_of(command: click.Command) -> set[int]:
+    """The exit codes that the help of a command names; those of all commands where the help names none."""
+    text = _exit_codes_in(command)
+    named = {int(code) for code in re.findall(r"(?:^|[;,] | or )(\d+)\b", text)}
+    return {0, 1, 2, 3, 130} if not named or "the same as" in text else named | {0}
 
 
 def all_settings() -> str:
@@ -122,7 +193,8 @@ def plan() -> str:
     schema = loading.schema()
     lines = [
         "# Plan schema", "",
-        "`longshore plan schema` prints the JSON schema, which editors use for completion and checks.", "",
+        "Every field of a plan, with its type and default. `longshore plan schema` prints the JSON schema, which"
+        " editors use for completion and checks.", "",
         "## Plan", "", *_fields(schema),
     ]  # fmt: skip
     for name, part in schema["$defs"].items():
@@ -147,6 +219,8 @@ def _json_default(field: dict[str, Any]) -> str:
 
 def _type(field: dict[str, Any]) -> str:
     if choices := field.get("anyOf") or field.get("oneOf"):
+        if {"type": "string"} in choices:  # the listed values are proposals
+            choices = [one for one in choices if "enum" not in one]
         return ", ".join(dict.fromkeys(_type(one) for one in choices if one.get("type") != "null"))
     if choices := field.get("allOf"):
         return _type(choices[0])
@@ -165,7 +239,7 @@ def _type(field: dict[str, Any]) -> str:
 
 def python() -> str:
     """The public names of Python, each with its entry by mkdocstrings."""
-    lines = ["# Python API", ""]
+    lines = ["# Python API", "", "The public names of Longshore in Python, by module, with their signatures.", ""]
     parts: list[tuple[str, str, ModuleType]] = [
         ("longshore.orchestration", "Plans, runs, clients and errors", orchestration),
         ("longshore.orchestration.celery", "Celery applications", celery),
@@ -215,6 +289,12 @@ def metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+def error_codes() -> str:
+    """Each error code with its meaning, exit code and remedy."""
+    head = "The command line prints `error[CODE]: message`, and `longshore explain CODE` prints the entry of this page."
+    return f"# Errors\n\n{head}\n\n{error_reference()}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "command-line.md": command_line,
     "settings.md": all_settings,
@@ -222,6 +302,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "operations.md": operations.page,
     "python.md": python,
     "metrics.md": metrics,
+    "exit-codes.md": exit_codes,
+    "errors.md": error_codes,
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from longshore.orchestration.errors import LongshoreError, code_of, exit_code_of
 from longshore.orchestration.language import printable
 
 if TYPE_CHECKING:
@@ -55,6 +56,21 @@ def print_line(text: object = "", *, err: bool = False, nl: bool = True) -> None
 def print_lines(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print several lines; control characters other than newline and tab are escaped."""
     click.echo(printable.lines(text), err=err, nl=nl)
+
+
+def print_error(error: Exception, options: Options) -> None:
+    """Print an error to stderr: one line with its code, or with `-o json` an object of one line."""
+    code = code_of(error)
+    if isinstance(error, LongshoreError):
+        message, remedy, text = error.message, error.remedy, str(error)
+    else:
+        message, remedy = f"{type(error).__name__}: {error}", ""
+        text = f"{message} (-v shows the traceback)"
+    if options.json:
+        fact = {"code": code or None, "message": message, "remedy": remedy, "exit_code": exit_code_of(error)}
+        click.echo(printable.as_json(json.dumps({"error": fact}, ensure_ascii=False)), err=True)
+        return
+    print_line(f"error[{code}]: {text}" if code else f"error: {text}", err=True)
 
 
 def print_report(report: BaseModel) -> None:

@@ -1,30 +1,101 @@
-"""`longshore init`: creation of the secrets of an installation, and rotation of its signing keys."""
+"""`longshore init`: the secrets of an installation, the rotation of its signing keys, and example plans."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from longshore.orchestration.cli.common import current_options, global_options, print_result
+from longshore.orchestration.cli.example_plans import EXAMPLES, example
 from longshore.orchestration.cli.inputs import read_duration
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.installation import acl
 from longshore.orchestration.messaging import signing
+from longshore.orchestration.plans import loading
 from longshore.orchestration.settings import get_settings
 
 #: Files in the folder. Each reader has a folder of its own, which is mounted as a whole: a rotation replaces the files.
 KEYS, CLIENT_KEYS, USERS, ENVIRONMENT = "worker/keys.json", "client/keys.json", "redis/users.acl", "env"
 #: The folder of secrets that plans may refer to. Operators fill this folder.
 PLAN_SECRETS = "plans"
+#: The schema beside the example plans.
+SCHEMA = "longshore-plan.schema.json"
 
 
-@click.command()
-@click.argument("folder", default="secrets", type=click.Path(path_type=Path, file_okay=False))
+@click.command("plan")
+@click.argument("file", default="plan.yaml", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--kind",
+    type=click.Choice(list(EXAMPLES)),
+    default="commands",
+    show_default=True,
+    help="commands: commands and files on a host; saga: Celery tasks with compensations; release: a release of a "
+    "Compose stack; backup: a nightly copy of the data of a stopped stack.",
+)
+@global_options
+def plan(file: Path, kind: str) -> None:
+    """Write an example plan with comments.
+
+    FILE (default: plan.yaml) receives the plan. The file longshore-plan.schema.json beside FILE is the JSON Schema of
+    plans, with which editors complete and check the plan. Existing files are never replaced. Exit codes: 0: written; 2:
+    wrong usage, or FILE exists.
+    """
+    if file.suffix not in {".yaml", ".yml"}:
+        raise UsageError(f"{file} is not a YAML file", remedy="use a name that ends with .yaml")
+    if file.exists() or file.is_symlink():
+        raise UsageError(f"{file} exists already", remedy="choose another file")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-") or "example"
+    schema = file.with_name(SCHEMA)
+    texts = {file: example(kind, str(file), name, f"./{SCHEMA}")}
+    if not schema.exists():
+        texts[schema] = json.dumps(loading.schema(), ensure_ascii=False, indent=2) + "\n"
+    names = " and ".join(map(str, texts))
+    if current_options().dry_run:
+        print_result(f"would write {names}", files=[str(path) for path in texts], kind=kind)
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            with path.open("x", encoding="utf-8") as opened:
+                opened.write(text)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}", remedy="choose another file") from None
+    kept = "" if schema in texts else f"; {schema} existed and was kept"
+    print_result(
+        f"wrote {names}{kept}; next: longshore plan simulate {file}", files=[str(path) for path in texts], kind=kind
+    )
+
+
+class _Init(click.Group):
+    """`longshore init [FOLDER]`, with the subcommand `plan` in place of the folder."""
+
+    # As in a command without subcommands, options may follow the folder.
+    allow_interspersed_args = True
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == [plan.name]:
+            return plan.make_context(f"{info_name} {plan.name}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    named = [CompletionItem("plan", help=plan.get_short_help_str())] if "plan".startswith(incomplete) else []
+    # Bash forgets the items before a request for folders.
+    return [CompletionItem(incomplete, type="dir"), *named]
+
+
+@click.group(cls=_Init, commands=[plan], invoke_without_command=True, subcommand_metavar="")
+@click.argument("folder", default="secrets", type=click.Path(file_okay=False), shell_complete=_complete_folder)
 @click.option("--rotate", is_flag=True, help="Only add new signing keys to the existing ones.")
 @click.option(
     "--after",
@@ -43,16 +114,36 @@ PLAN_SECRETS = "plans"
 )
 @click.option("--owner", type=int, metavar="UID", help="Owner of the files: the user id inside the containers.")
 @global_options
-def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where: str, owner: int | None) -> None:
-    """Create the secrets of an installation.
+@click.pass_context
+def init(
+    ctx: click.Context,
+    folder: str,
+    rotate: bool,
+    after: str,
+    queues: tuple[str, ...],
+    where: str,
+    owner: int | None,
+) -> None:
+    """Create the secrets of an installation, or an example plan.
 
-    The secrets are keys that sign messages, users and passwords of Redis, and a login for Flower. FOLDER (default:
-    secrets) receives worker/keys.json, client/keys.json (for applications and operators), redis/users.acl, env (for
-    docker compose --env-file), and plans/, an empty folder for secrets that plans may use. Existing files are never
+    `longshore init plan` writes an example plan (`longshore init plan --help`). Without `plan`, the command creates
+    secrets: keys that sign messages, users and passwords of Redis, and a login for Flower. FOLDER (default: secrets)
+    receives worker/keys.json, client/keys.json (for applications and operators), redis/users.acl, env (for docker
+    compose --env-file), and plans/, an empty folder for secrets that plans may use. Existing files are never
     replaced; --rotate adds new keys to worker/keys.json and client/keys.json, and ignores --queue and --redis. Exit
     codes: 0: created; 2: wrong usage, or files exist.
 
     """
+    if folder == plan.name or ctx.invoked_subcommand:
+        raise UsageError(
+            "plan is a subcommand", remedy="begin with longshore init plan, or write ./plan for a folder of this name"
+        )
+    _create_secrets(Path(folder), rotate=rotate, after=after, queues=queues, where=where, owner=owner)
+
+
+def _create_secrets(
+    folder: Path, *, rotate: bool, after: str, queues: tuple[str, ...], where: str, owner: int | None
+) -> None:
     made: dict[str, str] = {}
     if not re.match(r"(rediss?|unix|sentinel)://.", where):
         raise UsageError(f"--redis {where!r} is not a URL of Redis", remedy="use redis://host:6379/0, or rediss://…")

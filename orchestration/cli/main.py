@@ -8,9 +8,9 @@ from importlib.metadata import version
 
 import click
 
-from longshore.orchestration.cli.common import Options, global_options, print_line, print_lines
+from longshore.orchestration.cli.common import Options, global_options, print_error, print_line, print_lines
 from longshore.orchestration.cli.lazy import LazyCommand
-from longshore.orchestration.errors import LongshoreError, exit_code_of
+from longshore.orchestration.errors import UsageError, exit_code_of
 
 #: Name, MODULE:ATTRIBUTE in this package, and the first line of the command's help.
 COMMANDS = (
@@ -31,8 +31,10 @@ COMMANDS = (
     ("audit", "audit:audit", "Print the audit trail, oldest entry first."),
     ("metrics", "metrics:metrics", "Print or serve metrics in Prometheus format."),
     ("doctor", "doctor:doctor", "Diagnose the installation."),
+    ("explain", "explain:explain", "Explain an error code, such as run-conflict."),
     ("gc", "gc:gc", "Delete backups that no undo needs any more."),
-    ("init", "init:init", "Create the secrets of an installation."),
+    ("init", "init:init", "Create the secrets of an installation, or an example plan."),
+    ("completion", "completion:completion", "Print the completion script of a shell."),
     ("worker", "processes:worker", "Start a Celery worker in the foreground."),
     ("beat", "processes:beat", "Start Celery beat in the foreground."),
     ("flower", "processes:flower", "Start Flower with additional pages that show runs."),
@@ -40,18 +42,38 @@ COMMANDS = (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+#: The output of `longshore` without a command.
+BEGIN = """\
+Longshore runs multi-step plans on Celery, and undoes the finished steps if one fails. To begin:
+
+  longshore init plan                 Write an example plan, plan.yaml.
+  longshore plan simulate plan.yaml   Simulate the plan in memory, with each step failing in turn.
+  longshore run plan.yaml             Run the plan; without LONGSHORE_REDIS_URL, on this machine.
+
+All commands: longshore --help\
+"""
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(version("longshore"), "--version", prog_name="longshore")
 @global_options
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Run multi-step plans on Celery, and undo the finished steps if one fails.
 
     LONGSHORE_REDIS_URL, or redis_url in the settings file, names the Redis of the installation. Without a URL, a
     command starts a Redis and a worker on this machine.
 
     Exit codes of all commands, unless a command's help has others: 0: success; 1: failure; 2: wrong usage or wrong
-    configuration; 3: some changes could not be undone, or are in doubt; 130: interrupted.
+    configuration; 3: some changes could not be undone, or are in doubt; 130: interrupted. An error message has the form
+    error[CODE]: …, and `longshore explain CODE` explains the error.
     """
+    if ctx.invoked_subcommand is None:
+        print_lines(BEGIN, err=True)
+        ctx.exit(2)
 
 
 for _name, _target, _help in COMMANDS:
@@ -69,7 +91,10 @@ def call(arguments: list[str]) -> int:
     try:
         result = cli.main(arguments, prog_name="longshore", standalone_mode=False, obj=options)
     except click.ClickException as error:
-        error.show()
+        if options.json:
+            print_error(UsageError(error.format_message()), options)
+        else:
+            error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
         print_line("interrupted", err=True)
@@ -79,10 +104,8 @@ def call(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - every error becomes one line and an exit code
         if options.verbose:
             print_lines(traceback.format_exc(), err=True)
-        elif isinstance(error, LongshoreError):
-            print_line(f"error: {error}", err=True)
         else:
-            print_line(f"error: {type(error).__name__}: {error} (-v shows the traceback)", err=True)
+            print_error(error, options)
         return exit_code_of(error)
     return result if isinstance(result, int) else 0
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from longshore.orchestration.cli.common import command, current_options, print_line, print_lines
+from longshore.orchestration.cli.names import complete_operation
 from longshore.orchestration.cli.run import start_and_watch
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.operations import Operation, all_operations, find
@@ -47,7 +48,7 @@ def ls(text: str) -> None:
 
 
 @command(ops_group, "show")
-@click.argument("operation")
+@click.argument("operation", shell_complete=complete_operation)
 def show(operation: str) -> None:
     """Print the parameters, the result and the guarantees of OPERATION."""
     entry = describe(find(operation))
@@ -71,7 +72,7 @@ def show(operation: str) -> None:
 
 
 @command(ops_group, "run")
-@click.argument("operation")
+@click.argument("operation", shell_complete=complete_operation)
 @click.argument("params", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--target",

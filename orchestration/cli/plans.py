@@ -7,6 +7,7 @@ import click
 from longshore.orchestration import testing
 from longshore.orchestration.cli.common import command, current_options, exit_with, print_line, print_lines
 from longshore.orchestration.cli.inputs import load_plan, read_params
+from longshore.orchestration.cli.names import complete_plan
 from longshore.orchestration.errors import PlanError, Problem
 from longshore.orchestration.plans import explain as explanation
 from longshore.orchestration.plans import loading
@@ -14,6 +15,7 @@ from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.runs.diagram import FORMATS
 from longshore.orchestration.runs.report import Report
+from longshore.orchestration.runs.styles import style_of
 from longshore.orchestration.settings import get_settings
 
 
@@ -28,7 +30,7 @@ def plan_group() -> None:
 
 
 @command(plan_group, "validate")
-@click.argument("plan")
+@click.argument("plan", shell_complete=complete_plan)
 def validate(plan: str) -> None:
     """Validate PLAN and print every problem.
 
@@ -40,10 +42,11 @@ def validate(plan: str) -> None:
         reject_forbidden(checked, get_settings())
     except PlanError as error:
         if options.json:
-            options.show({"valid": False, "problems": [_problem_data(problem) for problem in error.problems]})
+            problems = [_problem_data(problem) for problem in error.problems]
+            options.show({"valid": False, "code": error.code, "problems": problems})
         else:
             for problem in error.problems:
-                print_line(f"error: {error.source or plan}: {problem}", err=True)
+                print_line(f"error[{error.code}]: {error.source or plan}: {problem}", err=True)
         exit_with(2)
         return
     if options.json:
@@ -57,7 +60,7 @@ def _problem_data(problem: Problem) -> dict[str, object]:
 
 
 @command(plan_group, "levels")
-@click.argument("plan")
+@click.argument("plan", shell_complete=complete_plan)
 def levels(plan: str) -> None:
     """Print the levels of PLAN; the steps of a level run in parallel.
 
@@ -74,7 +77,7 @@ def levels(plan: str) -> None:
 
 
 @command(plan_group, "explain")
-@click.argument("plan")
+@click.argument("plan", shell_complete=complete_plan)
 def explain(plan: str) -> None:
     """Explain PLAN: the order, retries and undo of its steps, and changes without undo."""
     text = explanation.explain(CompiledPlan(load_plan(plan)))
@@ -85,7 +88,7 @@ def explain(plan: str) -> None:
 
 
 @command(plan_group, "graph")
-@click.argument("plan")
+@click.argument("plan", shell_complete=complete_plan)
 @click.option(
     "--format",
     "form",
@@ -104,7 +107,7 @@ def graph(plan: str, form: str) -> None:
 
 
 @command(plan_group, "simulate")
-@click.argument("plan")
+@click.argument("plan", shell_complete=complete_plan)
 @click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="Parameter of the plan; repeatable.")
 @click.option("--params", "file", metavar="FILE", help="File with parameters, YAML or JSON; -p overrides them.")
 def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
@@ -127,7 +130,7 @@ def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
 def _print_simulated(failed: str | None, report: Report) -> None:
     undone = [step.name for step in report.steps if step.undo and step.undo.status == "undone"]
     title = "no step fails" if failed is None else f"{failed} fails"
-    parts = [f"{title}: {report.state}, exit code {report.exit_code}"]
+    parts = [f"{title}: {style_of(report.state).label}, exit code {report.exit_code}"]
     parts += [f"undone: {', '.join(reversed(undone))}"] if undone else []
     parts += [f"left over: {', '.join(report.left_over)}"] if report.left_over else []
     parts += [f"in doubt: {', '.join(report.in_doubt)}"] if report.in_doubt else []

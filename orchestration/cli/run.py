@@ -19,10 +19,12 @@ from longshore.orchestration.cli.common import (
 )
 from longshore.orchestration.cli.console import PlainConsole
 from longshore.orchestration.cli.inputs import client, load_plan, read_params
+from longshore.orchestration.cli.names import complete_plan
+from longshore.orchestration.cli.next_commands import print_next
 from longshore.orchestration.client import live
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.client.run import Run
-from longshore.orchestration.errors import LongshoreError, RunLost
+from longshore.orchestration.errors import LongshoreError, RunFailed, RunLost
 from longshore.orchestration.jobs.jobs import Jobs
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs.report import Report
@@ -34,7 +36,7 @@ _OUTPUT_DRAIN_TIMEOUT = 3.0
 
 
 @click.command()
-@click.argument("plan")
+@click.argument("plan", shell_complete=complete_plan)
 @click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="Parameter of the plan; repeatable.")
 @click.option("--params", "file", metavar="FILE", help="File with parameters, YAML or JSON; -p overrides them.")
 @click.option(
@@ -136,6 +138,7 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
     except KeyboardInterrupt:
         return stop_watching(run)
     print_outcome(report, report.exit_code or 0)
+    print_next(run, report)
     if show and not options.json and not options.quiet:
         for step in report.steps:
             if step.data:
@@ -161,7 +164,7 @@ def print_outcome(report: Report, code: int) -> None:
         options.console().print(live.closing(report))
     elif code:
         console = options.console(error=True)
-        console.print(f"error: run {report.run_id} of plan {report.plan}")
+        console.print(f"error[{RunFailed.code}]: run {report.run_id} of plan {report.plan}")
         console.print(live.closing(report))
 
 

@@ -19,6 +19,8 @@ from longshore.orchestration.cli.common import (
     print_result,
 )
 from longshore.orchestration.cli.inputs import client, read_duration
+from longshore.orchestration.cli.names import complete_run, complete_step
+from longshore.orchestration.cli.next_commands import print_next
 from longshore.orchestration.cli.run import print_outcome, wait_for_end, watch_started, watch_to_end
 from longshore.orchestration.client import live
 from longshore.orchestration.client.replay import Replay
@@ -70,7 +72,7 @@ def ls(limit: int, plan: str, state: str | None, label: str, since: str, text: s
     for report in reports:
         took = f"{report.duration_s:.1f} s" if report.duration_s is not None else ""
         started, params = (report.started_at or "")[:19], one_line(report.params)
-        table.add_row(report.run_id, report.plan, report.state, started, took, params, report.summary)
+        table.add_row(report.run_id, report.plan, live.state_text(report.state), started, took, params, report.summary)
     for column in table.columns[:3]:
         column.no_wrap = True
     console.print(table if reports else "no runs")
@@ -86,7 +88,7 @@ def _report_or_none(run: Run) -> Report | None:
 
 
 @command(runs_group, "show")
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 def show(run: str) -> None:
     """Print the report of RUN.
 
@@ -94,18 +96,20 @@ def show(run: str) -> None:
     be undone, or are in doubt.
     """
     options = current_options()
-    report = client().get(run).report()
+    found = client().get(run)
+    report = found.report()
     if not options.json and not options.quiet:
         console = options.console()
         if not console.is_terminal:
             console.width = 1000  # for a pipe, not for a screen
         console.print(live.tree(report), soft_wrap=False)
     print_outcome(report, report.exit_code or 0)
+    print_next(found, report, shown=True)
     exit_with(report.exit_code or 0)
 
 
 @command(runs_group, "watch")
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 def watch(run: str) -> None:
     """Watch RUN until it ends, and print its report.
 
@@ -117,7 +121,7 @@ def watch(run: str) -> None:
 
 
 @command(runs_group, "events")
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 def events(run: str) -> None:
     """Print all events of RUN, in order, with the seconds since the first event."""
     options = current_options()
@@ -132,8 +136,8 @@ def events(run: str) -> None:
 
 
 @command(runs_group, "logs")
-@click.argument("run")
-@click.argument("step")
+@click.argument("run", shell_complete=complete_run)
+@click.argument("step", shell_complete=complete_step)
 @click.option("-f", "--follow", is_flag=True, help="Print new lines as they arrive, until the run ends.")
 def logs(run: str, step: str, follow: bool) -> None:
     """Print the output of STEP, at most the last 1000 lines.
@@ -149,7 +153,7 @@ def logs(run: str, step: str, follow: bool) -> None:
 
 
 @command(runs_group, "cancel")
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.option("--reason", default="", help="Reason, recorded in the events of the run.")
 @click.option("--keep", is_flag=True, help="Keep the changes of finished steps; undo nothing.")
 @click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
@@ -167,7 +171,7 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
 
 
 @command(runs_group, "undo")
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.option("--reason", default="", help="Reason, recorded in the events of the run.")
 @click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
 def undo(run: str, reason: str, detach: bool) -> None:
@@ -187,7 +191,7 @@ def undo(run: str, reason: str, detach: bool) -> None:
 
 
 @command(runs_group, "resume")
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.option("--reason", default="", help="Reason, recorded in the events of the run.")
 @click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
 def resume(run: str, reason: str, detach: bool) -> None:
@@ -195,12 +199,14 @@ def resume(run: str, reason: str, detach: bool) -> None:
 
     A suspended run continues. A failed run whose changes were kept continues with the first step that has not
     succeeded. A failed undo is retried. An undone run cannot be resumed. For a step that waits for a decision use
-    `longshore runs resolve`. Exit codes: those of `longshore run`, or 1 if the resume is refused.
+    `longshore runs resolve`. Exit codes: the same as `longshore run`, or 1 if the resume is refused.
     """
     found, options = client().get(run), current_options()
     if options.dry_run:
         _print_dry_run(
-            found, {"failed", "partial", "undo_failed", "suspended"}, f"resume run {run}{_resume_steps(found)}"
+            found,
+            {"failed", "partial", "cancelled", "undo_failed", "suspended"},
+            f"resume run {run}{_resume_steps(found)}",
         )
         return
     if not _accepted(found, found.resume(reason)):
@@ -210,6 +216,7 @@ def resume(run: str, reason: str, detach: bool) -> None:
         return
     report = wait_for_end(found)
     print_outcome(report, report.exit_code or 0)
+    print_next(found, report)
     exit_with(report.exit_code or 0)
 
 
@@ -225,7 +232,7 @@ def _print_dry_run(run: Run, states: set[str], action: str) -> None:
 
 def _resume_steps(run: Run) -> str:
     """The steps that a resume would run, as the end of a sentence."""
-    if run.state() not in {"failed", "partial"}:
+    if run.state() not in {"failed", "partial", "cancelled"}:
         return ""
     records = run.store.step_records(run.id, range(len(run.plan)))
     resume_set = saga.resumed(run.plan, records)
@@ -233,8 +240,8 @@ def _resume_steps(run: Run) -> str:
 
 
 @command(runs_group, "resolve")
-@click.argument("run")
-@click.argument("step")
+@click.argument("run", shell_complete=complete_run)
+@click.argument("step", shell_complete=complete_step)
 @click.option("--done", is_flag=True, help="The step succeeded.")
 @click.option("--skip", is_flag=True, help="Skip the step and continue with the run.")
 @click.option("--undone", is_flag=True, help="The effect of the step does not exist, or was removed by hand.")
@@ -284,8 +291,8 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
 
     Choose exactly one of --host and --service. One new run repeats the steps that changed the host or the service, with
     the recorded parameters and in the original order; undone steps are omitted, and steps that cannot be repeated are
-    listed. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: those of
-    `longshore run`, or 3 if some steps cannot be repeated.
+    listed. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: the same
+    as `longshore run`, or 3 if some steps cannot be repeated.
     """
     options, connected = current_options(), client()
     created_since = time_or_age(since) if since is not None else None
@@ -321,7 +328,7 @@ def _print_left_out(replayed: Replay) -> None:
 
 
 @command(runs_group, "prune")
-@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.argument("runs", nargs=-1, metavar="[RUN]...", shell_complete=complete_run)
 @click.option("--older-than", metavar="TIME", help="Only runs that ended at least this long ago, e.g. 7d or 12h.")
 @click.option("--plan", "plan_name", help="Only runs of this plan.")
 def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) -> None:
@@ -369,8 +376,8 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
 
 
 @command(runs_group, "approve")
-@click.argument("run")
-@click.argument("step")
+@click.argument("run", shell_complete=complete_run)
+@click.argument("step", shell_complete=complete_step)
 @click.option("--reject", is_flag=True, help="Reject instead of approve: the step fails.")
 @click.option("--note", default="", help="Note, recorded in the events of the run with actor and time.")
 def approve(run: str, step: str, reject: bool, note: str) -> None:
@@ -402,4 +409,6 @@ def _finish_command(run_id: str, command_id: str, *, detach: bool) -> int:
     report = wait_for_end(run)
     code = 3 if report.exit_code == 3 else 0
     print_outcome(report, code)
+    if code:
+        print_next(run, report)
     return code

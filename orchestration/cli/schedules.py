@@ -65,7 +65,7 @@ def trigger(name: str, detach: bool) -> None:
 
     NAME is a schedule from the settings file or from a plan; for a job use `longshore job run`. The times of the
     schedule do not change, and a paused schedule can be triggered, too. Ctrl-C stops watching the run; a second Ctrl-C
-    within two seconds cancels the run. Exit codes: those of `longshore run`.
+    within two seconds cancels the run. Exit codes: the same as `longshore run`.
     """
     connected = client()
     if current_options().dry_run:

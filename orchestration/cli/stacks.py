@@ -121,11 +121,10 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
             found = choose(stacks.rules, checked.seen, {}, image=image, running=True)
     except LongshoreError as error:
         if as_json:
-            current_options().show(
-                {"valid": False, "reason": None, "error": str(error), "timestamp": _now(), "exit_code": 2}
-            )
+            failure = {"valid": False, "reason": None, "code": error.code, "error": str(error), "timestamp": _now()}
+            current_options().show(failure | {"exit_code": 2})
         else:
-            print_line(f"error: cache check failed: {error}", err=True)
+            print_line(f"error[{error.code}]: cache check failed: {error}", err=True)
         return exit_with(2)
     if as_json:
         current_options().show(_check_json(checked, found))

@@ -20,28 +20,9 @@ from longshore.orchestration.plans.shown_params import one_line
 from longshore.orchestration.runs.events import Event
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.step_report import ItemReport, StepReport
-from longshore.orchestration.states import STEP_IN_FLIGHT, TERMINAL, RunState, StepState, UndoState
+from longshore.orchestration.runs.styles import PALETTE, style_of
+from longshore.orchestration.states import StepState
 
-_STYLES = {
-    StepState.PENDING: "dim",
-    StepState.READY: "cyan",
-    StepState.RUNNING: "bold cyan",
-    StepState.RETRYING: "yellow",
-    StepState.WAITING: "yellow",
-    StepState.CHANGED: "green",
-    StepState.UNCHANGED: "dim green",
-    StepState.FAILED: "bold red",
-    StepState.UNKNOWN: "bold magenta",
-    StepState.SKIPPED: "dim",
-    StepState.CANCELLED: "dim yellow",
-    StepState.NOT_RUN: "dim",
-}
-_UNDO_STYLES = {
-    UndoState.UNDONE: "blue",
-    UndoState.UNDO_FAILED: "bold red",
-    UndoState.NOT_UNDOABLE: "magenta",
-    UndoState.HELD_BACK: "bold magenta",
-}
 #: Steps of one level, and items of one step, that are shown; the others are counted.
 _SHOWN = 24
 #: Seconds without an answer from Redis after which a watch fails.
@@ -110,27 +91,27 @@ def _line(event: Event) -> Text | None:
         case "undo_level_started":
             return Text(f"undo of level {fields['level']}: {fields['steps'].replace(' ', ', ') or 'nothing to run'}")
         case "step_waiting":
-            return Text(f"  {fields['step']} waits for {fields['for']}", "yellow")
+            return Text(f"  {fields['step']} waits for {fields['for']}", style_of("waiting").terminal)
         case "item_ended" if fields["status"] in {"failed", "unknown"}:
-            return Text(f"  {name} {fields['status']}{error}", "red")
+            return Text.assemble("  ", f"{name} ", state_text(fields["status"]), error)
         case "step_ended":
-            return Text.assemble("  ", f"{name} ", (fields["status"], _STYLES[StepState(fields["status"])]), error)
+            return Text.assemble("  ", f"{name} ", state_text(fields["status"]), error)
         case "undo_ended":
-            return Text(f"  ↩ {name} {fields['status']}{error}")
+            return Text.assemble(f"  ↩ {name} ", state_text(fields["status"]), error)
         case "step_retrying" | "item_retrying" | "undo_retrying":
             delay = int(fields["delay_ms"]) / 1000
             what = "did not act" if fields.get("in_vain") else f"attempt {fields['attempt']} failed"
-            return Text(f"  {fields['step']} {what}, retry in {delay:.1f} s{error}", "yellow")
+            return Text(f"  {fields['step']} {what}, retry in {delay:.1f} s{error}", style_of("retrying").terminal)
         case "step_skipped" | "item_skipped":
             return Text(f"  {name} skipped: {fields['reason']}")
         case "undo_impossible" | "undo_held_back":
             what = "cannot be undone" if event.name == "undo_impossible" else "is not undone"
             return Text(f"  {name} {what}: {fields['reason']}")
         case "lease_lost":
-            return Text(f"  {name}: its worker was lost", "yellow")
+            return Text(f"  {name}: its worker was lost", style_of("lost").terminal)
         case "run_held" | "run_suspended":
             word = "waits" if event.name == "run_held" else "suspended"
-            return Text(f"{word}{error}", "yellow")
+            return Text(f"{word}{error}", style_of("suspended").terminal)
         case "run_resumed":
             return Text("resumed", "bold")
         case "run_aborting":
@@ -144,12 +125,19 @@ def _line(event: Event) -> Text | None:
             return None
 
 
+def state_text(state: str) -> Text:
+    """The label of a state in its colour."""
+    style = style_of(state)
+    return Text(style.label, style=style.terminal)
+
+
 def tree(report: Report) -> Tree:
     """The run as a tree of its levels and steps."""
     report = printable.values(report)
-    style = "red" if report.state not in {RunState.SUCCEEDED, RunState.RUNNING, RunState.PENDING} else "bold"
     took = f"  {report.duration_s:.1f} s" if report.duration_s is not None else ""
-    root = Tree(Text.assemble((f"{report.plan} ", "bold"), (report.run_id, "dim"), "  ", (report.state, style), took))
+    root = Tree(
+        Text.assemble((f"{report.plan} ", "bold"), (report.run_id, "dim"), "  ", state_text(report.state), took)
+    )
     if report.params:
         root.add(Text(f"params: {one_line(report.params)}", style="dim"))
     levels: dict[int, list[StepReport]] = {}
@@ -160,14 +148,13 @@ def tree(report: Report) -> Tree:
         for step in steps[:_SHOWN]:
             node = branch.add(_step(step))
             for item in step.failures()[:_SHOWN]:
-                node.add(Text(f"{_what(item)}  {item.status}  {item.error or ''}", style="red"))
+                node.add(Text.assemble(f"{_what(item)}  ", state_text(item.status), f"  {item.error or ''}"))
             for host in step.hosts if not step.items and len(step.hosts) > 1 else ():
                 if host.status in FAILED:
-                    node.add(Text(f"{host.host}  {host.status}  {host.error or ''}", style="red"))
+                    node.add(Text.assemble(f"{host.host}  ", state_text(host.status), f"  {host.error or ''}"))
             notable = [item for item in step.items if item.status not in FAILED and item.reason]
             for item in notable[:_SHOWN]:
-                style = "yellow" if item.status in STEP_IN_FLIGHT else "dim"
-                node.add(Text(f"{_what(item)}  {item.status}  {item.reason}", style=style))
+                node.add(Text.assemble(f"{_what(item)}  ", state_text(item.status), (f"  {item.reason}", "dim")))
         if len(steps) > _SHOWN:
             rest = steps[_SHOWN:]
             ended = sum(step.duration_s is not None for step in rest)
@@ -183,22 +170,23 @@ def _what(item: ItemReport) -> str:
 
 def _step(step: StepReport) -> Text:
     line = Text.assemble((step.name, "bold" if step.status is StepState.RUNNING else ""), " ", (step.op, "dim"), "  ")
-    line.append(step.status, _STYLES[step.status])
+    line.append_text(state_text(step.status))
     if len(step.items) > 1:
         ended = sum(item.duration_s is not None for item in step.items)
         line.append(f"  {ended} of {len(step.items)}", "dim")
     if step.attempts > 1:
-        line.append(f"  attempt {step.attempts}", "yellow")
+        line.append(f"  attempt {step.attempts}", style_of("retrying").terminal)
     if step.duration_s is not None:
         line.append(f"  {step.duration_s:.2f} s", "dim")
     if step.reason:
         line.append(f"  {step.reason}", "dim")
     if step.error:
-        line.append(f"  {step.error}", "red")
+        line.append(f"  {step.error}", PALETTE["red"].terminal)
     if step.undo:
-        line.append(f"  ↩ {step.undo.status}", _UNDO_STYLES.get(step.undo.status, "cyan"))
+        line.append("  ↩ ")
+        line.append_text(state_text(step.undo.status))
         if step.undo.error:
-            line.append(f"  {step.undo.error}", "red")
+            line.append(f"  {step.undo.error}", PALETTE["red"].terminal)
         if step.undo.reason:
             line.append(f"  {step.undo.reason}", "dim")
     return line
@@ -209,10 +197,10 @@ def _named(report: Report, step: StepReport) -> bool:
 
 
 def closing(report: Report) -> Group:
-    """The closing lines: the outcome, what is left over or in doubt, and the next command."""
+    """The closing lines: the outcome, and the effects that are left over or in doubt."""
     report = printable.values(report)
     lines = [Text(line, style="bold") for line in report.production]
-    lines += [Text(f"{report.state}: {report.summary}", style="green" if report.exit_code == 0 else "bold red")]
+    lines += [Text.assemble(state_text(report.state), f": {report.summary}")]
     if report.error:
         where = f"step {report.error.step}: " if report.error.step else ""
         lines.append(Text(f"{where}{report.error.message}"))
@@ -222,8 +210,6 @@ def closing(report: Report) -> Group:
     if report.job and report.exit_code is None:
         lines.append(Text(report.job.summary))
     if report.left_over:
-        lines.append(Text(f"left over: {', '.join(report.left_over)}", style="bold magenta"))
-    lines += [Text(f"in doubt: {doubt}", style="bold magenta") for doubt in report.in_doubt]
-    if report.state in TERMINAL and report.exit_code:
-        lines.append(Text(f"for details: longshore runs show {report.run_id}", style="dim"))
+        lines.append(Text(f"left over: {', '.join(report.left_over)}", style=style_of("left_over").terminal))
+    lines += [Text(f"in doubt: {doubt}", style=style_of("unknown").terminal) for doubt in report.in_doubt]
     return Group(*lines)

@@ -1,8 +1,8 @@
 """Guards: conditions on the outcomes of earlier steps that decide whether a step runs.
 
-`only_if` tests the direct dependencies of a step. The table in `docs/reference/guards.md`, which a test compares with this
-module, defines the words, their meaning for steps without hosts or dependencies, and the skip reasons in reports. All
-guards of a step must hold.
+`only_if` tests the direct dependencies of a step. The table in `docs/reference/guards.md`, which a test compares with
+this module, defines the words, their meaning for steps without hosts or dependencies, and the skip reasons in reports.
+All guards of a step must hold.
 """
 
 from __future__ import annotations

@@ -126,7 +126,8 @@ def page() -> str:
     lines = [
         "# Operations",
         "",
-        "Generated from the schemas; `longshore ops show OP` prints the same. Every parameter may contain templates.",
+        "All operations with their parameters, results, compensations and retries, generated from the schemas;"
+        " `longshore ops show OP` prints the same. Every parameter may contain templates.",
         "",
         "| operation | does | kind | undo | queue |",
         "|---|---|---|---|---|",

@@ -17,6 +17,7 @@ import yaml.reader
 from pydantic import ValidationError
 
 from longshore.orchestration.errors import PlanError, Problem, UnknownName, UsageError, plain
+from longshore.orchestration.operations import all_operations
 from longshore.orchestration.operations.subplan import RUN
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.plans.validation import problems
@@ -374,4 +375,9 @@ def schema() -> dict[str, Any]:
     made = Plan.model_json_schema(by_alias=True)
     made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     made["title"] = "Longshore plan"
+    # Editors complete the known names; an operation of an application is any other text.
+    for part in ("Step", "UndoSpec"):
+        op = made["$defs"][part]["properties"]["op"]
+        del op["type"]
+        op["anyOf"] = [{"enum": list(all_operations())}, {"type": "string"}]
     return json.loads(json.dumps(made))  # type: ignore[no-any-return]

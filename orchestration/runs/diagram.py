@@ -8,26 +8,11 @@ from html import escape as escape_html
 from longshore.orchestration.language import printable
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.runs.report import Report
+from longshore.orchestration.runs.styles import STYLES
 from longshore.orchestration.states import STEP_BAD, UNDO_OPEN, StepState, UndoState
 
-#: Fill and stroke by state; the pairs differ in lightness too, for readers who do not distinguish the colours.
-COLOURS = {
-    "pending": ("#f3f4f6", "#6b7280"),
-    "ready": ("#e0f2fe", "#0284c7"),
-    "running": ("#bae6fd", "#0369a1"),
-    "retrying": ("#fef3c7", "#b45309"),
-    "waiting": ("#fef9c3", "#a16207"),
-    "changed": ("#dcfce7", "#15803d"),
-    "unchanged": ("#f0fdf4", "#4d7c0f"),
-    "failed": ("#fecaca", "#b91c1c"),
-    "unknown": ("#f5d0fe", "#a21caf"),
-    "skipped": ("#f9fafb", "#9ca3af"),
-    "cancelled": ("#e5e7eb", "#4b5563"),
-    "not_run": ("#ffffff", "#9ca3af"),
-    "undone": ("#ede9fe", "#6d28d9"),
-    "undo_failed": ("#fca5a5", "#7f1d1d"),
-    "held_back": ("#fed7aa", "#9a3412"),
-}
+#: Fill and stroke by state, for a light background.
+COLOURS = {state: (style.light.fill, style.light.border) for state, style in STYLES.items()}
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 28, 44, 20
 
 

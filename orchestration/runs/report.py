@@ -27,6 +27,7 @@ from longshore.orchestration.runs.step_report import (
     UndoReport,
     _Part,
 )
+from longshore.orchestration.runs.styles import style_of
 from longshore.orchestration.states import STEP_BAD, TERMINAL, UNDO_FINAL, Cause, RunState, StepState, UndoState
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.transitions import StepRecord
@@ -125,7 +126,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
     doubtful = in_doubt(plan, state, records) if state in TERMINAL else []
     unconfirmed = run.get("doubts", "").splitlines()
     code = _exit_code(plan, state, records, [*left, *doubtful, *unconfirmed]) if state in TERMINAL else None
-    untouched = state is RunState.FAILED and not unconfirmed and saga.is_untouched(plan, records)
+    untouched = state in {RunState.FAILED, RunState.CANCELLED} and not unconfirmed and saga.is_untouched(plan, records)
     untouched = untouched and not any(step.changed for step in reports)
     if code is not None:
         code = deployed.exit_code(plan.plan.labels, state, cause, reports) or code
@@ -324,9 +325,9 @@ def summary(steps: list[StepReport]) -> str:
     """The counts of states, as in `5 steps, 2 changed, 1 failed; 2 undone`; zero counts are omitted."""
     counts = Counter(step.status for step in steps)
     parts = [f"{len(steps)} step{'' if len(steps) == 1 else 's'}"]
-    parts += [f"{counts[state]} {state}" for state in StepState if counts[state]]
+    parts += [f"{counts[state]} {style_of(state).label}" for state in StepState if counts[state]]
     undos = Counter(step.undo.status for step in steps if step.undo)
-    undone = [f"{undos[state]} {state}" for state in UndoState if undos[state]]
+    undone = [f"{undos[state]} {style_of(state).label}" for state in UndoState if undos[state]]
     return ", ".join(parts) + (f"; {', '.join(undone)}" if undone else "")
 
 

@@ -111,7 +111,7 @@ def _axis(begin: int, end: int, scale: float, height: int) -> Iterable[str]:
 def _bar(bar: Bar, y: int, begin: int, now: int, scale: float) -> str:
     end = bar.end if bar.end is not None else now
     how = bar.how or "running"
-    fill, stroke = COLOURS.get(how, COLOURS["retrying" if how == "lost" else "pending"])
+    fill, stroke = COLOURS.get(how, COLOURS["pending"])
     took = f"{(end - bar.begin) / 1000:.2f} s"
     what = f"{'undo of ' if bar.undo else ''}{bar.part}, attempt {bar.attempt}: {how}, {took}"
     tip = escape(what + (f" on {bar.node}" if bar.node else "") + (f": {bar.error}" if bar.error else ""))

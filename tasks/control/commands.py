@@ -141,7 +141,7 @@ class Commands:
         if run.state is RunState.UNDO_FAILED:
             retried = {**command, "kind": "undo"}
             self.store.carry_out(run_id, command_id, retried, len(plan.levels), self._open_undos(run_id, plan))
-        elif run.state in {RunState.FAILED, RunState.PARTIAL}:
+        elif run.state in {RunState.FAILED, RunState.PARTIAL, RunState.CANCELLED}:
             again = saga.resumed(plan, self.store.step_records(run_id, range(len(plan))))
             keep = plan.plan.on_failure == "keep"
             self.store.reopen(run_id, command_id, command, run.epoch, again, keep=keep)

@@ -379,7 +379,7 @@ class _Wait:
             changed = any(step.changed for step in done.steps)
             return self._end(StepState.CHANGED if changed else StepState.UNCHANGED, data=data)
         # A child that failed before its first change has nothing to undo.
-        untouched = state is RunState.FAILED and done.exit_code == 1
+        untouched = state in {RunState.FAILED, RunState.CANCELLED} and done.exit_code == 1
         if self.run.state is RunState.ABORTING:
             error = f"run {child_id} ended {state}"
             return self._end(StepState.CANCELLED, data=data, error=error, no_effect=untouched)

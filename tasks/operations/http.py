@@ -53,6 +53,8 @@ _LONGEST_WAIT = 86_400.0
 class NoAnswer(Transient):
     """No response. `sent`: whether the request may have arrived."""
 
+    code = "http-no-answer"
+
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
         self.sent = sent

@@ -76,7 +76,7 @@ class SubPlan(WaitingImplementation[RunParams]):
         if existing is not None and (existing["digest"], existing.get("instance_id")) != ours:
             raise OperationError(f"another run has the child's run id {child_id}", remedy="start under a new run id")
         info: dict[str, Any] = {"child": child_id}
-        if place.epoch and state in {RunState.FAILED, RunState.PARTIAL}:
+        if place.epoch and state in {RunState.FAILED, RunState.PARTIAL, RunState.CANCELLED}:
             info["resumed"] = self._resumed(place, child_id)
         place.canvas(child_id, None).send_start(plan.name)
         return ExternalWait(place.timeout or FOR_EVER, info, f"run {child_id}")

@@ -4,9 +4,11 @@ What a fence of a page means:
 
 - `title="PATH"`: a file of the reader, in a folder of the page.
 - `sh`: commands, which end without an error. With `title="Terminal 2"`, the commands run in a terminal of that name;
-  with a title that ends in `(stays open)`, they run in the background until the page ends.
+  with a title that ends in `(stays open)`, they run in the background until the page ends, or until the next block of
+  that terminal, before which they receive Ctrl-C.
 - `console`: commands behind `$ `, each followed by lines of its output. `…` stands for any text, also a line of it;
-  blanks in a row count as one, since the width of a column depends on its values.
+  blanks in a row count as one, since the width of a column depends on its values. A command that only reads (`READING`)
+  is repeated until its output is as shown.
 - `python`: code that runs in one interpreter per page.
 - `text` directly after `sh` or `python`: lines of the output, as in `console`. After commands in the background, the
   page continues once the lines have appeared.
@@ -39,12 +41,14 @@ _TITLE = re.compile(r'title="([^"]+)"')
 
 #: Where pages say that Redis is.
 REDIS = "redis://localhost:6379/0"
+#: Seconds within which a command shows the lines that a page shows.
+PATIENCE = 60.0
+#: Commands that a reader repeats until they show them.
+READING = re.compile(r"(?:cat|tail|ls|longshore runs (?:show|ls|events|logs)) ")
 #: The port of a Redis that a page starts itself; the player chooses a free one.
 OWN_PORT = "6380"
 #: The port of a web server that a page starts; the player chooses a free one.
 WEB_PORT = "8000"
-#: Seconds within which a command in the background prints the lines that a page shows.
-PATIENCE = 60.0
 
 _PYTHON = """
 import sys, traceback
@@ -125,12 +129,13 @@ class Player:
         self.env = env | own | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.printed = ""
-        #: The output of the last block, if its commands run in the background.
-        self.log: Path | None = None
+        #: The log of the last block, if its commands run in the background, and where its output begins.
+        self.log: tuple[Path, int] | None = None
 
-    def play(self) -> None:
+    def play(self, chosen: list[Block] | None = None) -> None:
+        """Play all blocks of the page, or those that are given."""
         try:
-            for block in blocks(self.page):
+            for block in blocks(self.page) if chosen is None else chosen:
                 self._play(block)
         finally:
             self.close()
@@ -138,15 +143,19 @@ class Player:
     def close(self) -> None:
         """End all processes of the page."""
         for process in self.processes.values():
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait(timeout=20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            for pipe in filter(None, (process.stdin, process.stdout)):
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-            process.wait()
+            self._end(process, signal.SIGTERM)
+
+    def _end(self, process: subprocess.Popen[str], how: signal.Signals) -> None:
+        """End a process and its children by a signal."""
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, how)
+            process.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for pipe in filter(None, (process.stdin, process.stdout)):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        process.wait()
 
     def _play(self, block: Block) -> None:
         body = block.body.replace(REDIS, self.redis_url).replace(OWN_PORT, str(self.own_port))
@@ -172,19 +181,32 @@ class Player:
                 while command.endswith("\\"):
                     more, _, output = output.partition("\n")
                     command += "\n" + more
-                status = self._run(block, command)
-                if status and not output.strip():
-                    raise self._error(block, f"exit code {status} of: {command}")
-                self._compare(block, output)
+                self._console(block, command, output)
         elif block.language == "text":
-            self._wait_for(block, body, log) if log else self._compare(block, body)
+            self._wait_for(block, body, *log) if log else self._compare(block, body)
         elif block.language in {"yaml", "json"}:
             list(yaml.safe_load_all(body))
 
+    def _console(self, block: Block, command: str, output: str) -> None:
+        end = time.monotonic() + PATIENCE * bool(READING.match(command))
+        while True:
+            status = self._run(block, command)
+            try:
+                if status and not output.strip():
+                    raise self._error(block, f"exit code {status} of: {command}")
+                return self._compare(block, output)
+            except PageError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(0.2)
+
     def _background(self, block: Block, body: str) -> None:
-        self.log = self.folder / f".{block.title.partition(' (')[0].replace(' ', '-').lower()}.log"
-        with self.log.open("a") as out:
-            self.processes[f"{block.title}:{block.line}"] = subprocess.Popen(
+        if earlier := self.processes.pop(block.title, None):
+            self._end(earlier, signal.SIGINT)
+        log = self.folder / f".{block.title.partition(' (')[0].replace(' ', '-').lower()}.log"
+        with log.open("a") as out:
+            self.log = log, out.tell()
+            self.processes[block.title] = subprocess.Popen(
                 ["bash", "-e", "-c", body], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=out,
                 stderr=out, text=True, start_new_session=True,
             )  # fmt: skip
@@ -214,9 +236,9 @@ class Player:
                 return int(status)
         raise PageError(f"{self.page.relative_to(ROOT)}: {name} ended:\n{self.printed}")
 
-    def _wait_for(self, block: Block, expected: str, log: Path) -> None:
+    def _wait_for(self, block: Block, expected: str, log: Path, start: int) -> None:
         deadline = time.monotonic() + PATIENCE
-        while missing := missing_line(log.read_text(), expected):
+        while missing := missing_line(log.read_bytes()[start:].decode(), expected):
             if time.monotonic() > deadline:
                 raise self._error(block, f"the line {missing!r} has not appeared in {PATIENCE:g} s")
             time.sleep(0.1)

@@ -14,8 +14,10 @@ import pytest
 from longshore.orchestration import Plan, load
 from longshore.orchestration.client import embedded
 from longshore.orchestration.states import diagram
+from tests.acceptance.pages import Block, Player, blocks
 
 ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
 
 pytestmark = pytest.mark.integration
 
@@ -37,33 +39,82 @@ def run(*arguments: str, cwd: Path, env: dict[str, str], timeout: float = 60.0) 
     return subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+#: The application that the README's plan belongs to.
+SHOP = """
+import os
+from pathlib import Path
+
+from celery import Celery
+
+from longshore.orchestration.celery import install
+
+app = Celery("shop", broker=os.environ["LONGSHORE_REDIS_URL"])
+install(app)
 
 
-def test_the_commands_of_the_readme_do_what_it_says(environment: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    script = "\n".join(blocks("sh"))
-
-    done = run("sh", "-e", "-c", script, cwd=tmp_path, env=environment, timeout=120)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "hello.svg").read_text().startswith("<svg")
-    assert not (tmp_path / "hello").exists(), "the undo at the end takes the files and their folder away"
+@app.task
+def charge(order, amount): ...
 
 
-def test_the_python_of_the_readme_runs(environment: dict[str, str], tmp_path: Path) -> None:
-    code = f"folder = {str(tmp_path)!r}\n" + "\n".join(blocks("python"))
-
-    done = run(sys.executable, "-c", code, cwd=tmp_path, env=environment)
-
-    assert (done.stdout.strip(), done.stderr) == ("succeeded 2 steps, 1 changed, 1 unchanged", "")
+@app.task
+def refund(order, amount):
+    Path("refunded").write_text(f"{order} {amount}")
 
 
-def test_the_readme_shows_the_example_as_it_is() -> None:
-    shown = blocks("yaml")[0].rpartition("  …")[0]
+@app.task
+def ship(order):
+    raise RuntimeError("no carrier")
 
-    assert shown in (ROOT / "examples" / "hello.yaml").read_text()
+
+@app.task
+def cancel_shipment(order): ...
+"""
+
+
+def parts_of_the_readme() -> tuple[list[Block], list[Block]]:
+    """The blocks of the plan in YAML, and those of the plan in Python."""
+    found = blocks(README)
+    at = [block.title for block in found].index("buy.py")
+    return found[:at], found[at:]
+
+
+def test_the_plan_of_the_readme_runs_and_is_undone_as_it_says(environment: dict[str, str], tmp_path: Path) -> None:
+    part, _ = parts_of_the_readme()
+
+    Player(README, tmp_path, "", environment).play(part)
+
+    assert (tmp_path / "shop" / "schema").read_text() == "1.1\n", "the undo of the second release removed its line"
+
+
+def test_the_python_of_the_readme_runs_and_is_undone_as_it_says(
+    environment: dict[str, str], redis_url: str, tmp_path: Path
+) -> None:
+    _, part = parts_of_the_readme()
+    application = [
+        Block("python", "shop.py", SHOP, 0),
+        Block("sh", "Terminal 2 (stays open)", "celery -A shop worker -c 1 -n shop@%h", 0),
+        Block("sh", "Terminal 3 (stays open)", "longshore worker -c 1", 0),
+    ]
+
+    Player(README, tmp_path, redis_url, environment | {"LONGSHORE_REDIS_URL": redis_url}).play([*application, *part])
+
+    assert (tmp_path / "refunded").read_text() == "o-1 42"
+
+
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    text = README.read_text()
+    links = re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', text)
+    assert len(links) > 15
+    for target in (link or image for link, image in links):
+        path, _, anchor = target.partition("#")
+        assert (ROOT / path).exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings], target
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 120
 
 
 def test_yaml_and_python_build_the_same_plan() -> None:

@@ -17,7 +17,7 @@ from tests.conftest import get
 pytestmark = pytest.mark.integration
 
 #: Pages that need a Docker engine.
-WITH_ENGINE = {"tutorials/backup-job.md", "tutorials/stacks.md"}
+WITH_ENGINE = {"tutorials/backup-job.md", "tutorials/release.md", "tutorials/stacks.md"}
 #: The image that they use.
 IMAGE = "busybox:latest"
 #: Pages whose fences other tests run.
@@ -41,7 +41,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     """The environment of a reader, with a state folder of its own."""
     folder = tmp_path_factory.mktemp("p")
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
-    yield env | {"LONGSHORE_STATE_DIR": str(folder), "HOME": str(folder)}
+    # A reader waits for the default lease after a kill; the test has a shorter one.
+    yield env | {"LONGSHORE_STATE_DIR": str(folder), "HOME": str(folder), "LONGSHORE_LEASE": "5s"}
     if pid := embedded.supervisor_pid(folder):
         os.kill(pid, 15)
         while embedded.supervisor_pid(folder):

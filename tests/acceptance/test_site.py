@@ -69,6 +69,25 @@ def test_every_page_is_in_the_navigation_and_in_llms_txt(site: Path) -> None:
     assert all((site / page).is_file() for page in listed)
 
 
+def test_llms_txt_describes_each_page_in_a_sentence(site: Path) -> None:
+    lines = [line for line in (site / "llms.txt").read_text().splitlines() if line.startswith("- ")]
+    described = dict(re.fullmatch(r"- \[.+?\]\((.+?)\)(?:: (.+[.!?…]))?", line).groups() for line in lines)  # type: ignore[union-attr]
+    pages = {page for page in described if len((DOCS / page).read_text().split()) > 50}
+
+    assert len(pages) > 20
+    assert [page for page in sorted(pages) if not described[page]] == []
+
+
+def test_markdown_of_the_api_has_signatures_instead_of_directives(site: Path) -> None:
+    text = (site / "reference" / "python.md").read_text()
+
+    assert "\n::: " not in text
+    assert (
+        "- `wait(timeout: float | None = None, *, check: bool = False, hooks: Hooks | None = None) -> Report`: " in text
+    )
+    assert text.count("\n### ") >= len(re.findall(r"^::: ", (FOLDER / "python.md").read_text(), re.M))
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page_of_the_reference_is_current(name: str) -> None:
     assert (FOLDER / name).read_text() == PAGES[name](), "make docs writes the page"

@@ -51,5 +51,5 @@ def test_failed_undo_of_up_leaves_its_image_name_and_environment(place: Installa
     assert undos["up"][0] == "undo_failed"
     shown = place.longshore("runs", "show", report.run_id)
     assert shown.code == 3
-    assert shown.out.count(f"held_back  {why}") == 2
+    assert shown.out.count(f"held back  {why}") == 2
     assert "left over: env, build, up" in shown.out

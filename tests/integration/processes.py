@@ -95,6 +95,13 @@ class Worker:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The process id of the main process. Raises RuntimeError where the worker does not run."""
+        if self._process is None:
+            raise RuntimeError(f"{self.node} does not run")
+        return self._process.pid
+
     def start(self, *, wait: bool = True) -> None:
         """Start it in a process group of its own; it ends with the tests."""
         self._process = fork_server().start(

@@ -74,7 +74,7 @@ def test_a_run_that_waits_says_for_what_and_can_be_cancelled(five: Installation,
 
     # when
     waiting.cancel()
-    assert waiting.wait(PATIENCE).state == "failed"
+    assert waiting.wait(PATIENCE).state == "cancelled"
     live[0].cancel()
     after = five.run(sleeper("after", tmp_path, 0.0))
     assert after.wait(PATIENCE).exit_code == 0
@@ -147,10 +147,32 @@ def test_one_more_is_not_run_where_it_would_be_skipped(open_house: Installation,
 
     report = open_house.run(with_key("two", tmp_path, on_limit="skip"), app="shop2").wait(PATIENCE)
 
-    assert (report.state, report.exit_code, report.step("work").status) == ("failed", 1, "not_run")
+    assert (report.state, report.exit_code, report.step("work").status) == ("cancelled", 1, "not_run")
     assert report.error is not None
     assert f"not run: 'deploy-shop2' is held by {one.id}" in report.error.message
     one.wait(PATIENCE)
+
+
+def test_waiting_run_that_is_cancelled_never_begins_and_a_resume_begins_it(
+    open_house: Installation, tmp_path: Path
+) -> None:
+    one = open_house.run(with_key("one", tmp_path, 3.0), app="shop4")
+    wait_for("it to begin", lambda: one.state() == "running")
+    two = open_house.run(with_key("two", tmp_path), app="shop4")
+    two.cancel("not today")
+
+    report = two.wait(PATIENCE)
+    assert (report.state, report.cause, report.exit_code) == ("cancelled", "cancel", 1)
+    assert (report.summary, report.error and report.error.message) == (
+        "nothing was changed; 1 step, 1 not run",
+        "not today",
+    )
+    assert one.wait(PATIENCE).exit_code == 0
+    assert not [line for line in lines(tmp_path / "log") if "two" in line]
+
+    two.resume()
+    wait_for("it to begin", lambda: two.state() == "succeeded")
+    assert two.wait(PATIENCE).exit_code == 0
 
 
 def test_one_more_takes_the_place_of_the_one_that_runs(open_house: Installation, tmp_path: Path) -> None:

@@ -234,11 +234,23 @@ def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
     # when
     failed = workers.longshore("-q", "run", str(failing_plan), "-p", "text=x", "--run-id", "quiet-2")
     commands = {
-        "ops run": (workers.longshore("-q", *command), 3, "error: run quiet-1 of plan command.exec.execute"),
-        "runs show": (workers.longshore("-q", "runs", "show", "quiet-2"), 1, "error: run quiet-2 of plan"),
-        "runs watch": (workers.longshore("runs", "watch", "quiet-2", "-q"), 1, "error: run quiet-2 of plan"),
+        "ops run": (
+            workers.longshore("-q", *command),
+            3,
+            "error[run-failed]: run quiet-1 of plan command.exec.execute",
+        ),
+        "runs show": (workers.longshore("-q", "runs", "show", "quiet-2"), 1, "error[run-failed]: run quiet-2 of plan"),
+        "runs watch": (
+            workers.longshore("runs", "watch", "quiet-2", "-q"),
+            1,
+            "error[run-failed]: run quiet-2 of plan",
+        ),
         "runs undo": (workers.longshore("-q", "runs", "undo", "quiet-2"), 1, "error: refused: the run is undone"),
-        "unknown": (workers.longshore("-q", "runs", "show", "no-such-run"), 2, "error: run 'no-such-run' does not"),
+        "unknown": (
+            workers.longshore("-q", "runs", "show", "no-such-run"),
+            2,
+            "error[unknown-name]: run 'no-such-run' does not",
+        ),
         "resume": (workers.longshore("-q", "runs", "resume", "quiet-2"), 1, "error: refused: the run is undone"),
     }
     impossible = tmp_path / "impossible.yaml"
@@ -250,7 +262,7 @@ def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
     # then
     assert (failed.code, failed.out) == (1, "")
     lines = failed.err.splitlines()
-    assert lines[0].startswith("error: run quiet-2 of plan ")
+    assert lines[0].startswith("error[run-failed]: run quiet-2 of plan ")
     assert lines[1].startswith("undone: 5 steps, ")
     assert lines[2].startswith("step end: ")
     for name, (said, code, line) in commands.items():

@@ -603,9 +603,9 @@ def test_cancel_of_a_pending_run_ends_it_with_all_steps(stored: StoredRun) -> No
     with stored.emits("command", "run_ended") as events:
         assert carry_out(stored, "cancel") == "done"
 
-    assert (stored.run("state"), stored.run("cause")) == ("failed", "cancel")
+    assert (stored.run("state"), stored.run("cause")) == ("cancelled", "cancel")
     assert stored.run("ended")
-    assert (events[1]["state"], events[1]["cause"]) == ("failed", "cancel")
+    assert (events[1]["state"], events[1]["cause"]) == ("cancelled", "cancel")
     assert [stored.step(f"status:{i}") for i in range(4)] == ["not_run", "not_run", "not_run", None]
 
 
@@ -620,7 +620,7 @@ def test_cancel_in_another_state_returns_the_reason(stored: StoredRun, state: Ru
     assert stored.run("answer") == f"the run is {state}"
 
 
-@pytest.mark.parametrize("state", sorted(TERMINAL - {R.UNDONE}))
+@pytest.mark.parametrize("state", sorted(TERMINAL - {R.UNDONE, R.CANCELLED}))
 def test_undo_reopens_a_terminal_run(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, left=7, ended=5, undo_deadline=5, keep="1")
 
@@ -640,7 +640,7 @@ def test_undo_keeps_the_runs_cause(stored: StoredRun) -> None:
     assert stored.run("cause") == "deadline"
 
 
-@pytest.mark.parametrize("state", but(*(TERMINAL - {R.UNDONE})))
+@pytest.mark.parametrize("state", but(*(TERMINAL - {R.UNDONE, R.CANCELLED})))
 def test_undo_of_a_live_run_returns_the_reason(stored: StoredRun, state: RunState) -> None:
     stored.lay(state)
 

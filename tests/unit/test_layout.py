@@ -135,7 +135,7 @@ REGISTRY = re.compile(
 
 
 def documents() -> list[Path]:
-    return [path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*")] if path.is_file()]
+    return [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))

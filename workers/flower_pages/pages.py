@@ -210,6 +210,7 @@ def _buttons(state: RunState) -> list[tuple[str, str]]:
         return [*found, ("resume", "Continue the run")] if state is RunState.SUSPENDED else found
     return {
         RunState.FAILED: [("resume", "Continue from the first step that is not done")],
+        RunState.CANCELLED: [("resume", "Begin the run")],
         RunState.PARTIAL: [
             ("resume", "Continue from the first step that is not done"),
             ("undo", "Undo the completed steps"),

@@ -35,11 +35,11 @@ end
 emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
 if ARGV[2] == 'cancel' then
   if state == 'pending' then
-    redis.call('HSET', run, 'state', 'failed', 'cause', 'cancel', 'err', ARGV[4], 'ended', now)
+    redis.call('HSET', run, 'state', 'cancelled', 'cause', 'cancel', 'err', ARGV[4], 'ended', now)
     for i = 0, tonumber(redis.call('HGET', run, 'steps')) - 1 do
       redis.call('HSET', steps, 'status:' .. i, 'not_run')
     end
-    emit('run_ended', 'state', 'failed', 'cause', 'cancel')
+    emit('run_ended', 'state', 'cancelled', 'cause', 'cancel')
     return answer(ARGV[1], 'done')
   end
   -- guard: a cancel does not touch a run that has ended

@@ -6,7 +6,7 @@
 -- EVENTS   none, since the stream is deleted
 local state = redis.call('HGET', run, 'state')
 local rests = state == 'succeeded' or state == 'partial' or state == 'failed' or state == 'undone'
-              or state == 'undo_failed'
+              or state == 'undo_failed' or state == 'cancelled'
 -- guard: a live run is not forgotten
 if state and not rests then
   return 0

@@ -1,6 +1,6 @@
 -- Resume an ended run from the first step that is not done, as a person has commanded.
 --
--- FROM     failed or partial, in the epoch given
+-- FROM     failed, partial or cancelled, in the epoch given
 -- ARGV[1]  id of the command  ARGV[2]  actor  ARGV[3]  reason  ARGV[4]  epoch  ARGV[5]  last completed level
 -- ARGV[6]  '1' if a failure keeps the effects of completed steps, then the steps and units to run again
 -- RETURNS  'done', 'old' for a command that was handled before, or the reason of a refusal, for people
@@ -10,8 +10,8 @@ if handled(ARGV[1]) then
   return 'old'
 end
 local state, epoch = unpack(redis.call('HMGET', run, 'state', 'epoch'))
--- guard: only a failed or partial run is resumed
-if (state ~= 'failed' and state ~= 'partial')
+-- guard: only a run that ended without success is resumed
+if (state ~= 'failed' and state ~= 'partial' and state ~= 'cancelled')
     -- guard: a run is resumed only in the epoch that was seen
     or (epoch or '0') ~= ARGV[4] then
   emit('command', 'kind', 'refuse', 'actor', ARGV[2], 'reason', ARGV[3])

@@ -30,13 +30,19 @@ _PERMANENT = (
 class NotThere(OperationError):
     """404: the object, or an object that it needs, does not exist."""
 
+    code = "engine-not-found"
+
 
 class Conflict(OperationError):
     """409: the name is in use, or the state forbids the call."""
 
+    code = "engine-conflict"
+
 
 class EngineTimeout(Transient):
     """The engine did not respond in time. The call may still be completed."""
+
+    code = "engine-timeout"
 
 
 @dataclass(frozen=True)

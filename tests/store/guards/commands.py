@@ -97,7 +97,7 @@ def a_resume_is_carried_out_once(stored: StoredRun) -> None:
 
 
 @scenario
-def only_a_failed_or_partial_run_is_resumed(stored: StoredRun) -> None:
+def only_a_run_that_ended_without_success_is_resumed(stored: StoredRun) -> None:
     failed(stored)
     stored.put(state="succeeded")
     assert resume(stored) != "done"

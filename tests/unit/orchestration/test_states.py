@@ -45,7 +45,8 @@ def test_every_state_leads_to_a_terminal_state() -> None:
 
 def test_terminal_run_is_reopened_only_by_undo_or_resume() -> None:
     for state in TERMINAL:
-        goes_on = {RunState.RUNNING} if state in {RunState.FAILED, RunState.PARTIAL} else set()
+        begins = state in {RunState.FAILED, RunState.PARTIAL, RunState.CANCELLED}
+        goes_on = {RunState.RUNNING} if begins else set()
         assert TRANSITIONS[state] <= {RunState.UNDOING} | goes_on
     assert TRANSITIONS[RunState.UNDONE] == frozenset()
 
@@ -59,7 +60,7 @@ def test_run_is_either_live_or_terminal() -> None:
 def test_only_resumed_runs_return_to_running() -> None:
     for state, following in TRANSITIONS.items():
         assert state not in following
-        begins = {RunState.PENDING, RunState.SUSPENDED, RunState.FAILED, RunState.PARTIAL}
+        begins = {RunState.PENDING, RunState.SUSPENDED, RunState.FAILED, RunState.PARTIAL, RunState.CANCELLED}
         assert (RunState.RUNNING in following) == (state in begins)
         assert RunState.PENDING not in following
 

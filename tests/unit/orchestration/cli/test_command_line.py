@@ -57,7 +57,7 @@ def one_line(captured: Captured) -> str:
     out, err = captured.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1, err
-    assert err.startswith("error: ")
+    assert re.match(r"error\[[a-z-]+\]: ", err), err
     return err.strip()
 
 
@@ -77,10 +77,10 @@ def test_each_plan_problem_is_printed_on_its_own_line(broken: str, capsys: Captu
 
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == [
-        f"error: {broken}: line 7, step 'test': depends on 'biuld', which is not in the plan; did you mean 'build'?",
-        f"error: {broken}: line 8, step 'lint': depends on 'biuld', which is not in the plan; did you mean 'build'?",
-        f"error: {broken}: line 9, step 'ship': unknown operation 'command.exec': did you mean command.exec.execute?",
+    assert [line.partition(f"error[plan-invalid]: {broken}: ")[2] for line in err.splitlines()] == [
+        "line 7, step 'test': depends on 'biuld', which is not in the plan; did you mean 'build'?",
+        "line 8, step 'lint': depends on 'biuld', which is not in the plan; did you mean 'build'?",
+        "line 9, step 'ship': unknown operation 'command.exec': did you mean command.exec.execute?",
     ]
 
 
@@ -88,7 +88,7 @@ def test_json_output_lists_problems(broken: str, capsys: Captured) -> None:
     assert call(["-o", "json", "plan", "validate", broken]) == 2
 
     told = json.loads(capsys.readouterr().out)
-    assert told["valid"] is False
+    assert (told["valid"], told["code"]) == (False, "plan-invalid")
     assert [(problem["step"], problem["line"]) for problem in told["problems"]] == [
         ("test", 7),
         ("lint", 8),
@@ -167,7 +167,7 @@ def test_invalid_plan_ends_every_command_before_sending(
 
     assert call([*command.split(), str(path)]) == 2
 
-    assert one_line(capsys).startswith(f"error: {path}: ")
+    assert one_line(capsys).startswith(f"error[plan-invalid]: {path}: ")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +311,21 @@ def test_every_command_has_help(arguments: list[str], capsys: Captured) -> None:
     assert call(arguments) == 0
 
     assert capsys.readouterr().out.startswith("Usage: longshore")
+
+
+def test_longshore_without_a_command_shows_the_commands_to_begin_with(capsys: Captured) -> None:
+    assert call([]) == 2
+
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert len(lines) <= 8
+    assert [line.split()[1:3] for line in lines if line.startswith("  longshore")] == [
+        ["init", "plan"],
+        ["plan", "simulate"],
+        ["run", "plan.yaml"],
+    ]
+    assert lines[-1].endswith("longshore --help")
 
 
 def test_version_matches_the_package(capsys: Captured) -> None:

@@ -97,7 +97,7 @@ def test_report_lines_match_its_parts() -> None:
         assert r"\x1b[31mred\r\nstep b" in drawn
     out = io.StringIO()
     PlainConsole(file=out, width=1000).print(live.closing(hostile_report()))
-    harmless(out.getvalue(), lines=4)
+    harmless(out.getvalue(), lines=3)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def hostile_client(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["runs", "events", "r"], 1),
         (["runs", "ls"], 2),
-        (["runs", "show", "r"], 7),
+        (["runs", "show", "r"], 10),
         (["runs", "logs", "r", "a"], 1),
         (["audit"], 2),
         (["doctor"], 1),

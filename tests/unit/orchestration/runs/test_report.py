@@ -185,7 +185,7 @@ def test_run_error_defaults_to_the_first_steps() -> None:
 def test_summary_counts_states_in_order_and_omits_zeros() -> None:
     found = report("undone", UNDONE, FAILED | {"ustatus": "not_undoable"}, {"status": "unchanged", "attempts": "1"})
 
-    assert found.summary == "3 steps, 1 changed, 1 unchanged, 1 failed; 1 undone, 1 not_undoable"
+    assert found.summary == "3 steps, 1 changed, 1 unchanged, 1 failed; 1 undone, 1 not undoable"
     assert summary(found.steps[:1]) == "1 step, 1 changed; 1 undone"
     assert summary([]) == "0 steps"
 
@@ -197,9 +197,9 @@ def test_summary_of_a_failure_without_a_change_begins_with_that() -> None:
     lost = report("failed", FAILED | {"no_effect": "1"}, run={"doubts": "host web1 could not be asked"})
     cleaned = report("failed", FAILED | {"no_effect": "1"}, {"status": "not_run"}, CHANGED)
 
-    assert nothing.summary == "nothing was changed; 3 steps, 1 unchanged, 1 failed, 1 not_run"
+    assert nothing.summary == "nothing was changed; 3 steps, 1 unchanged, 1 failed, 1 not run"
     assert lost.summary == "3 steps, 2 pending, 1 failed"
-    assert cleaned.summary == "3 steps, 1 changed, 1 failed, 1 not_run"
+    assert cleaned.summary == "3 steps, 1 changed, 1 failed, 1 not run"
 
 
 def test_report_shows_parameters() -> None:

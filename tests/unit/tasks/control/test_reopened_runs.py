@@ -101,7 +101,7 @@ def test_failed_undo_leaves_what_the_step_depends_on(table: Table) -> None:
     undos = {step.name: (step.undo.status, step.undo.error) for step in report.steps if step.undo}
     why = ("held_back", "up depends on it, and its undo failed")
     assert undos == {"env": why, "build": why, "up": ("undo_failed", "the image is gone"), "beside": ("undone", None)}
-    assert report.summary == "5 steps, 4 changed, 1 failed; 1 undone, 1 undo_failed, 2 held_back"
+    assert report.summary == "5 steps, 4 changed, 1 failed; 1 undone, 1 undo failed, 2 held back"
 
 
 def test_plan_may_go_on_after_a_failed_undo(table: Table) -> None:

@@ -351,7 +351,7 @@ def test_run_with_an_unknown_operation_can_be_reported_and_cancelled() -> None:
 
     sandbox.store.command("r", "cancel")
     sweep(sandbox._coordinator)
-    assert sandbox.store.state("r") == "failed"
+    assert sandbox.store.state("r") == "cancelled"
 
 
 # --- plan errors -----------------------------------------------------------------------------------------
