@@ -22,8 +22,6 @@ WITH_ENGINE = {"tutorials/backup-job.md", "tutorials/release.md", "tutorials/sta
 IMAGE = "busybox:latest"
 #: Pages whose fences other tests run.
 ELSEWHERE = {
-    "how-to/canvas.md": "tests/integration/test_canvas.py",
-    "how-to/celery-tasks.md": "tests/integration/test_fenced_tasks.py",
     "how-to/deployment.md": "tests/docker/test_deployment.py",
     "how-to/jobs.md": "tests/docker/test_jobs.py",
     "how-to/stacks.md": "tests/docker/test_restarts.py",
