@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape as escape_html
 
 from longshore.orchestration.language import printable
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
+from longshore.orchestration.runs.grouping import Group, counted, groups, urgency
+from longshore.orchestration.runs.layout import HEIGHT, layout
 from longshore.orchestration.runs.report import Report
-from longshore.orchestration.runs.styles import STYLES
-from longshore.orchestration.states import STEP_BAD, UNDO_OPEN, StepState, UndoState
+from longshore.orchestration.runs.step_report import StepReport
+from longshore.orchestration.runs.styles import STYLES, Style, style_of, symbol_of
+from longshore.orchestration.states import STEP_BAD, UNDO_FINAL, StepState, UndoState
 
 #: Fill and stroke by state, for a light background.
 COLOURS = {state: (style.light.fill, style.light.border) for state, style in STYLES.items()}
-_WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 28, 44, 20
+
+
+#: The width in pixels below which a box has no room for the operation beside the state.
+_NARROW = 180
 
 
 def escape(text: str) -> str:
@@ -21,17 +27,20 @@ def escape(text: str) -> str:
     return escape_html(printable.line(text))
 
 
+def state_of(step: StepReport) -> str:
+    """The state to colour a step by: that of its undo, except for a failed step whose undo has ended.
+
+    The cause of the failure stays visible.
+    """
+    undo = step.undo.status if step.undo else None
+    if undo is None or (undo is UndoState.UNDONE and step.status in STEP_BAD):
+        return str(step.status)
+    return str(undo if undo in UNDO_FINAL else UndoState.UNDOING)
+
+
 def states_of(report: Report | None) -> dict[str, str]:
     """The state to colour each step by, that of its undo included."""
-    if report is None:
-        return {}
-    shown = {}
-    for step in report.steps:
-        undo = step.undo.status if step.undo else None
-        # A failed step keeps its own colour after its undo, so that the cause of the failure stays visible.
-        undo_counts = undo in UNDO_OPEN or (undo is UndoState.UNDONE and step.status not in STEP_BAD)
-        shown[step.name] = str(undo if undo_counts else step.status)
-    return shown
+    return {step.name: state_of(step) for step in report.steps} if report is not None else {}
 
 
 def text(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
@@ -82,74 +91,118 @@ def dot(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
     return "\n".join([*lines, "}"])
 
 
-def svg(plan: CompiledPlan, states: Mapping[str, str] | None = None, *, link: str = "") -> str:
-    """The plan as a self-contained SVG, with the levels from top to bottom.
+def svg(
+    plan: CompiledPlan,
+    states: Mapping[str, str] | None = None,
+    *,
+    link: str = "",
+    width: int = 1200,
+    columns: int = 5,
+    fold: bool = False,
+    ids: str = "step-",
+) -> str:
+    """The plan as a self-contained SVG, with the levels from left to right in bands of so many columns.
 
-    With `link`, each step links to `link` followed by its name: `#step-row-` leads to a row of the same page.
+    With `link`, each step links to `link` followed by its name: `#step-row-` leads to a row of the same page. With
+    `fold`, similar steps of a level are one box. `ids` begins the id of each box.
     """
     states = states or {}
-    widest = max(len(members) for members in plan.levels)
-    width = 2 * _MARGIN + widest * _WIDTH + (widest - 1) * _GAP_X
-    height = 2 * _MARGIN + len(plan.levels) * _HEIGHT + (len(plan.levels) - 1) * _GAP_Y
-    place = _places(plan, width)
-    edges, boxes = [], []
-    for step in plan.steps:
-        x, y = place[step.index]
-        for dependency in step.needs:
-            from_x, from_y = place[dependency]
-            begin, end, middle = from_y + _HEIGHT, y, (from_y + _HEIGHT + y) / 2
-            edges.append(
-                f'<path d="M{from_x + _WIDTH / 2:g},{begin:g} C{from_x + _WIDTH / 2:g},{middle:g} '
-                f'{x + _WIDTH / 2:g},{middle:g} {x + _WIDTH / 2:g},{end:g}" marker-end="url(#arrow)"/>'
-            )
-        box = _box(step, x, y, states.get(step.name, ""))
-        boxes.append(f'<a href="{escape(link + step.name)}">{box}</a>' if link else box)
+    nodes = groups(plan) if fold else groups(plan, len(plan) + 1)
+    made = layout(plan, nodes, width, columns)
+    boxes = []
+    for number, node in enumerate(nodes):
+        x, y = made.places[number]
+        first = plan.steps[node.members[0]]
+        shown = [states.get(plan.steps[i].name, "") for i in node.members]
+        urgent = min(node.members, key=lambda i: urgency(states.get(plan.steps[i].name, "")))
+        inner = _stack(node, shown, made.box) if node.folded else _box(first, shown[0], made.box)
+        name = node.key if node.folded else first.name
+        state = escape(_most_urgent(shown))
+        box = f'<g id="{ids}{escape(name)}" data-state="{state}" transform="translate({x:g} {y:g})">'
+        box += f"{inner}</g>"
+        boxes.append(f'<a href="{escape(link + plan.steps[urgent].name)}">{box}</a>' if link else box)
+    edges = "".join(f'<path d="{path}" marker-end="url(#{ids}arrow)"/>' for path in made.paths)
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-            f'height="{height}" font-family="system-ui, sans-serif" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {made.height}" width="{width}" '
+            f'height="{made.height}" font-family="system-ui, sans-serif" role="img">',
             f"<title>{escape(plan.plan.name)}</title>",
-            '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+            f'<defs><marker id="{ids}arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
             'orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="#6b7280"/></marker></defs>',
-            f'<g fill="none" stroke="#6b7280" stroke-width="1.3">{"".join(edges)}</g>',
+            f'<g fill="none" stroke="#6b7280" stroke-width="1.3">{edges}</g>',
             *boxes,
             "</svg>",
         ]
     )
 
 
-def _places(plan: CompiledPlan, width: int) -> dict[int, tuple[float, float]]:
-    """The position of each step: levels are centred, and steps ordered by the mean position of their dependencies."""
-    place: dict[int, tuple[float, float]] = {}
-    for level, members in enumerate(plan.levels):
-
-        def pull(i: int) -> float:
-            needs = plan.steps[i].needs
-            return sum(place[d][0] for d in needs) / len(needs) if needs else 0.0
-
-        row = len(members) * _WIDTH + (len(members) - 1) * _GAP_X
-        x = (width - row) / 2
-        for i in sorted(members, key=pull):
-            place[i] = (x, _MARGIN + level * (_HEIGHT + _GAP_Y))
-            x += _WIDTH + _GAP_X
-    return place
+def _most_urgent(states: Sequence[str]) -> str:
+    return min(states, key=urgency)
 
 
-def _box(step: CompiledStep, x: float, y: float, state: str) -> str:
-    fill, stroke = COLOURS.get(state, COLOURS["pending"])
-    dashes = ' stroke-dasharray="5 3"' if step.always or state in {StepState.SKIPPED, StepState.NOT_RUN} else ""
-    name = step.name if len(step.name) <= 24 else f"{step.name[:23]}…"
-    below = step.operation.name + (f" · {state}" if state else "")
+def _box(step: CompiledStep, state: str, width: int) -> str:
+    style = style_of(state or "pending")
+    quiet = step.always or state in {"", StepState.PENDING, StepState.SKIPPED, StepState.NOT_RUN}
+    below = step.operation.name + (f" · {style.label}" if state else "")
+    below = style.label if state and width < _NARROW else below
     tip = escape(f"{step.name}: {step.step.description or step.operation.summary}")
-    return (
-        f'<g id="step-{escape(step.name)}" class="{escape(state)}"><title>{tip}</title>'
-        f'<rect x="{x:g}" y="{y:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="7" fill="{fill}" '
-        f'stroke="{stroke}" stroke-width="1.5"{dashes}/>'
-        f'<text x="{x + _WIDTH / 2:g}" y="{y + 20:g}" text-anchor="middle" font-size="13" '
-        f'font-weight="600" fill="#111827">{escape(name)}</text>'
-        f'<text x="{x + _WIDTH / 2:g}" y="{y + 36:g}" text-anchor="middle" font-size="10.5" '
-        f'fill="#374151">{escape(below)}</text></g>'
+    return f"<title>{tip}</title>" + _frame(width, style, quiet) + _words(step.name, below, state, width)
+
+
+def _stack(group: Group, states: Sequence[str], width: int) -> str:
+    """A box for several steps, with a bar of their states."""
+    style = style_of(_most_urgent(states) or "pending")
+    counts = counted(state or "pending" for state in states)
+    below = ", ".join(f"{count} {style_of(state).label}" for state, count in counts)
+    bars, x = [], 14.0
+    for state, count in counts:
+        part = max(5.0, count / len(states) * (width - 24 - 5 * len(counts)))
+        shade = style_of(state).light
+        bars.append(
+            f'<rect data-state="{escape(state)}" class="part" x="{x:.1f}" y="{HEIGHT - 8}" width="{part:.1f}" '
+            f'height="4" fill="{shade.border}"/>'
+        )
+        x += part
+    name = f"{group.name} × {len(states)}"
+    behind = (
+        f'<rect class="behind" x="4" y="4" width="{width}" height="{HEIGHT}" rx="7" fill="{style.light.fill}" '
+        f'stroke="{style.light.border}"/>'
     )
+    tip = f"<title>{escape(f'{group.name}: {below}')}</title>"
+    return tip + behind + _frame(width, style, False) + _words(name, below, "", width, raised=3) + "".join(bars)
+
+
+def _frame(width: int, style: Style, dashed: bool) -> str:
+    dashes = ' stroke-dasharray="5 3"' if dashed else ""
+    shade = style.light
+    return (
+        f'<rect class="box" width="{width}" height="{HEIGHT}" rx="7" fill="{shade.fill}" stroke="{shade.border}" '
+        f'stroke-width="1.5"{dashes}/>'
+        f'<rect class="edge" x="1" y="7" width="4" height="{HEIGHT - 14}" rx="2" fill="{shade.border}"/>'
+    )
+
+
+def _words(name: str, below: str, state: str, width: int, raised: int = 0) -> str:
+    """The two lines of a box, clipped at its side, and the symbol of its state."""
+    narrow = width < _NARROW
+    size, letter, room = (12, 7.6, width - 20) if narrow else (13, 8.0, width - (38 if state else 26))
+    symbol = (
+        f'<text class="symbol" x="{width - 16}" y="{42 if narrow else 33}" text-anchor="middle" font-size="15" '
+        f'font-weight="700" fill="{style_of(state).light.text}">{symbol_of(state)}</text>'
+        if state
+        else ""
+    )
+    return (
+        f'<svg width="{width - (8 if narrow or not state else 28)}" height="{HEIGHT}">'
+        f'<text class="name" x="14" y="{23 - raised}" font-size="{size}" font-weight="600" fill="#111827">'
+        f"{escape(_short(name, room / letter))}</text>"
+        f'<text class="below" x="14" y="{41 - raised - raised // 2}" font-size="11" fill="#374151">'
+        f"{escape(_short(below, room / 5.9))}</text></svg>{symbol}"
+    )
+
+
+def _short(text: str, room: float) -> str:
+    return text if len(text) <= room else f"{text[: int(room) - 1]}…"
 
 
 FORMATS = {"text": text, "mermaid": mermaid, "dot": dot, "svg": svg}

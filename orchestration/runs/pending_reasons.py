@@ -41,7 +41,9 @@ def hold_reason(store: Store, run_id: str, reason: str) -> str:
     before = admission.position(run_id, wanted) if wanted is not None else None
     if before is None:
         return reason
-    return f"{reason}; {before} runs wait before it" if before else f"{reason}; it is the next"
+    if not before:
+        return f"{reason}; it is the next"
+    return f"{reason}; {before} {'run waits' if before == 1 else 'runs wait'} before it"
 
 
 def unserved(store: Store, plan: CompiledPlan) -> list[str]:

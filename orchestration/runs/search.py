@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Runs that are read at once, and that a search examines at most.
 _PAGE, _FARTHEST = 200, 20_000
-_FIELDS = ("state", "plan", "created", "started", "ended", "actor", "err", "params")
+_FIELDS = ("state", "plan", "created", "started", "ended", "actor", "err", "params", "err_step")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,9 @@ class Row:
     error: str = ""
     #: As `version=1.2 env=prod`.
     params: str = ""
+    started: datetime | None = None
+    #: The index of the step whose failure ended the run.
+    failed_step: int | None = None
 
 
 def search(store: Store, wanted: Filter, limit: int = 50) -> list[Row]:
@@ -135,6 +138,8 @@ def _row(now: int, run_id: str, values: list[str | None] | Exception) -> Row | N
             known["actor"],
             known["err"],
             one_line(json.loads(known["params"] or "{}")),
+            _time(began) if began else None,
+            int(known["err_step"]) if known["err_step"] else None,
         )
     except (ValueError, OverflowError, OSError):
         return None

@@ -42,17 +42,18 @@ class Style:
         return PALETTE[self.colour].dark
 
 
+#: The colour of text on the border colours, which fill banners and bars, on light and on dark pages.
+ON_BORDER_LIGHT, ON_BORDER_DARK = "#ffffff", "#0b0f14"
 #: Neighbours differ in lightness too, for readers who do not distinguish the colours.
 PALETTE = {
     "grey": Colour(Shade("#f3f4f6", "#6b7280", "#374151"), Shade("#1f2937", "#9ca3af", "#d1d5db"), "bright_black"),
     "slate": Colour(Shade("#e2e8f0", "#475569", "#1e293b"), Shade("#334155", "#94a3b8", "#e2e8f0"), "white"),
-    "sky": Colour(Shade("#e0f2fe", "#0284c7", "#075985"), Shade("#0c2f47", "#38bdf8", "#bae6fd"), "cyan"),
+    "sky": Colour(Shade("#e0f2fe", "#0369a1", "#075985"), Shade("#0c2f47", "#38bdf8", "#bae6fd"), "cyan"),
     "blue": Colour(Shade("#bfdbfe", "#1d4ed8", "#1e3a8a"), Shade("#1e3a8a", "#60a5fa", "#dbeafe"), "bright_blue"),
     "yellow": Colour(Shade("#fef9c3", "#a16207", "#713f12"), Shade("#3f3209", "#facc15", "#fef08a"), "yellow"),
     "mint": Colour(Shade("#f0fdf4", "#4d7c0f", "#3f6212"), Shade("#12251a", "#84cc16", "#d9f99d"), "green"),
     "green": Colour(Shade("#dcfce7", "#15803d", "#14532d"), Shade("#14532d", "#4ade80", "#dcfce7"), "green"),
-    "teal": Colour(Shade("#99f6e4", "#0f766e", "#134e4a"), Shade("#134e4a", "#2dd4bf", "#ccfbf1"), "bright_cyan"),
-    "amber": Colour(Shade("#ffedd5", "#d97706", "#7c2d12"), Shade("#431f07", "#f59e0b", "#fde68a"), "orange3"),
+    "amber": Colour(Shade("#ffedd5", "#b45309", "#7c2d12"), Shade("#431f07", "#f59e0b", "#fde68a"), "orange3"),
     "orange": Colour(Shade("#fed7aa", "#c2410c", "#7c2d12"), Shade("#7c2d12", "#fb923c", "#ffedd5"), "dark_orange"),
     "red": Colour(Shade("#fecaca", "#b91c1c", "#7f1d1d"), Shade("#5f1515", "#f87171", "#fee2e2"), "red"),
     "crimson": Colour(Shade("#fca5a5", "#7f1d1d", "#450a0a"), Shade("#991b1b", "#fecaca", "#fef2f2"), "bright_red"),
@@ -78,7 +79,7 @@ STYLES = {
     "succeeded": _style("succeeded", "green", "bold"),
     "changed": _style("changed", "green"),
     "unchanged": _style("unchanged", "mint", "dim"),
-    "partial": _style("partial", "teal", "bold"),
+    "partial": _style("partial", "pink", "bold"),
     "aborting": _style("aborting", "amber"),
     "undoing": _style("undoing", "amber"),
     "undone": _style("undone", "orange"),
@@ -98,3 +99,17 @@ STYLES = {
 def style_of(state: str) -> Style:
     """The style of a state; that of `pending`, with the word itself, for a word that is no state."""
     return STYLES.get(state) or Style(state.replace("_", " "), "grey", PALETTE["grey"].terminal)
+
+
+#: A character for each state, for readers who do not distinguish the colours; states of one kind share one.
+_SYMBOLS = {
+    "✓": "succeeded changed", "=": "unchanged", "✗": "failed", "!": "undo_failed unknown lost", "↩": "undone undoing",
+    "◐": "partial", "▶": "running finishing", "◷": "waiting suspended", "↻": "retrying", "○": "pending ready",
+    "–": "skipped not_run", "⊘": "cancelled aborting", "●": "left_over held_back not_undoable",
+}  # fmt: skip
+SYMBOLS = {state: symbol for symbol, states in _SYMBOLS.items() for state in states.split()}
+
+
+def symbol_of(state: str) -> str:
+    """The character of a state; `·` for a word that is no state."""
+    return SYMBOLS.get(state, "·")

@@ -62,6 +62,13 @@ class SideRecords(Connection):
         for entry_id, entry in self.call(self.client.xrange, self.keys.of(run_id).log(step_id), min=begin):
             yield entry_id, entry.get("stream", ""), entry.get("line", "")
 
+    def logged(self, run_id: str, step_ids: Sequence[StepId]) -> set[StepId]:
+        """The steps and units that have output, of those given."""
+        pipe = self.client.pipeline(transaction=False)
+        for step_id in step_ids:
+            pipe.exists(self.keys.of(run_id).log(step_id))
+        return {step_id for step_id, there in zip(step_ids, self.call(pipe.execute), strict=True) if there}
+
     # --- dry runs ---------------------------------------------------------------------------------
 
     def put_dry_run(self, dry_run_id: str, body: str, seconds: float) -> None:

@@ -2,183 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
-from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
-from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.keys import Keys
 
 from longshore.orchestration import Client, Plan
 from longshore.orchestration.runs.diagram import COLOURS
+from longshore.orchestration.runs.styles import style_of
 from longshore.orchestration.store import audit
 from tests.conftest import require
 from tests.integration.conftest import QUICK
-from tests.integration.processes import LONGSHORE, PATIENCE, Installation, wait_for
-from tests.servers import RedisServer, free_port
+from tests.integration.flower import USER, Browser, Flower
+from tests.integration.processes import PATIENCE, Installation, wait_for
+from tests.servers import RedisServer
 
 pytestmark = pytest.mark.operations
-
-T = TypeVar("T")
-USER, PASSWORD = "ops", "correct-horse"
-#: Where pictures of what was seen are left, if anybody wants them.
-PICTURES = os.environ.get("LONGSHORE_PICTURES", "")
-_OPTIONS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --lang=en"
-)
-
-
-class Flower:
-    """One as `longshore flower` starts it."""
-
-    def __init__(
-        self, place: Installation, *options: str, command: tuple[str, ...] = (LONGSHORE, "flower"), **environment: str
-    ) -> None:
-        self.port = free_port()
-        self.log = place.folder / f"flower-{self.port}.log"
-        given = place.environment | {"FLOWER_BASIC_AUTH": f"{USER}:{PASSWORD}"} | environment
-        given = {name: value for name, value in given.items() if value or name != "FLOWER_BASIC_AUTH"}
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [*command, f"--port={self.port}", *options],
-                env=given, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=place.folder,
-            )  # fmt: skip
-
-    def __enter__(self) -> Flower:
-        wait_for(f"Flower: {self.log.read_text()}", lambda: self.get("/healthcheck")[0] == 200)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def url(self, path: str, login: str = f"{USER}:{PASSWORD}@") -> str:
-        return f"http://{login}127.0.0.1:{self.port}{path}"
-
-    def get(
-        self, path: str, login: str | None = f"{USER}:{PASSWORD}", data: bytes | None = None, **headers: str
-    ) -> tuple[int, str]:
-        asked = urllib.request.Request(self.url(path, ""), data=data, headers=headers)  # noqa: S310 - our own
-        if login:
-            asked.add_header("Authorization", "Basic " + b64encode(login.encode()).decode())
-        try:
-            with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310
-                return int(answer.status), answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def task(self, uuid_: str) -> dict[str, Any]:
-        code, text = self.get(f"/api/task/info/{uuid_}")
-        return dict(json.loads(text)) if code == 200 else {}
-
-
-class Browser:
-    """Chromium, of which all messages of the console are errors."""
-
-    def __init__(self, folder: Path) -> None:
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium") or ""
-        for option in [*_OPTIONS.split(), f"--user-data-dir={folder}"]:
-            options.add_argument(option)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options)
-        self.size(1280, 1000)
-
-    def size(self, width: int, height: int) -> None:
-        self.driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-        )
-
-    def open(self, url: str) -> None:
-        self.driver.get(url)
-
-    def until(self, what: str, look: Callable[[], T]) -> T:
-        """The page is renewed as it goes: what was found may be gone."""
-
-        def calmly() -> T | None:
-            with contextlib.suppress(StaleElementReferenceException, WebDriverException):
-                return look()
-            return None
-
-        return wait_for(f"{what}\n{self.text()[:2000]}", calmly, 40)  # type: ignore[return-value]
-
-    def one(self, selector: str) -> Any:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector: str) -> list[Any]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def text(self) -> str:
-        with contextlib.suppress(WebDriverException):
-            return str(self.driver.execute_script("return document.body.innerText"))
-        return ""
-
-    def state(self) -> str:
-        return str(self.driver.execute_script("return document.getElementById('state')?.textContent"))
-
-    def colours(self) -> dict[str, tuple[str, str]]:
-        """Of each step of the picture: its state, and the colour that it has."""
-        found: Any = self.driver.execute_script(
-            "return [...document.querySelectorAll('g[id^=step-]')].map(g => "
-            "[g.id.slice(5), g.getAttribute('class'), g.querySelector('rect').getAttribute('fill')])"
-        )
-        return {name: (state, fill) for name, state, fill in found}
-
-    def click(self, selector: str) -> None:
-        self.until(f"a click on {selector}", lambda: self.one(selector).click() or True)
-
-    def press(self, selector: str, why: str = "") -> None:
-        self.click(selector)
-        self.until("the question", lambda: self.one("#ask[open]"))
-        self.one("#ask-why").send_keys(why)
-        self.one("#ask-yes").click()
-
-    def said(self) -> list[str]:
-        """What the console says of errors."""
-        known: Any = self.driver.get_log("browser")
-        return [
-            one["message"] for one in known if one["level"] in {"SEVERE", "WARNING"} and "favicon" not in one["message"]
-        ]
-
-    def asked_for(self) -> set[str]:
-        """The hosts that the pages have asked for anything."""
-        hosts = set()
-        for entry in self.driver.get_log("performance"):
-            message = json.loads(entry["message"])["message"]
-            if message["method"] == "Network.requestWillBeSent":
-                url = message["params"]["request"]["url"]
-                if url.startswith("http"):
-                    hosts.add(url.split("/")[2].rpartition("@")[2].partition(":")[0])
-        return hosts
-
-    def picture(self, name: str) -> None:
-        assert len(self.driver.get_screenshot_as_png()) > 5000
-        if PICTURES:
-            self.driver.save_screenshot(f"{PICTURES}/{name}.png")
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +85,6 @@ def test_a_run_is_watched_as_it_goes_fails_and_is_undone(
     run = client.start(release("release"), run_id=new("release"))
     browser.open(flower.url("/runs?plan=release"))
     browser.until("its row", lambda: browser.one(f"#to-{run.id}"))
-    browser.picture("list")
     browser.click(f"#to-{run.id}")
 
     browser.until("left to be done", lambda: browser.colours()["left"][0] == "changed")
@@ -245,11 +92,9 @@ def test_a_run_is_watched_as_it_goes_fails_and_is_undone(
     for step, (state, colour) in browser.colours().items():
         assert colour == COLOURS[state][0], step
     assert browser.colours()["migrate"][0] == "pending"
-    browser.picture("waits")
 
     browser.press("#do-approve-ask", "seen by me")
     browser.until("migrate to run", lambda: browser.colours()["migrate"][0] == "running")
-    browser.picture("runs")
     browser.until("its end", lambda: browser.state() == "undone")
     browser.until(
         "what was undone",
@@ -259,10 +104,9 @@ def test_a_run_is_watched_as_it_goes_fails_and_is_undone(
         ),
     )
     assert all(colour == COLOURS[state][0] for state, colour in browser.colours().values())
-    browser.picture("undone")
     assert "no such table" in browser.text()
-    assert browser.all("#gantt rect.undone")
-    assert browser.all("#gantt rect.failed")
+    assert browser.all("#gantt .bar.undone")
+    assert browser.all("#gantt .bar.failed")
     assert browser.all("#row-right details")
 
     report = run.report()
@@ -365,7 +209,6 @@ def test_the_pages_fit_a_phone(flower: Flower, browser: Browser, client: Client)
             browser.until("the page", lambda: browser.all(".longshore td"))
             wide = browser.driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
             assert wide[0] <= wide[1], path
-            browser.picture(f"phone{path.count('/')}")
     finally:
         browser.size(1280, 1000)
 
@@ -411,7 +254,6 @@ def test_a_read_only_flower_has_no_buttons_and_takes_no_command(
         browser.open(flower.url(f"/runs/{run.id}"))
         browser.until("it to wait", lambda: browser.colours()["asks"][0] == "waiting")
         assert browser.all("[data-do]") == []
-        browser.picture("read-only")
         code, text = flower.get(f"/runs/{run.id}/cancel", data=b"", **{"X-Requested-With": "longshore"})
         assert (code, "read-only" in text) == (403, True)
     assert run.state() == "running"
@@ -476,3 +318,282 @@ def test_a_flower_of_ones_own_has_the_pages_too(place: Installation) -> None:
         assert flower.get("/runs")[0] == 200
         assert flower.get("/runs", login=None)[0] == 401
         assert 'href="/runs"' in flower.get("/workers")[1]
+
+
+def ended(client: Client, plan: Plan) -> str:
+    """The path of the page of a run that has ended."""
+    run = client.start(plan, run_id=new(plan.name))
+    run.wait(timeout=PATIENCE)
+    return f"/runs/{run.id}"
+
+
+def failing(name: str) -> Plan:
+    plan = Plan(name)
+    standing = {"project": "shop", "healthy": True, "at": 1, "text": "shop is back at revision 41, healthy"}
+    build = plan.step("build", "noop.execute", changed=True, data={"standing": [standing]})
+    plan.step("check", "noop.execute", fail="status 503").after(build)
+    return plan
+
+
+def test_the_banner_of_a_failed_release_says_what_failed_and_what_stands(
+    flower: Flower, browser: Browser, client: Client
+) -> None:
+    path = ended(client, failing("banner"))
+    for theme in ("light", "dark"):
+        browser.theme(theme)
+        browser.open(flower.url(path))
+        banner = browser.one(".banner")
+        assert "Step check failed; " in banner.text
+        assert "undone, and no change remains." in banner.text
+        assert "status 503" in banner.text
+        assert "In production shop is back at revision 41, healthy" in banner.text
+        shade = getattr(style_of("undone"), theme)
+        assert browser.colour(".banner .word", "backgroundColor") == shade.border
+        assert browser.colour(".banner", "backgroundColor") == shade.fill
+    assert browser.one('.steps [aria-label="state: failed"]')
+    assert browser.driver.title.startswith("↩ undone")
+    browser.theme("light")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_is_readable_on_every_part_of_a_page(flower: Flower, browser: Browser, client: Client, theme: str) -> None:
+    path = ended(client, failing("readable"))
+    browser.theme(theme)
+    try:
+        for page in (path, "/runs?plan=readable"):
+            browser.open(flower.url(page))
+            browser.until("the page", lambda: browser.all(".longshore td"))
+            assert browser.faint() == []
+    finally:
+        browser.theme("light")
+
+
+def test_a_theme_is_chosen_against_the_preference_of_the_system(flower: Flower, browser: Browser) -> None:
+    browser.open(flower.url("/runs"))
+    light = browser.colour("body", "backgroundColor")
+    browser.click("#theme-toggle")
+    browser.click('[data-bs-theme-value="dark"]')
+    try:
+        browser.until("a dark page", lambda: browser.colour("body", "backgroundColor") != light)
+        browser.open(flower.url("/runs"))
+        assert browser.colour("body", "backgroundColor") != light
+    finally:
+        browser.click("#theme-toggle")
+        browser.click('[data-bs-theme-value="system"]')
+
+
+def test_the_time_line_is_zoomed_by_buttons_keys_wheel_and_mouse(
+    flower: Flower, browser: Browser, client: Client
+) -> None:
+    plan = Plan("zoomed", sequential=True)
+    for number in range(4):
+        plan.step(f"s{number}", "noop.execute", sleep=0.4, fail=number == 3)
+    browser.open(flower.url(ended(client, plan)))
+    browser.said()  # of earlier tests
+
+    def width() -> float:
+        return float(browser.driver.execute_script("return document.getElementById('ticks').clientWidth"))
+
+    def look() -> None:
+        """Labels of ticks are different, in order, and do not touch."""
+        ticks: list[tuple[str, float, float]] = browser.driver.execute_script(
+            "return [...document.querySelectorAll('#ticks span')].map(tick => { const range = new Range();"
+            "range.selectNodeContents(tick); const box = range.getBoundingClientRect();"
+            "return [tick.textContent, box.left, box.right]})"
+        )
+        assert len(ticks) > 2
+        assert len({text for text, _, _ in ticks}) == len(ticks)
+        assert all(one[2] < other[1] for one, other in pairwise(ticks)), ticks
+
+    whole = width()
+    look()
+    browser.click('[data-zoom="in"]')
+    assert width() == pytest.approx(2 * whole, rel=0.02)
+    look()
+    for _ in range(3):
+        browser.click('[data-zoom="in"]')
+    assert browser.one("#zoomed").text == "1600 %"
+    look()
+    browser.click('[data-zoom="out"]')
+    browser.one("#gantt").send_keys("0")
+    assert width() == whole
+    browser.one("#gantt").send_keys("+")
+    assert width() == pytest.approx(2 * whole, rel=0.02)
+    browser.click('[data-zoom="fit"]')
+    track = browser.one("#gantt .line .track")
+    ActionChains(browser.driver).key_down(Keys.CONTROL).scroll_from_origin(
+        ScrollOrigin.from_element(track), 0, -120
+    ).key_up(Keys.CONTROL).perform()
+    browser.until("the wheel's zoom", lambda: width() > whole)
+    browser.click('[data-zoom="fit"]')
+    box = track.rect
+    ActionChains(browser.driver).move_to_element_with_offset(
+        track, round(box["width"] / 4), 0
+    ).click_and_hold().move_by_offset(-round(box["width"] / 4), 0).release().perform()
+    browser.until("the marked part's zoom", lambda: width() == pytest.approx(4 * whole, rel=0.1))
+    look()
+    assert browser.all("#gantt .bar.undo.undone")
+    assert browser.colour("#gantt .bar.failed", "borderTopColor") == style_of("failed").light.border
+    assert browser.said() == []
+
+
+def test_300_steps_are_folded_filtered_and_begin_with_the_failed_ones(
+    flower: Flower, browser: Browser, client: Client
+) -> None:
+    plan = Plan("fleet", on_error="continue", on_failure="keep")
+    begin = plan.step("begin", "noop.execute", changed=False)
+    for number in range(1, 300):
+        plan.step(f"web-{number:03}", "noop.execute", fail="disk full" if number == 150 else False).after(begin)
+    browser.open(flower.url(ended(client, plan)))
+    rows = "table.steps .step:not([hidden]) .step-name"
+
+    assert [each.text for each in browser.all(rows)] == ["web-150", "begin"]
+    assert set(browser.colours()) == {"begin", "group:1"}
+    assert "web-* × 299" in browser.one(".picture").get_attribute("textContent")
+    browser.one("#filter").send_keys("web-01")
+    assert len(browser.all(rows)) == 10
+    assert "10 of 300 steps match" in browser.one("#matches").text
+    browser.one("#filter").clear()
+    browser.one("#filter").send_keys("disk full")
+    assert [each.text for each in browser.all(rows)] == ["web-150"]
+    browser.one("#filter").clear()
+    browser.one("#filter").send_keys(" ")
+    browser.click('[data-filter="failed"]')
+    assert [each.text for each in browser.all(rows)] == ["web-150"]
+    browser.click('[data-filter="failed"]')
+    browser.click("[data-open]")
+    assert len(browser.all(rows)) == 300
+    browser.click("#failed-first")
+    assert browser.all(rows)[0].text == "begin"
+    assert len(browser.all("#gantt .line:not([hidden])")) == 3
+    browser.click("[data-fold]")
+    assert len(browser.all("#gantt .line:not([hidden])")) == 302
+    browser.size(390, 844)
+    try:
+        assert browser.overflow() <= 0
+    finally:
+        browser.size(1280, 1000)
+
+
+def test_a_filter_and_folds_last_while_the_page_is_refreshed(flower: Flower, browser: Browser, client: Client) -> None:
+    plan = Plan("lasting")
+    for number in range(8):
+        plan.step(f"host-{number}", "noop.execute")
+    plan.step("last", "noop.execute", sleep=60).after("host-0")
+    run = client.start(plan, run_id=new("lasting"))
+    browser.open(flower.url(f"/runs/{run.id}"))
+    browser.until("last to run", lambda: browser.colours()["last"][0] == "running")
+    browser.click("[data-fold]")
+    browser.click('[data-zoom="in"]')
+    browser.one("#filter").send_keys("host-3")
+    browser.driver.execute_script("document.querySelector('table.steps').id = 'old'")
+    before = browser.one('.banner[data-part="banner"]').text
+    client.get(run.id).cancel("enough")
+    browser.until("another banner", lambda: browser.one(".banner").text != before)
+    browser.until("a fresh table", lambda: not browser.all("#old"))
+    assert [each.text for each in browser.all("table.steps .step:not([hidden]) .step-name")] == ["host-3"]
+    assert browser.one("#zoomed").text == "200 %"
+    assert len(browser.all("#gantt .line.part:not([hidden])")) == 8
+    assert browser.one("#filter").get_attribute("value") == "host-3"
+
+
+def test_a_waiting_run_shows_its_reason_and_position(flower: Flower, browser: Browser, client: Client) -> None:
+    plan = Plan("one-by-one", concurrency={"key": f"door-{uuid.uuid4().hex}"})
+    plan.step("asks", "approval.wait.execute").timeout(600)
+    runs = [client.start(plan, run_id=new("one-by-one")) for _ in range(1)]
+    wait_for("the first", lambda: runs[0].report().step("asks").status == "waiting")
+    for _ in range(2):
+        runs.append(client.start(plan, run_id=new("one-by-one")))
+        wait_for("the queue", lambda: runs[-1].report().error)
+    browser.open(flower.url(f"/runs/{runs[2].id}"))
+    banner = browser.one(".banner").text
+    assert f"is held by {runs[0].id}; 1 run waits before it." in banner
+    assert "2 in the queue" in browser.one(".facts").text
+    assert browser.state() == "pending"
+    assert browser.colour(".banner .word", "backgroundColor") != style_of("running").light.border
+    browser.open(flower.url("/runs?plan=one-by-one&state=pending"))
+    browser.until("both", lambda: len(browser.all("tbody tr")) == 2)
+    assert "1 run waits before it" in browser.text()
+    for run in reversed(runs):
+        run.cancel()
+
+
+def test_the_list_shows_the_failing_step_and_filters_by_state(flower: Flower, browser: Browser, client: Client) -> None:
+    name = f"listed-{uuid.uuid4().hex[:6]}"
+    path = ended(client, failing(name))
+    kept = Plan(name, on_error="continue", on_failure="keep")
+    kept.step("made", "noop.execute", changed=True)
+    kept.step("tolerated", "noop.execute", fail="no matter")
+    other = ended(client, kept)
+    browser.open(flower.url(f"/runs?plan={name}"))
+    row = browser.until("the row", lambda: browser.one(f"tr:has(#to-{path.rpartition('/')[2]})"))
+    assert all(text in row.text for text in ("undone", "check", "status 503", name, "tester"))
+    assert "tolerated" in browser.one(f"tr:has(#to-{other.rpartition('/')[2]})").text
+    browser.click('.chip[data-state="partial"]')
+    browser.until("one row", lambda: len(browser.all("tbody tr")) == 1)
+    assert "state=partial" in browser.driver.current_url
+    assert f"plan={name}" in browser.driver.current_url
+
+
+def test_the_output_of_a_step_is_linked_and_shown_as_text(flower: Flower, browser: Browser, client: Client) -> None:
+    plan = Plan("printing")
+    plan.step("prints", "command.shell.execute", command="echo '<b>bold</b>'; printf 'a\\033[31mred'")
+    path = ended(client, plan)
+    browser.open(flower.url(path))
+    assert "/log?step=prints" in str(browser.one("#row-prints a.log").get_attribute("href"))
+    code, text = flower.get(f"{path}/log?step=prints")
+    assert (code, "<b>bold</b>" in text, "\x1b" in text) == (200, True, False)
+    assert flower.get(f"{path}/log?step=prints", login=None)[0] == 401
+    assert flower.get(f"{path}/log?step=nosuch")[0] == 404
+    assert flower.get("/runs/no-such-run/log?step=prints")[0] == 404
+
+
+def test_hostile_texts_neither_act_nor_break_the_page(flower: Flower, browser: Browser, client: Client) -> None:
+    hostile = "<img src=x onerror=document.title='taken'>\"'><script>document.title='taken'</script>{{ 1 }}" + "x" * 900
+    plan = Plan("hostile", params={"text": {"type": "string"}}, on_error="continue", on_failure="keep")
+    for number in range(8):
+        plan.step(f"{'n' * 40}-{number}", "noop.execute", fail=hostile.replace("{{", "{").replace("}}", "}"))
+    run = client.start(plan, {"text": hostile.replace("{{", "(")}, run_id=new("hostile"))
+    run.wait(timeout=PATIENCE)
+    browser.size(390, 844)
+    try:
+        for path in (f"/runs/{run.id}", "/runs?plan=hostile"):
+            browser.open(flower.url(path))
+            browser.until("the page", lambda: browser.all(".longshore td"))
+            assert "taken" not in browser.driver.title
+            assert browser.all(".longshore img, .longshore script") == []
+            assert browser.overflow() <= 0
+    finally:
+        browser.size(1280, 1000)
+
+
+def test_the_pages_work_below_a_prefix(place: Installation, browser: Browser, client: Client) -> None:
+    plan = Plan("prefixed")
+    plan.step("prints", "command.shell.execute", command="echo there")
+    path = ended(client, plan)
+    flower = Flower(place, "--url_prefix=ops")
+    try:
+        wait_for("Flower", lambda: flower.get("/ops/healthcheck")[0] == 200)
+        browser.open(flower.url(f"/ops{path}"))
+        browser.until("the ticks", lambda: browser.all("#ticks span"))
+        assert browser.state() == "succeeded"
+        log = str(browser.one("#row-prints a.log").get_attribute("href")).partition(str(flower.port))[2]
+        assert flower.get(log) == (200, "there\n")
+        browser.click(".crumbs a")
+        browser.until("the row", lambda: browser.one(f"#to-{path.rpartition('/')[2]}"))
+    finally:
+        flower.__exit__()
+
+
+def test_a_failed_unit_is_listed_first_with_its_output(flower: Flower, browser: Browser, client: Client) -> None:
+    plan = Plan("units")
+    each = plan.step("each", "command.shell.execute", command="echo unit {{ item }}; test {{ item }} != 204")
+    each.foreach(list(range(205)))
+    browser.open(flower.url(path := ended(client, plan)))
+    browser.click("#items-each summary")
+    units = browser.all("#items-each li")
+    assert len(units) == 200
+    assert "failed" in units[0].text
+    assert "204" in units[0].text
+    assert "/log?step=each%5B204%5D" in str(browser.one("#items-each li a.log").get_attribute("href"))
+    assert flower.get(f"{path}/log?step=each%5B204%5D") == (200, "unit 204\n")

@@ -84,6 +84,7 @@ def install() -> None:
     urls.handlers[:0] = [
         url(r"/runs", pages.Runs, name="runs"),
         url(r"/runs/([^/]+)", pages.OneRun, name="run"),
+        url(r"/runs/([^/]+)/log", pages.Log, name="log"),
         url(r"/runs/([^/]+)/(cancel|resume|undo|approve|reject)", pages.Command),
         url(r"/longshore/(.*)", StaticFileHandler, {"path": str(_STATIC)}, name="longshore"),
     ]

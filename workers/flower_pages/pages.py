@@ -18,18 +18,26 @@ from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, StoreUnavailable, UnknownName, UsageError, WaitTimeout
 from longshore.orchestration.language import printable
 from longshore.orchestration.language.identifiers import RUN_ID
+from longshore.orchestration.plans.compiled import StepId
 from longshore.orchestration.plans.shown_params import one_line
 from longshore.orchestration.runs import diagram, timeline
+from longshore.orchestration.runs.headline import headline
+from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.search import Filter, Row, search
+from longshore.orchestration.runs.styles import style_of, symbol_of
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import TERMINAL, RunState, StepState
+from longshore.orchestration.store.admission import Admission
+from longshore.workers.flower_pages import view
 
 T = TypeVar("T")
 
 #: Runs on one page.
 PAGE = 50
-#: Maximum steps of a diagram; a larger plan is shown as a table only.
-_DRAWN = 300
+#: Maximum boxes of a diagram, and of its copy for narrow screens; a larger plan is shown as a table only.
+_DRAWN, _DRAWN_TWICE = 300, 60
+#: Steps from which on the table begins with the failed ones.
+_MANY = 20
 #: Seconds that a button waits for its command's answer.
 _ANSWER = 10.0
 _POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
@@ -40,8 +48,46 @@ def _client() -> Client:
     return Client()
 
 
+@lru_cache(maxsize=1000)
+def _first_error(run_id: str, _created: datetime, _state: RunState) -> tuple[str, str]:
+    """The failing step of an ended run whose failures were tolerated, and its error."""
+    error = _client().get(run_id).report().error
+    return (error.step or "", error.message) if error is not None else ("", "")
+
+
+@lru_cache(maxsize=1000)
+def _step_name(run_id: str, _created: datetime, index: int) -> str:
+    """The name of a step of a run. `_created` tells apart runs of the same id."""
+    return _client().get(run_id).plan.steps[index].name
+
+
+def _why(row: Row) -> tuple[str, str]:
+    """The failing step of a run and its error, or the reason why a run has not begun."""
+    try:
+        if row.failed_step is not None:
+            return _step_name(row.run_id, row.created, row.failed_step), row.error
+        if row.state is RunState.PENDING:
+            held = _client().get(row.run_id).report().error
+            return "", held.message if held is not None else ""
+        if row.state in {RunState.PARTIAL, RunState.FAILED} and not row.error:
+            return _first_error(row.run_id, row.created, row.state)
+    except (LongshoreError, IndexError):
+        pass
+    return "", row.error
+
+
 class Page(BaseHandler):  # type: ignore[misc]
     """A page behind Flower's login; its handlers do not block Flower's event loop."""
+
+    def get_template_namespace(self) -> dict[str, Any]:
+        names: dict[str, Any] = super().get_template_namespace()
+        more: dict[str, Any] = {
+            "badge": view.badge,
+            "label": lambda state: style_of(state).label,
+            "symbol_of": symbol_of,
+        }
+        more |= {"stylesheet": view.stylesheet, "ago": view.ago, "clock": view.clock, "duration": timeline.duration}
+        return names | more
 
     def prepare(self) -> None:
         self.set_header("Content-Security-Policy", _POLICY)
@@ -100,9 +146,14 @@ class Runs(Page):
             wanted, problem = Filter(), error.message
         else:
             problem = ""
-        rows: list[Row] = printable.values(await self.run_in_thread(lambda: search(_client().store, wanted, PAGE)))
+
+        def find() -> list[tuple[Row, str, str]]:
+            return [(row, *_why(row)) for row in search(_client().store, wanted, PAGE)]
+
+        rows = printable.values(await self.run_in_thread(find))
         name = "runs_table.html" if self.get_argument("part", "") else "runs.html"
-        self.render(name, rows=rows, query=query, problem=problem, states=[str(state) for state in RunState], ago=_ago)
+        states = [str(state) for state in RunState]
+        self.render(name, rows=rows, query=query, problem=problem, states=states, page=PAGE)
 
 
 class OneRun(Page):
@@ -118,6 +169,20 @@ class OneRun(Page):
             self.set_status(204)
             return
         self.render("run_live.html" if part else "run.html", may_act=self.may_act, **shown)
+
+
+class Log(Page):
+    """The output of a step, or of one of its units, as text."""
+
+    @web.authenticated
+    async def get(self, run_id: str) -> None:
+        if not RUN_ID.fullmatch(run_id):
+            raise web.HTTPError(404, f"no run {run_id!r}")
+        step = self.get_argument("step", "", escape=False)
+        found = await self.run_in_thread(lambda: list(_client().get(run_id).log(step)))
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.finish("\n".join(map(printable.line, found)) + "\n")
 
 
 class Command(Page):
@@ -167,25 +232,63 @@ def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
         return None
     # Read before escaping: JSON escapes its own text.
     data = {step.name: _text(step.data) for step in report.steps if step.data}
+    waits_for = run.waits_for() if report.state not in TERMINAL else []
+    logs = _logs(run, report)
     report, events = printable.values(report), printable.values(events)
-    now = run.store.now()
     states = diagram.states_of(report)
     fields = run.store.fields(run_id)
+    found = timeline.timeline(run.plan, events, run.store.now())
+    rows = view.step_groups(run.plan, report, _by_step(timeline.bars(events)), logs)
+    drawn = len(rows)
     return {
         "run": run,
         "report": report,
         "version": version,
         "actor": printable.line(fields.get("actor", "")),
+        "digest": printable.line(fields.get("digest", ""))[:12],
         "params": one_line(report.params),
-        "picture": diagram.svg(run.plan, states, link="#row-") if len(run.plan) <= _DRAWN else "",
-        "gantt": timeline.gantt(run.plan, events, now),
-        "bars": _by_step(timeline.bars(events)),
+        "position": _position(run, report),
+        "created": datetime.fromtimestamp(int(fields["created"]) / 1000, UTC) if fields.get("created") else None,
+        "sentence": headline(report, printable.values(waits_for)),
+        "waits_for": printable.values(waits_for),
+        "picture": _picture(run, states, 1200, 5, "step-") if drawn <= _DRAWN else "",
+        "narrow": _picture(run, states, 340, 2, "narrow-") if drawn <= _DRAWN_TWICE else "",
+        "timeline": found,
+        "rows": rows,
+        "counts": view.counted(row.state for group in rows for row in group.rows),
+        "failed_first": len(report.steps) >= _MANY,
         "events": [(datetime.fromtimestamp(event.at / 1000, UTC), event) for event in events[-200:]],
         "buttons": _buttons(report.state),
         "waiting": [step.name for step in report.steps if step.status is StepState.WAITING and _asks(run, step.name)],
-        "states": states,
         "data": data,
     }
+
+
+def _position(run: Run, report: Report) -> int | None:
+    """The position of a run in the queue of its limit, 1 for the next one."""
+    admission = Admission(run.store)
+    wanted = admission.request_of(run.id) if report.state is RunState.PENDING else None
+    before = admission.position(run.id, wanted) if wanted is not None else None
+    return before + 1 if before is not None else None
+
+
+def _picture(run: Run, states: dict[str, str], width: int, columns: int, ids: str) -> str:
+    return diagram.svg(run.plan, states, link="#row-", width=width, columns=columns, fold=True, ids=ids)
+
+
+def _logs(run: Run, report: Report) -> dict[str, list[str]]:
+    """The steps and units that have output, by step."""
+    begun: list[StepId] = []
+    for index, step in enumerate(report.steps):
+        begun += [index] if step.attempts else []
+        begun += [f"{index}.{number}" for number, unit in view.shown_units(step) if unit.attempts]
+    found: dict[str, list[str]] = {}
+    logged = run.store.logged(run.id, begun)
+    for step_id in begun:
+        if step_id in logged:
+            name = run.plan.name_of(step_id)
+            found.setdefault(name.partition("[")[0], []).append(name)
+    return found
 
 
 _MOVING = {StepState.RUNNING, StepState.RETRYING}
@@ -224,11 +327,3 @@ def _text(value: Any) -> str:
     """Data as indented JSON."""
     text = printable.as_json(json.dumps(value, ensure_ascii=False, indent=1))
     return text if len(text) <= 4000 else f"{text[:4000]}\n… ({len(text)} characters: longshore runs show)"
-
-
-def _ago(at: datetime) -> str:
-    seconds = max(0.0, (datetime.now(UTC) - at).total_seconds())
-    for size, name in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {name} ago"
-    return f"{seconds:.0f} s ago"

@@ -1,11 +1,13 @@
-// Refreshes a page every second, and confirms each button's command. Without libraries or external resources.
+// Refreshes the parts of a page that have changed, and confirms each button's command. Without libraries.
 "use strict";
 
 (() => {
   const EVERY = 1000;
   const live = document.getElementById("live");
   const message = document.getElementById("message");
+  const announced = document.getElementById("announced");
   const ask = document.getElementById("ask");
+  const shown = new Map();
   let asked = null;
 
   const version = () => live.querySelector("[data-version]")?.dataset.version ?? "";
@@ -13,18 +15,39 @@
   // fetch() refuses an address with a login, which the page's own address may hold.
   const at = (path) => new URL(path, location.origin);
 
-  function put(html) {
-    if (html.trim() === live.dataset.last) return;
-    const open = [...live.querySelectorAll("details[open]")].map((each) => each.id);
-    const focused = live.contains(document.activeElement) ? document.activeElement.id : "";
-    const places = [...live.querySelectorAll(".picture")].map((each) => [each.scrollLeft, each.scrollTop]);
-    live.innerHTML = html;
-    live.dataset.last = html.trim();
+  // What a browser has done to a part since, such as an opened entry, is no change of the part.
+  for (const part of live.querySelectorAll("[data-part]")) shown.set(part.dataset.part, part.outerHTML);
+
+  function replace(part, next) {
+    const open = [...part.querySelectorAll("details[open]")].map((each) => each.id);
+    const focused = part.contains(document.activeElement) ? document.activeElement.id : "";
+    const places = [...part.querySelectorAll(".picture, .timeline")].map((each) => [each.scrollLeft, each.scrollTop]);
+    part.replaceWith(next);
     for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-    if (focused) document.getElementById(focused)?.focus();
-    live.querySelectorAll(".picture").forEach((each, number) => {
+    next.dispatchEvent(new CustomEvent("longshore:part", { bubbles: true, detail: next.dataset.part }));
+    next.querySelectorAll(".picture, .timeline").forEach((each, number) => {
       if (places[number]) [each.scrollLeft, each.scrollTop] = places[number];
     });
+    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+  }
+
+  function put(html) {
+    const fresh = new DOMParser().parseFromString(html, "text/html");
+    const state = document.getElementById("state")?.textContent;
+    for (const next of fresh.querySelectorAll("[data-part]")) {
+      const key = next.dataset.part;
+      const part = live.querySelector(`[data-part="${key}"]`);
+      if (!part || shown.get(key) === next.outerHTML) continue;
+      shown.set(key, next.outerHTML);
+      replace(part, document.importNode(next, true));
+    }
+    // The buttons of the time line appear with its first bar.
+    const zoom = document.getElementById("zoom");
+    if (zoom) zoom.hidden = !document.getElementById("gantt");
+    const title = live.querySelector("[data-title]")?.dataset.title;
+    if (title) document.title = title;
+    const now = document.getElementById("state")?.textContent;
+    if (announced && now !== state) announced.textContent = `The run is now ${now}.`;
   }
 
   async function refresh() {
@@ -72,5 +95,14 @@
     asked = null;
   });
 
-  setInterval(refresh, EVERY);
+  // A state in the list of runs filters at once.
+  document.querySelector(".search .chips")?.addEventListener("change", (event) => event.target.form.requestSubmit());
+
+  // A page of thousands of steps is refreshed less often.
+  async function keepFresh() {
+    const began = performance.now();
+    await refresh();
+    setTimeout(keepFresh, Math.max(EVERY, 4 * (performance.now() - began)));
+  }
+  setTimeout(keepFresh, EVERY);
 })();

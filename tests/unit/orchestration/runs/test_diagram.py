@@ -62,41 +62,97 @@ def test_dot_has_every_step_and_edge() -> None:
     assert (drawn.startswith('digraph "diamond" {'), drawn.endswith("}")) == (True, True)
 
 
-def test_svg_is_well_formed_with_all_steps_inside() -> None:
-    root = picture(diagram.svg(compiled(diamond())))
+def boxes_of(drawn: str) -> dict[str, tuple[float, float, float, float]]:
+    """The boxes by id: left, top, width and height."""
+    found = {}
+    for group in picture(drawn).iter(f"{SVG}g"):
+        if (name := group.get("id")) is None:
+            continue
+        x, y = map(float, re.findall(r"[\d.]+", group.get("transform", "")))
+        rect = next(each for each in group.iter(f"{SVG}rect") if each.get("class") == "box")
+        found[name] = (x, y, float(rect.get("width", "nan")), float(rect.get("height", "nan")))
+    return found
 
-    boxes = {group.get("id"): group for group in root.iter(f"{SVG}g") if group.get("id")}
-    assert set(boxes) == {f"step-{name}" for name in diamond().steps}
+
+def test_svg_is_well_formed_with_all_steps_inside() -> None:
+    drawn = diagram.svg(compiled(diamond()))
+
+    root = picture(drawn)
+    assert set(boxes_of(drawn)) == {f"step-{name}" for name in diamond().steps}
     width, height = float(root.get("width", 0)), float(root.get("height", 0))
-    for name, box in boxes.items():
-        rect = box.find(f"{SVG}rect")
-        assert rect is not None
-        x, y, w, h = (float(rect.get(key, "nan")) for key in ("x", "y", "width", "height"))
-        assert x >= 0
-        assert x + w <= width
-        assert y >= 0
-        assert y + h <= height
-        texts = [text.text for text in box.iter(f"{SVG}text")]
-        assert texts == [str(name).removeprefix("step-"), "noop.execute"]
+    for x, y, w, h in boxes_of(drawn).values():
+        assert 0 <= x <= x + w <= width
+        assert 0 <= y <= y + h <= height
+    texts = {group.get("id"): [text.text for text in group.iter(f"{SVG}text")] for group in root.iter(f"{SVG}g")}
+    assert texts["step-build"] == ["build", "noop.execute"]
     assert len(root.findall(f".//{SVG}g/{SVG}path")) == len(EDGES)
 
 
-def boxes_of(drawn: str) -> list[tuple[float, float]]:
-    return [(float(rect.get("x", 0)), float(rect.get("y", 0))) for rect in picture(drawn).iter(f"{SVG}rect")]
-
-
 @settings(max_examples=25)
-@given(graphs(max_steps=12))
-def test_svg_boxes_do_not_overlap_and_edges_go_down(edges: dict[str, list[str]]) -> None:
+@given(graphs(max_steps=12), st.integers(2, 5))
+def test_svg_boxes_do_not_overlap_and_edges_lead_right_or_into_a_lower_band(
+    edges: dict[str, list[str]], columns: int
+) -> None:
     plan = compiled(of_edges(edges))
 
-    places = boxes_of(diagram.svg(plan))
+    places = boxes_of(diagram.svg(plan, columns=columns))
 
-    assert len(set(places)) == len(edges)
-    for step in plan.steps:
-        assert all(places[i][1] < places[step.index][1] for i in step.needs)
-    for n, (x, y) in enumerate(places):
-        assert all(abs(x - other) >= 190 or y != below for other, below in places[n + 1 :])
+    assert len(places) == len(edges)
+    if len(plan.levels) > 1:
+        for step in plan.steps:
+            x, y, _, _ = places[f"step-{step.name}"]
+            for x_before, y_before, width, height in (places[f"step-{plan.steps[i].name}"] for i in step.needs):
+                assert x_before + width < x or y_before + height < y
+    every = list(places.values())
+    for n, (x, y, width, height) in enumerate(every):
+        assert all(abs(x - left) >= width or abs(y - top) >= height for left, top, _, _ in every[n + 1 :])
+
+
+def test_a_chain_uses_the_width_of_the_page() -> None:
+    chain = {f"s{n}": [f"s{n - 1}"] if n else [] for n in range(12)}
+
+    places = list(boxes_of(diagram.svg(compiled(of_edges(chain)), width=1200, columns=5)).values())
+
+    assert len({y for _, y, _, _ in places}) == 3
+    assert max(x + width for x, _, width, _ in places) > 1100
+    few = boxes_of(diagram.svg(compiled(of_edges({"a": [], "b": ["a"]})), width=1200)).values()
+    assert max(x + width for x, _, width, _ in few) > 1100
+
+
+def test_an_edge_that_follows_from_others_is_not_drawn() -> None:
+    drawn = diagram.svg(compiled(of_edges({"a": [], "b": ["a"], "c": ["a", "b"]})))
+
+    assert len(picture(drawn).findall(f".//{SVG}g/{SVG}path")) == 2
+
+
+def test_an_edge_passes_beside_the_boxes_of_the_levels_that_it_crosses() -> None:
+    edges = {"a": [], "b": ["a"], "c": ["b"], "other": [], "end": ["c", "other"]}
+
+    drawn = diagram.svg(compiled(of_edges(edges)), columns=4)
+
+    boxes = boxes_of(drawn).values()
+    straight = [
+        (float(y), float(begin), float(end))
+        for path in re.findall(r'<path d="([^"]+)" marker', drawn)
+        for y, begin, end in re.findall(r" [\d.]+,([\d.]+) ([\d.]+),[\d.]+ H([\d.]+)", path)
+    ]
+    assert straight
+    for y, begin, end in straight:
+        assert not any(top < y < top + height and begin < x < end for x, top, _, height in boxes)
+
+
+def test_similar_steps_are_folded_into_one_box_with_their_states() -> None:
+    edges = {"begin": [], **{f"web-{n}": ["begin"] for n in range(40)}, "end": [f"web-{n}" for n in range(40)]}
+    plan = compiled(of_edges(edges))
+    states = {"begin": "changed", **{f"web-{n}": "failed" if n == 7 else "changed" for n in range(40)}}
+
+    drawn = diagram.svg(plan, states, fold=True, link="#row-")
+
+    assert len(boxes_of(drawn)) == 3
+    assert "web-* × 40" in drawn
+    assert "1 failed, 39 changed" in drawn
+    assert 'href="#row-web-7"' in drawn
+    assert len(boxes_of(diagram.svg(plan, states))) == 42
 
 
 @settings(max_examples=25)

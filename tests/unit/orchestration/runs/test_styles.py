@@ -8,7 +8,16 @@ from longshore.orchestration.client.live import state_text, tree
 from longshore.orchestration.runs.diagram import COLOURS
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.step_report import StepReport, UndoReport
-from longshore.orchestration.runs.styles import PALETTE, STYLES, Shade, style_of
+from longshore.orchestration.runs.styles import (
+    ON_BORDER_DARK,
+    ON_BORDER_LIGHT,
+    PALETTE,
+    STYLES,
+    SYMBOLS,
+    Shade,
+    style_of,
+    symbol_of,
+)
 from longshore.orchestration.states import RunState, StepState, UndoState
 
 
@@ -34,7 +43,7 @@ def test_labels_are_the_words_of_the_states() -> None:
 
 def test_failed_succeeded_running_undone_and_partial_have_colours_of_their_own() -> None:
     expected = {"failed": "red", "succeeded": "green", "running": "blue", "undone": "orange", "pending": "grey",
-                "waiting": "yellow", "suspended": "yellow", "partial": "teal", "left_over": "pink"}  # fmt: skip
+                "waiting": "yellow", "suspended": "yellow", "partial": "pink", "left_over": "pink"}  # fmt: skip
     assert {state: STYLES[state].colour for state in expected} == expected
 
 
@@ -42,6 +51,19 @@ def test_failed_succeeded_running_undone_and_partial_have_colours_of_their_own()
 def test_text_is_readable_on_its_fill(name: str) -> None:
     for shade in (PALETTE[name].light, PALETTE[name].dark):
         assert _contrast(shade.text, shade.fill) >= 4.5, shade
+
+
+@pytest.mark.parametrize("name", PALETTE)
+def test_text_is_readable_on_its_border_colour(name: str) -> None:
+    assert _contrast(ON_BORDER_LIGHT, PALETTE[name].light.border) >= 4.5
+    assert _contrast(ON_BORDER_DARK, PALETTE[name].dark.border) >= 4.5
+
+
+def test_states_that_end_differently_have_different_symbols() -> None:
+    assert set(SYMBOLS) == set(STYLES)
+    ends = ("succeeded", "partial", "failed", "undone", "undo_failed", "cancelled", "running", "pending")
+    assert len({symbol_of(state) for state in ends}) == len(ends)
+    assert symbol_of("not_a_state") == "·"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
