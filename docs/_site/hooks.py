@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -53,6 +54,14 @@ def on_nav(nav: Navigation, **_: Any) -> None:
     _order[:] = nav.items
 
 
+def _pages_of(item: Any) -> Iterator[Page]:
+    """The pages of an entry of the navigation, in order."""
+    if isinstance(item, Page):
+        yield item
+    for child in item.children or []:
+        yield from _pages_of(child)
+
+
 def on_post_build(config: MkDocsConfig) -> None:
     """Add the linked files, the Markdown of each page, and llms.txt, which lists the pages for language models."""
     site = Path(config.site_dir)
@@ -62,7 +71,7 @@ def on_post_build(config: MkDocsConfig) -> None:
         shutil.copyfile(path, copy)
     lines = [f"# {config.site_name}", "", f"> {config.site_description}"]
     for item in _order:
-        pages = [item] if isinstance(item, Page) else [each for each in item.children or [] if isinstance(each, Page)]
+        pages = list(_pages_of(item))
         if not isinstance(item, Page):
             lines += ["", f"## {item.title}", ""]
         elif item is _order[0]:

@@ -6,10 +6,12 @@ What a fence of a page means:
 - `sh`: commands, which end without an error. With `title="Terminal 2"`, the commands run in a terminal of that name;
   with a title that ends in `(stays open)`, they run in the background until the page ends, or until the next block of
   that terminal, before which they receive Ctrl-C.
-- `console`: commands behind `$ `, each followed by lines of its output. `…` stands for any text, also a line of it. A
-  command that only reads (`READING`) is repeated until its output is as shown.
+- `console`: commands behind `$ `, each followed by lines of its output. `…` stands for any text, also a line of it;
+  blanks in a row count as one, since the width of a column depends on its values. A command that only reads (`READING`)
+  is repeated until its output is as shown.
 - `python`: code that runs in one interpreter per page.
-- `text` directly after `sh` or `python`: lines of the output, as in `console`.
+- `text` directly after `sh` or `python`: lines of the output, as in `console`. After commands in the background, the
+  page continues once the lines have appeared.
 - `yaml` and `json` without a title: valid text, shown only. Other languages, such as `mermaid`, are shown only.
 """
 
@@ -27,7 +29,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.servers import free_port
+from tests.servers import free_port, redis_program
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -45,6 +47,8 @@ PATIENCE = 60.0
 READING = re.compile(r"(?:cat|tail|ls|longshore runs (?:show|ls|events|logs)) ")
 #: The port of a Redis that a page starts itself; the player chooses a free one.
 OWN_PORT = "6380"
+#: The port of a web server that a page starts; the player chooses a free one.
+WEB_PORT = "8000"
 
 _PYTHON = """
 import sys, traceback
@@ -92,6 +96,21 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def missing_line(printed: str, expected: str) -> str | None:
+    """The first expected line that the output lacks; each occurs in it, in this order."""
+    lines = [re.sub(r"\s+", " ", line.rstrip()) for line in printed.splitlines()]
+    at = 0
+    for wanted in filter(None, (line.rstrip() for line in expected.splitlines())):
+        if wanted.strip() == "…":
+            continue
+        pattern = re.compile(".*".join(map(re.escape, re.sub(r"\s+", " ", wanted).split("…"))))
+        found = next((i for i in range(at, len(lines)) if pattern.fullmatch(lines[i])), None)
+        if found is None:
+            return wanted
+        at = found + 1
+    return None
+
+
 class Player:
     """Plays the blocks of one page in a folder. `redis_url` replaces the URL that pages show."""
 
@@ -100,14 +119,18 @@ class Player:
         self.folder = folder
         self.redis_url = redis_url
         self.own_port = free_port()
+        self.web_port = free_port()
         programs = folder / ".programs"
         programs.mkdir()
         (programs / "pip").write_text(_PIP.format(python=sys.executable))
         (programs / "pip").chmod(0o755)
+        (programs / "redis-server").symlink_to(redis_program())
         own = {"PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
         self.env = env | own | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.printed = ""
+        #: The log of the last block, if its commands run in the background, and where its output begins.
+        self.log: tuple[Path, int] | None = None
 
     def play(self, chosen: list[Block] | None = None) -> None:
         """Play all blocks of the page, or those that are given."""
@@ -136,7 +159,9 @@ class Player:
 
     def _play(self, block: Block) -> None:
         body = block.body.replace(REDIS, self.redis_url).replace(OWN_PORT, str(self.own_port))
+        body = body.replace(WEB_PORT, str(self.web_port))
         is_terminal = block.title.startswith("Terminal")
+        log, self.log = self.log, None
         if block.title and not is_terminal:
             file = self.folder / block.title
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,9 +183,9 @@ class Player:
                     command += "\n" + more
                 self._console(block, command, output)
         elif block.language == "text":
-            self._compare(block, body)
+            self._wait_for(block, body, *log) if log else self._compare(block, body)
         elif block.language in {"yaml", "json"}:
-            yaml.safe_load(body)
+            list(yaml.safe_load_all(body))
 
     def _console(self, block: Block, command: str, output: str) -> None:
         end = time.monotonic() + PATIENCE * bool(READING.match(command))
@@ -180,13 +205,15 @@ class Player:
             self._end(earlier, signal.SIGINT)
         log = self.folder / f".{block.title.partition(' (')[0].replace(' ', '-').lower()}.log"
         with log.open("a") as out:
+            self.log = log, out.tell()
             self.processes[block.title] = subprocess.Popen(
                 ["bash", "-e", "-c", body], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=out,
                 stderr=out, text=True, start_new_session=True,
             )  # fmt: skip
 
     def _run(self, block: Block, command: str) -> int:
-        return self._send(block.title or "shell", f"{{\n{command}\n}} 2>&1 </dev/null; printf '\\0%d\\n' $?\n")
+        report = "page_status=$?; printf '\\0%d\\n' $page_status; (exit $page_status)"  # the next command may read $?
+        return self._send(block.title or "shell", f"{{\n{command}\n}} 2>&1 </dev/null; {report}\n")
 
     def _send(self, name: str, text: str) -> int:
         """Have a shell, or the interpreter, run a text; keep its output, and return the exit code."""
@@ -209,18 +236,16 @@ class Player:
                 return int(status)
         raise PageError(f"{self.page.relative_to(ROOT)}: {name} ended:\n{self.printed}")
 
+    def _wait_for(self, block: Block, expected: str, log: Path, start: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while missing := missing_line(log.read_bytes()[start:].decode(), expected):
+            if time.monotonic() > deadline:
+                raise self._error(block, f"the line {missing!r} has not appeared in {PATIENCE:g} s")
+            time.sleep(0.1)
+
     def _compare(self, block: Block, expected: str) -> None:
-        """Each expected line occurs in the output, in this order."""
-        lines = [line.rstrip() for line in self.printed.splitlines()]
-        at = 0
-        for wanted in filter(None, (line.rstrip() for line in expected.splitlines())):
-            if wanted.strip() == "…":
-                continue
-            pattern = re.compile(".*".join(map(re.escape, wanted.split("…"))))
-            found = next((i for i in range(at, len(lines)) if pattern.fullmatch(lines[i])), None)
-            if found is None:
-                raise self._error(block, f"the output lacks the line {wanted!r}")
-            at = found + 1
+        if missing := missing_line(self.printed, expected):
+            raise self._error(block, f"the output lacks the line {missing!r}")
 
     def _error(self, block: Block, what: str) -> PageError:
         logs = "".join(f"\n--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob(".*.log")))

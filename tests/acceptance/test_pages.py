@@ -17,17 +17,13 @@ from tests.conftest import get
 pytestmark = pytest.mark.integration
 
 #: Pages that need a Docker engine.
-WITH_ENGINE = {"tutorials/release.md"}
+WITH_ENGINE = {"tutorials/backup-job.md", "tutorials/release.md", "tutorials/stacks.md"}
 #: The image that they use.
 IMAGE = "busybox:latest"
 #: Pages whose fences other tests run.
 ELSEWHERE = {
-    "how-to/applications.md": "tests/integration/test_async_client.py",
-    "how-to/canvas.md": "tests/integration/test_canvas.py",
-    "how-to/celery-tasks.md": "tests/integration/test_fenced_tasks.py",
-    "how-to/deployment.md": "tests/acceptance/test_operate_docs.py",
+    "how-to/deployment.md": "tests/docker/test_deployment.py",
     "how-to/jobs.md": "tests/docker/test_jobs.py",
-    "how-to/operate.md": "tests/acceptance/test_operate_docs.py",
     "how-to/stacks.md": "tests/docker/test_restarts.py",
 }
 PLAYED = sorted(

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,20 +163,6 @@ def test_a_watcher_that_is_far_behind_misses_no_event(workers: Installation, cli
     expected = [event.id for event in client.get(run_id).events()]
     assert len(expected) > 800
     assert slow == fast == expected
-
-
-def test_the_page_about_applications_runs(workers: Installation, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "applications.md").read_text()
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
-    (tmp_path / "page.py").write_text(code)  # annotations of an operation are read from its module
-
-    done = subprocess.run(
-        [sys.executable, "page.py"], cwd=tmp_path, env=workers.environment, capture_output=True, text=True, check=False
-    )
-
-    assert done.stderr == ""
-    assert done.stdout.split()[-1] == "succeeded"
-    assert "step_ended greet" in done.stdout
 
 
 def test_a_run_whose_record_disappears_is_lost(install: MakeInstallation) -> None:

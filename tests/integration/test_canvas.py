@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -105,48 +104,6 @@ def test_options_reach_the_task(sums: Any, client: Client) -> None:
     )
     found = durable(asked, client=client).delay().get(PATIENCE)
     assert found == {"tenant": "a", "timelimit": [50, 40], "priority": 6, "queue": "sums"}
-
-
-SHOP = """
-import os
-from celery import Celery
-
-app = Celery("shop", broker=os.environ["SUMS_BROKER"])
-app.conf.task_default_queue = "shop"
-
-@app.task
-def charge(order, amount): return order
-@app.task
-def refund(order, amount): ...
-@app.task
-def pick(order, colour): return colour
-@app.task
-def put_back(order, colour): ...
-@app.task
-def ship(colours): return " and ".join(colours)
-"""
-
-
-def test_the_page_does_what_it_says(sums: Any, workers: Installation, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "canvas.md").read_text()
-    blocks = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import" in block]
-    (tmp_path / "shop.py").write_text(SHOP)
-    # The page shows how the order was started before.
-    code = "\n".join(blocks).replace("order.delay()\n", "", 1)
-    environment = workers.environment | {"SUMS_BROKER": workers.redis_url}
-    command = [sys.executable, "-m", "celery", "-A", "shop", "worker", "-c", "1", "--loglevel", "ERROR"]
-    with (tmp_path / "shop.log").open("wb") as log:
-        shop = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-    finally:
-        os.killpg(shop.pid, signal.SIGKILL)
-        shop.wait()
-
-    assert done.stderr == ""
-    assert done.stdout.splitlines() == ["red and blue", "succeeded charge pick pick-2 ship"]
 
 
 def test_a_countdown_is_kept_by_the_record(sums: Any, client: Client) -> None:

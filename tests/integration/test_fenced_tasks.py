@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -319,29 +317,3 @@ def test_task_without_a_step_runs_as_before(till: Callable[[bool], Till]) -> Non
     bank.worker()
     bank.tasks.charge.delay(7)
     bank.waits_for("charge 7")
-
-
-def test_application_of_the_page_runs(shop: Installation, tmp_path: Path) -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "celery-tasks.md"
-    application, plan = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    options = f"app.conf.broker_transport_options = {{'global_keyprefix': {shop.settings.broker_prefix()!r}}}\n"
-    (tmp_path / "shop_of_the_page.py").write_text(application + options)
-    (tmp_path / "order.py").write_text("from shop_of_the_page import charge, refund\n" + plan)
-    environment = shop.environment | {"SHOP_BROKER": shop.redis_url, "PYTHONPATH": str(tmp_path)}
-    command = ["celery", "-A", "shop_of_the_page", "worker", "-c", "1"]
-    worker = fork_server().start(
-        command, env=environment, cwd=tmp_path, log=tmp_path / "till-page.log", new_session=True
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "order.py"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
-            check=True,
-        )  # fmt: skip
-    finally:
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait(15.0)
-
-    state, rest = done.stdout.split(" ", 1)
-    assert state == "succeeded"
-    assert ".charge'}" in rest
-    assert rest.strip().endswith("['charging 42']")
