@@ -88,9 +88,13 @@ def test_markdown_of_the_api_has_signatures_instead_of_directives(site: Path) ->
     assert text.count("\n### ") >= len(re.findall(r"^::: ", (FOLDER / "python.md").read_text(), re.M))
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_page_of_the_reference_is_current(name: str) -> None:
-    assert (FOLDER / name).read_text() == PAGES[name](), "make docs writes the page"
+def test_pages_of_the_reference_are_current(tmp_path: Path) -> None:
+    # In a process of its own: other tests register operations.
+    subprocess.run([sys.executable, "-m", "docs._site.reference", tmp_path], cwd=ROOT, check=True)
+
+    assert len(PAGES) > 5
+    for name in PAGES:
+        assert (FOLDER / name).read_text() == (tmp_path / name).read_text(), f"{name}: make docs writes the page"
 
 
 def test_every_public_name_has_an_entry(site: Path) -> None:
