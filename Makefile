@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test check docs screenshots faults fuzz lint bench env test-env lock latest clean help FORCE
+.PHONY: demo test check docs diagrams screenshots faults fuzz lint bench env test-env lock latest clean help FORCE
 
 # The first of these that is new enough makes the environments.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -48,6 +48,12 @@ faults: env ## inject faults in the long form, about half an hour, and write doc
 docs: env ## build the documentation site in build/site, without network (then open build/site/index.html)
 	@$(BIN)/python -m docs._site.reference
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
+
+# The version that drew the committed diagrams.
+MERMAID := mermaid@11.17.2
+diagrams: env ## draw the Mermaid diagrams of the pages that have no drawing in docs/diagrams (needs npm)
+	@mkdir -p .dev/mermaid && cd .dev/mermaid && tar xzf "$$(npm pack --silent $(MERMAID))"
+	@$(WITH_SERVERS) $(BIN)/python -m docs._site.diagrams .dev/mermaid/package/dist/mermaid.min.js
 
 screenshots: env ## draw docs/screenshots anew: Flower's pages in Chromium, and commands of the terminal
 	@$(WITH_SERVERS) $(BIN)/python -m docs._site.screenshots

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from diagrams import FENCE, name_of
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.nav import Navigation
@@ -45,8 +46,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         _linked.add(path)
         return f'<a href="{up}{SOURCE}/{quote(str(path.relative_to(ROOT)))}">{text.strip("`")}</a>'
 
+    def drawing(diagram: re.Match[str]) -> str:
+        return f"![A diagram of this section]({up}diagrams/{name_of(diagram[1])}){{ .diagram }}\n"
+
     _pages[page.file.src_uri] = first_sentence(markdown)
-    return _LINK.sub(rewrite, markdown)
+    return FENCE.sub(drawing, _LINK.sub(rewrite, markdown))
 
 
 def on_nav(nav: Navigation, **_: Any) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from docs._site import diagrams
 from docs._site.reference import FOLDER, PAGES
 from tests.acceptance.pages import DOCS, ROOT
 
@@ -95,6 +96,12 @@ def test_pages_of_the_reference_are_current(tmp_path: Path) -> None:
     assert len(PAGES) > 5
     for name in PAGES:
         assert (FOLDER / name).read_text() == (tmp_path / name).read_text(), f"{name}: make docs writes the page"
+
+
+def test_each_diagram_has_a_drawing() -> None:
+    drawn = {file.name for file in diagrams.FOLDER.glob("*.svg")}
+
+    assert drawn == set(diagrams.texts()), "make diagrams draws them"
 
 
 def test_every_public_name_has_an_entry(site: Path) -> None:
