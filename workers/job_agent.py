@@ -25,6 +25,7 @@ from longshore.orchestration.store.hosts import QUEUE, Hosts
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.engine.port import EngineTimeout
+from longshore.tasks.host.facts import facts
 from longshore.tasks.operations.docker.gc import Gc
 from longshore.tasks.operations.docker.spec import RUN, one_offs
 from longshore.tasks.operations.jobs.discovery import LeftWorker, described, workers
@@ -59,8 +60,11 @@ class JobWatch:
         self._suspects: set[str] = set()
 
     def poll(self) -> None:
-        """Answer a discovery request, and search for orphans when due. Never waits for the engine."""
-        if not self._here:
+        """Answer a discovery request, and search for orphans when due. Never waits for the engine.
+
+        A host without an engine has no jobs.
+        """
+        if not self._here or facts().get("docker", "") is None:
             return
         asked = self.discovery.last_request()
         if asked != self._answered:  # smaller, where Redis was emptied
@@ -82,12 +86,12 @@ class JobWatch:
                 do()
                 self._last_errors.pop(name, None)
             except (StoreUnavailable, OperationError) as error:
-                # A host without an engine fails each time.
+                # An engine that does not answer fails each time.
                 if str(error) != self._last_errors.get(name):
-                    log.warning("jobs on host %s: %s", self.host, error)
+                    log.warning("discovery of jobs on host %s: %s", self.host, error)
                 self._last_errors[name] = str(error)
             except Exception:  # the next poll retries
-                log.exception("jobs on host %s: unexpected error, retried at the next poll", self.host)
+                log.exception("discovery of jobs on host %s: unexpected error, retried at the next poll", self.host)
             finally:
                 close_engine()
 

@@ -190,11 +190,23 @@ def _consumes_docker(node: Node) -> bool:
     return any(queue.partition("@")[0] in {"docker", "compose"} for queue in node.queues)
 
 
+def _consumes_all(node: Node) -> bool:
+    """Whether a worker consumes every queue of the catalogue, as it does without -Q."""
+    return {operation.queue for operation in all_operations().values() if operation.function is None} <= {*node.queues}
+
+
 def _engine(host: Host) -> Iterator[Finding]:
     here = [node for node in host.alive if _consumes_docker(node)]
     engine = next((found for node in here if (found := node.facts.get("docker"))), here[0].facts.get("docker"))
     compose = next((found for node in here if (found := node.facts.get("compose"))), None)
     consumed = {queue for node in here for queue in node.queues}
+    if engine is None and all(map(_consumes_all, here)):
+        yield Finding(
+            f"host {host.name} has no Docker engine, or its worker no Docker SDK: docker and compose steps fail there",
+            "warning",
+            "for such steps, install an engine there and longshore[docker]; otherwise nothing needs to be done",
+        )
+        return
     if not engine:
         yield Finding(
             f"host {host.name} consumes docker queues, but its engine does not answer" if engine == ""
