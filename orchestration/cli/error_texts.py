@@ -154,9 +154,10 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "image-missing": ErrorText(
         "1",
-        "The image of the worker container is missing and could not be pulled. The stack was not stopped.",
+        "The image of a job's worker container is missing and could not be pulled. The stack was not stopped.",
         "The name of the image is wrong, the registry does not answer, or the host is not logged in there.",
-        "Pull the image on the host, then start the job again: `longshore job run NAME`.",
+        "Pull the image on the host, then start the job again: `longshore job run NAME`. A step of a plan whose image "
+        "is missing fails with `preflight`.",
     ),
     "stop-failed": ErrorText(
         "1 or 3",
@@ -234,8 +235,9 @@ ERRORS: dict[str, ErrorText] = {
     "preflight": ErrorText(
         "1",
         "The operation failed before any effect, so that the step has nothing to undo.",
-        "A check before the effect failed: a missing file, program, container or secret.",
-        "Correct the cause in the error of the step, then start a new run, or resume a failed one.",
+        "A check before the effect failed: a missing file, program, image, container or secret.",
+        "Correct the cause in the error of the step, then start a new run, or resume a failed one. For a missing "
+        "image, set `pull: missing` on `compose.up.execute`, or add a step `docker.pull.execute` before.",
     ),
     "not-allowed": ErrorText(
         "1",
