@@ -16,13 +16,15 @@ _CLOCK = "redis.call('HMGET', 'sandbox:clock', 's', 'us')"
 
 
 class MemoryStore(Store):
-    """The store with its own scripts, on a server in memory and by a clock that only the bench moves."""
+    """The store with its own scripts, on a server in memory and by a clock that only the sandbox moves."""
 
     def __init__(self, settings: Settings) -> None:
         try:
             import fakeredis  # noqa: PLC0415 - an extra
         except ImportError as error:
-            raise ConfigError("the bench needs fakeredis", remedy="pip install 'longshore[testing]'") from error
+            raise ConfigError(
+                "the sandbox and longshore plan simulate need fakeredis", remedy="pip install 'longshore[testing]'"
+            ) from error
         super().__init__(settings, fakeredis.FakeRedis(decode_responses=True))
         self._clock = 1_000_000_000_000
         #: ms by which that clock was set, and not merely went on.

@@ -146,14 +146,14 @@ class Sandbox:
     def __init__(
         self,
         *,
-        hosts: Sequence[str] | Mapping[str, Mapping[str, str]] = ("bench",),
+        hosts: Sequence[str] | Mapping[str, Mapping[str, str]] = ("sandbox",),
         pretend: bool = False,
         approve_all: bool = False,
         lease: float = 15.0,
         app: Celery | None = None,
     ) -> None:
         self.app = app
-        self.settings = Settings(redis_url="redis://bench", lease=lease, namespace="bench")
+        self.settings = Settings(redis_url="redis://sandbox", lease=lease, namespace="sandbox")
         self.engine = MemoryEngine()
         self.hosts = list(hosts)
         #: Labels by host name.
@@ -182,7 +182,7 @@ class Sandbox:
     def _script(self, step: str) -> Script:
         return self.scripts.setdefault(step, Script())
 
-    def fail(self, step: str, error: str | OperationError = "failed on the bench", *, times: int | None = None) -> None:
+    def fail(self, step: str, error: str | OperationError = "made to fail", *, times: int | None = None) -> None:
         """Make a step fail: always, or `times` times in a row and then no more."""
         raised = error if isinstance(error, OperationError) else Unsuccessful(error)
         script = self._script(step)
@@ -191,7 +191,7 @@ class Sandbox:
         else:
             script.errors += [raised] * times
 
-    def fail_undo(self, step: str, error: str = "its undo failed on the bench") -> None:
+    def fail_undo(self, step: str, error: str = "its undo was made to fail") -> None:
         self.undo_scripts.setdefault(step, Script()).always = OperationError(error)
 
     def hang(self, step: str) -> None:
@@ -238,9 +238,9 @@ class Sandbox:
             queues = tuple(sorted({at_host(operation.queue, host) for operation in all_operations().values()}))
             own = tuple(name for name, operation in all_operations().items() if operation.function is not None)
             labels = self.labels.get(host, {})
-            Hosts(self.store).register(host, Node("bench", queues, own, labels=labels, facts=facts()))
+            Hosts(self.store).register(host, Node("sandbox", queues, own, labels=labels, facts=facts()))
         self.sample, self.sample_before = sample_data(plan)
-        Admission(self.store).submit(run_id, request_body(plan, params or {}, "bench"))
+        Admission(self.store).submit(run_id, request_body(plan, params or {}, "sandbox"))
         self._queue.append(_Message(ADVANCE, run_id))
         self._coordinator.look_at_clock()
         with self.engine_in_use():
@@ -319,7 +319,7 @@ class Sandbox:
 
     def _live_on(self) -> None:
         for host in self.hosts:
-            Hosts(self.store).beat(host, "bench", NodeState.READY, 0)
+            Hosts(self.store).beat(host, "sandbox", NodeState.READY, 0)
 
     def _due(self, run_ids: list[str]) -> Iterator[float]:
         for run_id in run_ids:
@@ -418,7 +418,7 @@ class Sandbox:
     def act(self, op: str, /, **params: Any) -> Done:
         """Run one real operation outside of a plan, after its journal. Raises the operation's errors."""
         done, values = implementation(op), find(op).params.model_validate(params)
-        context = Context(run_id="bench", step=f"step-{next(self._numbers)}", plan="bench")
+        context = Context(run_id="sandbox", step=f"step-{next(self._numbers)}", plan="sandbox")
         with self.engine_in_use():
             before = done.before(context, values)
             json.dumps(before)

@@ -205,7 +205,7 @@ def test_when_on_data_that_is_missing_fails_the_step_with_the_reason(two_hosts: 
     assert (report.step("c").status, report.state) == ("changed", "partial")
 
 
-def test_the_bench_says_the_same_as_the_workers() -> None:
+def test_the_sandbox_decides_the_same_as_the_workers() -> None:
     """The table once more, in memory, so that plans can be tried there."""
     for guard, before, reason in ROWS:
         report = Sandbox().run(guarded(guard, **{name: dict(given) for name, given in before.items()}))
@@ -213,7 +213,7 @@ def test_the_bench_says_the_same_as_the_workers() -> None:
         assert (step.status, step.reason or "") == (("skipped", reason) if reason else ("changed", "")), guard
 
 
-def test_a_guard_can_be_tried_on_the_bench_with_hosts_of_its_own() -> None:
+def test_a_guard_can_be_tried_in_the_sandbox_with_hosts_of_its_own() -> None:
     sandbox = Sandbox(hosts=["web1", "web2", "web3"])
     plan = Plan("fleet", on_error="continue")
     both = plan.step("all", "noop.execute").target("_all").tolerate(1)

@@ -198,7 +198,7 @@ def asked_about(shop: Installation, worker: Worker, folder: Path) -> Run:
 
 @pytest.mark.parametrize(
     ("word", "state", "exit_code", "status"),
-    # What the other words do is tried on the bench.
+    # What the other words do is tried in the sandbox.
     [("--done", "succeeded", 0, "changed"), ("--undone", "undone", 1, "failed")],
 )
 def test_a_person_says_what_became_of_a_step(

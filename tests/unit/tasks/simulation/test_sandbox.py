@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from longshore.orchestration import Event, Hooks, Plan
 from longshore.orchestration.cli.main import call
-from longshore.orchestration.errors import PlanError
+from longshore.orchestration.errors import ConfigError, PlanError
 from longshore.orchestration.testing import MemoryEngine, Sandbox, simulate
 from longshore.tasks.control.event_forwarder import EventForwarder
 
@@ -83,7 +84,7 @@ def test_scripted_step_can_hang_vanish_and_recover() -> None:
     assert report.step("hangs").error == "exceeded its time limit (2s)"
     assert (report.step("vanishes").status, report.step("vanishes").attempts) == ("unchanged", 3)
     assert (report.step("recovers").status, report.step("recovers").attempts) == ("changed", 3)
-    assert (report.duration_s or 0) > 15, "time passes by the bench's clock alone"
+    assert (report.duration_s or 0) > 15, "time passes by the sandbox's clock alone"
 
 
 def test_sandbox_approves_and_rejects() -> None:
@@ -208,3 +209,12 @@ def test_memory_engine_ends_containers_with_exit_codes() -> None:
     ended = engine.inspect("job")
     assert ended is not None
     assert (ended.running, ended.exit_code, ended.status) == (False, 3, "exited")
+
+
+def test_missing_fakeredis_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fakeredis", None)
+
+    with pytest.raises(ConfigError, match=r"plan simulate need fakeredis") as missing:
+        Sandbox()
+
+    assert missing.value.remedy == "pip install 'longshore[testing]'"
