@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from longshore.orchestration.cli.common import command, current_options, exit_with, print_line, print_result
 from longshore.orchestration.cli.inputs import client
 from longshore.orchestration.errors import UsageError
+from longshore.orchestration.language.quantities import quantity
 from longshore.orchestration.language.targets import HostFilter, parse_facts
 from longshore.orchestration.store.hosts import Host, Hosts, HostState
 from longshore.orchestration.store.placement import matching
@@ -77,7 +78,7 @@ def _summary_line(host: Host) -> str:
     sizes = f"{facts.get('cpus', '?')} CPU, {int(facts.get('memory', 0)) / 2**30:.1f} GiB"
     engine = f", docker {facts['docker'] or 'does not answer'}" if facts.get("docker") is not None else ""
     active = sum(node.active for node in host.alive)
-    workers = f"{len(host.alive)} worker{'' if len(host.alive) == 1 else 's'}, {active} active steps"
+    workers = f"{quantity(len(host.alive), 'worker')}, {quantity(active, 'active step')}"
     last_seen = f", last seen {max(0, host.now - host.seen) / 1000:.0f} s ago"
     return f"{host.name}  {host.state}  {labels or '-'}  {about}, {sizes}{engine}  {workers}{last_seen}"
 
@@ -99,7 +100,8 @@ def show(host: str) -> None:
     for node in found.nodes:
         state = node.state if node in found.alive else "lost"
         last_seen = f"last seen {max(0, found.now - node.seen) / 1000:.0f} s ago"
-        print_line(f"worker {node.name}  {state}  {node.active} active steps, {last_seen}  version {node.version}")
+        active = quantity(node.active, "active step")
+        print_line(f"worker {node.name}  {state}  {active}, {last_seen}  version {node.version}")
         print_line(f"  queues: {', '.join(node.queues)}")
 
 
@@ -119,9 +121,9 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     hosts = _registry()
     found = hosts.get(host)
     if current_options().dry_run:
-        active = sum(node.active for node in found.alive)
+        active = quantity(sum(node.active for node in found.alive), "active step")
         print_result(
-            f"would drain host {host}: {active} active steps" + ("; its workers would stop when idle" if stop else ""),
+            f"would drain host {host}: {active}" + ("; its workers would stop when idle" if stop else ""),
             host=host,
         )
         return
@@ -142,7 +144,7 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
         found = _wait_until(hosts, host, timeout, lambda now: now.state is not HostState.DRAINING)
     left = sum(node.active for node in found.alive)
     then = "; its workers stop when idle" if stop else ""
-    print_result(f"{host}: accepts no new steps; {left} steps active{then}", host=host, under_way=left)
+    print_result(f"{host}: accepts no new steps; {quantity(left, 'active step')}{then}", host=host, under_way=left)
     if wait and left:
         exit_with(1)
 

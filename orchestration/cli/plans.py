@@ -9,6 +9,7 @@ from longshore.orchestration.cli.common import command, current_options, exit_wi
 from longshore.orchestration.cli.inputs import load_plan, read_params
 from longshore.orchestration.cli.names import complete_plan
 from longshore.orchestration.errors import PlanError, Problem
+from longshore.orchestration.language.quantities import quantity
 from longshore.orchestration.plans import explain as explanation
 from longshore.orchestration.plans import loading
 from longshore.orchestration.plans.compiled import CompiledPlan
@@ -52,7 +53,7 @@ def validate(plan: str) -> None:
     if options.json:
         options.show({"valid": True, "plan": checked.name, "steps": len(checked.steps), "problems": []})
     else:
-        print_line(f"{checked.name}: {len(checked.steps)} steps, no problems")
+        print_line(f"{checked.name}: {quantity(len(checked.steps), 'step')}, no problems")
 
 
 def _problem_data(problem: Problem) -> dict[str, object]:

@@ -6,6 +6,7 @@ import math
 
 from longshore.orchestration.language import printable, templates
 from longshore.orchestration.language.durations import format_duration, parse_duration
+from longshore.orchestration.language.quantities import quantity
 from longshore.orchestration.language.targets import ANY
 from longshore.orchestration.operations import Retry, Waits
 from longshore.orchestration.operations.approval import ApprovalParams
@@ -16,7 +17,7 @@ from longshore.orchestration.settings import get_settings
 
 def explain(plan: CompiledPlan) -> str:
     """Explain a plan as multi-line text."""
-    lines = [f"Plan {plan.plan.name}: {len(plan)} steps, {len(plan.levels)} levels"]
+    lines = [f"Plan {plan.plan.name}: {quantity(len(plan), 'step')}, {quantity(len(plan.levels), 'level')}"]
     if plan.plan.description:
         lines.append(" ".join(plan.plan.description.split()))
     if plan.plan.timeout is not None:
@@ -28,12 +29,12 @@ def explain(plan: CompiledPlan) -> str:
     path, longest = critical_path(plan)
     lines += ["", f"Critical path, at most {_about(longest)}: {' → '.join(path)}"]
     lines += ["", "Undo, if a step fails:", *_undo(plan)]
-    if unfenced := [step.name for step in plan.steps if _is_unfenced(step)]:
+    if elsewhere := [step.name for step in plan.steps if _acts_elsewhere(step)]:
         lines += [
             "",
-            f"Not fenced: {', '.join(unfenced)}",
-            "  a request of a superseded attempt may reach another service after the end of the run: let that service"
-            " reject an old fence or a known idempotency key",
+            f"Effects in other services: {', '.join(elsewhere)}",
+            "  no fence reaches a called service: a request of a superseded attempt may reach it after the end of the"
+            " run; let the service reject an old fence or a known idempotency key",
         ]
     return "\n".join(map(printable.line, lines))
 
@@ -53,7 +54,7 @@ def critical_path(plan: CompiledPlan) -> tuple[list[str], float]:
     return [plan.steps[i].name for i in longest], sum(worst_case(plan, i) for i in longest)
 
 
-def _is_unfenced(step: CompiledStep) -> bool:
+def _acts_elsewhere(step: CompiledStep) -> bool:
     """Whether a superseded attempt can still act, because no receipt on a host fences it."""
     return not step.read_only and step.operation.elsewhere
 

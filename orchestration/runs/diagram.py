@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape as escape_html
 
 from longshore.orchestration.language import printable
+from longshore.orchestration.language.quantities import quantity
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.runs.grouping import Group, counted, groups, urgency
 from longshore.orchestration.runs.layout import HEIGHT, layout
@@ -46,7 +47,7 @@ def states_of(report: Report | None) -> dict[str, str]:
 def text(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
     """The plan as text: its levels, each step with its dependencies."""
     states = states or {}
-    lines = [f"{plan.plan.name}: {len(plan)} steps, {len(plan.levels)} levels"]
+    lines = [f"{plan.plan.name}: {quantity(len(plan), 'step')}, {quantity(len(plan.levels), 'level')}"]
     for level, members in enumerate(plan.levels):
         lines += ["", f"Level {level}{' (parallel)' if len(members) > 1 else ''}:"]
         for step in (plan.steps[i] for i in members):

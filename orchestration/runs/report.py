@@ -13,6 +13,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from longshore.orchestration import saga
 from longshore.orchestration.errors import DecodeError
+from longshore.orchestration.language.quantities import quantity
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId
 from longshore.orchestration.runs import stack_outcome as deployed
 from longshore.orchestration.runs.doubt import in_doubt
@@ -324,7 +325,7 @@ def _undo(get: Any) -> UndoReport | None:
 def summary(steps: list[StepReport]) -> str:
     """The counts of states, as in `5 steps, 2 changed, 1 failed; 2 undone`; zero counts are omitted."""
     counts = Counter(step.status for step in steps)
-    parts = [f"{len(steps)} step{'' if len(steps) == 1 else 's'}"]
+    parts = [quantity(len(steps), "step")]
     parts += [f"{counts[state]} {style_of(state).label}" for state in StepState if counts[state]]
     undos = Counter(step.undo.status for step in steps if step.undo)
     undone = [f"{undos[state]} {style_of(state).label}" for state in UndoState if undos[state]]

@@ -295,7 +295,7 @@ def test_a_drained_host_takes_no_new_work_but_undo_and_what_always_runs(fleet: I
 
     said = fleet.longshore("hosts", "drain", "web3", "--actor", "ann")
 
-    assert (said.code, said.out) == (0, "web3: accepts no new steps; 1 steps active\n")
+    assert (said.code, said.out) == (0, "web3: accepts no new steps; 1 active step\n")
     try:
         broadcast = Plan("all")
         broadcast.step("write", "noop.execute").target("role:web")

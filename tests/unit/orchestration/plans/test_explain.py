@@ -145,6 +145,13 @@ def test_explain_names_operations_without_receipts() -> None:
     plan.step("look", "network.http.get", url="http://x/")
     plan.step("write", "file.deploy.execute", path="/x", content="x")
 
-    assert "Not fenced: call" in told(plan)
+    assert "Effects in other services: call" in told(plan)
     plan.steps.pop("call")
-    assert not any("Not fenced" in line for line in told(plan))
+    assert not any("Effects in other services" in line for line in told(plan))
+
+
+def test_one_step_is_singular() -> None:
+    plan = Plan("p")
+    plan.step("only", "noop.execute")
+
+    assert told(plan)[0] == "Plan p: 1 step, 1 level"
