@@ -313,7 +313,12 @@ def _template(
     # Computed on demand, as a large plan with few templates must not compute all ancestors.
     upstream = _upstream(plan, name) | ({name} if own else set()) if refers.steps else set()
     for other in sorted(refers.steps - upstream):
-        why = "which does not run before this step" if other in plan.steps else "which is not in the plan"
+        if other not in plan.steps:
+            why = "which is not in the plan"
+        elif other == name or name in _upstream(plan, other):
+            why = "which does not run before this step"
+        else:
+            why = f"which does not run before this step: add {other!r} to its after"
         yield Problem(f"{what}: the template reads step {other!r}, {why}", step=name, path=where)
 
 
@@ -336,9 +341,10 @@ def _operation(
         yield Problem(f"the parameters cannot be represented as JSON: {error}", step=name, path=(*at, "with"))
         return
     yield from (Problem(text, step=name, path=(*at, *where)) for text, where in _parameters(operation, params))
+    of_undo = "data" in roots
     for key, value in operation.templated(params).items():
-        secret = key in operation.secrets
-        yield from _template(plan, name, key, value, (*at, "with", key), roots, own="data" in roots, secret=secret)
+        secret, what = key in operation.secrets, f"undo: {key}" if of_undo else key
+        yield from _template(plan, name, what, value, (*at, "with", key), roots, own=of_undo, secret=secret)
 
 
 def _parameters(operation: Operation, params: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 
 from longshore.orchestration import Plan
+from longshore.orchestration.plans.handles import StepHandle
 from longshore.orchestration.plans.loading import resolve
-from longshore.orchestration.plans.model import StepHandle
 from longshore.orchestration.plans.validation import problems
 from tests.unit.plans import diamond, graphs, of_edges
 
@@ -175,7 +175,8 @@ def test_template_may_reference_upstream_steps_only() -> None:
 
     assert told(plan) == [
         "step 'lint': data: the template reads step 'tell', which does not run before this step",
-        "step 'lint': data: the template reads step 'test', which does not run before this step",
+        "step 'lint': data: the template reads step 'test', which does not run before this step: "
+        "add 'test' to its after",
     ]
 
 
@@ -192,7 +193,8 @@ def test_undo_is_validated_and_may_reference_its_step() -> None:
     assert [problem.partition("; ")[0].partition(": did")[0] for problem in told(plan)] == [
         "step 'last': unknown operation 'noop.execut'",
         "step 'least': noop.execute has no parameter 'slep'",
-        "step 'late': data: the template reads step 'ship', which does not run before this step",
+        "step 'late': undo: data: the template reads step 'ship', which does not run before this step: "
+        "add 'ship' to its after",
     ]
 
 
