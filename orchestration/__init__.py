@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from longshore.orchestration.language.params import Param
     from longshore.orchestration.operations import Retry
     from longshore.orchestration.operations.results import HostResult, Result
+    from longshore.orchestration.plans.handles import StepHandle
     from longshore.orchestration.plans.loading import load, parse, validate
     from longshore.orchestration.plans.model import Plan
     from longshore.orchestration.plans.steps import Step, When
@@ -93,6 +94,7 @@ __all__ = [
     "Stacks",
     "Step",
     "StepCancelled",
+    "StepHandle",
     "StepReport",
     "StepState",
     "StoreUnavailable",
@@ -146,8 +148,9 @@ _HOMES = {
     "Schedules": "schedules.schedules",
     "ServiceDown": "errors",
     "Settings": "settings",
-    "Step": "plans.model",
+    "Step": "plans.steps",
     "StepCancelled": "errors",
+    "StepHandle": "plans.handles",
     "StepReport": "runs.report",
     "Stacks": "stacks.orchestrate",
     "StepState": "states",
@@ -157,7 +160,7 @@ _HOMES = {
     "UnknownName": "errors",
     "UsageError": "errors",
     "WaitTimeout": "errors",
-    "When": "plans.model",
+    "When": "plans.steps",
     "exit_code_of": "errors",
     "load": "plans.loading",
     "operation": "authoring.functions",

@@ -7,7 +7,7 @@ result.get(timeout=60)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -62,12 +62,14 @@ class Durable:
         *,
         name: str = "",
         undo: Mapping[Any, Any] | None = None,
+        idempotent: Collection[Any] = (),
         timeout: float | str = "1h",
         client: Client | None = None,
     ) -> None:
         self.signature = signature
         self._name = name
         self._undo = undo
+        self._idempotent = idempotent
         self._timeout = timeout
         self._client = client
 
@@ -77,7 +79,7 @@ class Durable:
 
     def apply_async(self, args: Sequence[Any] = (), *, run_id: str | None = None) -> DurableResult:
         """Start a run, as `delay`; idempotent by `run_id`. Raises as `Plan.from_canvas` and `Client.start` do."""
-        given: dict[str, Any] = {"args": args, "undo": self._undo}
+        given: dict[str, Any] = {"args": args, "undo": self._undo, "idempotent": self._idempotent}
         plan = Plan.from_canvas(self.signature, name=self._name, timeout=self._timeout, **given)
         client = self._client or _client(self.signature.app)
         return DurableResult(client.start(plan, run_id=run_id), convert(self.signature, **given))
@@ -88,6 +90,7 @@ def durable(
     *,
     name: str = "",
     undo: Mapping[Any, Any] | None = None,
+    idempotent: Collection[Any] = (),
     timeout: float | str = "1h",
     client: Client | None = None,
 ) -> Durable:
@@ -96,7 +99,7 @@ def durable(
     The arguments are those of `Plan.from_canvas`. Without a `client`, the process has one for the application, with the
     settings of the environment.
     """
-    return Durable(signature, name=name, undo=undo, timeout=timeout, client=client)
+    return Durable(signature, name=name, undo=undo, idempotent=idempotent, timeout=timeout, client=client)
 
 
 @cache

@@ -10,8 +10,9 @@ from typing import Any, TypedDict, cast
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.jobs.labels import Job
 from longshore.orchestration.language.durations import parse_duration
+from longshore.orchestration.plans.handles import StepHandle
 from longshore.orchestration.plans.labels import JOB_LABEL, RECONSTRUCTED_LABEL
-from longshore.orchestration.plans.model import Concurrency, Plan, StepHandle
+from longshore.orchestration.plans.model import Concurrency, Plan
 
 #: Seconds added to the time limits of the steps `work` and `healthy`, for engine calls and output.
 _MARGIN = 120.0

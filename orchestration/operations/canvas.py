@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,20 +77,25 @@ class Converted:
 
 
 def convert(
-    signature: Signature[Any], args: Sequence[Any] = (), undo: Mapping[Any, Compensation] | None = None
+    signature: Signature[Any],
+    args: Sequence[Any] = (),
+    undo: Mapping[Any, Compensation] | None = None,
+    idempotent: Collection[Any] = (),
 ) -> Converted:
-    """The steps of a signature of any shape, called with `args`. `undo` maps tasks, or their names, to compensations.
+    """The steps of a signature of any shape, called with `args`. `undo` maps tasks, or their names, to compensations;
+    the tasks in `idempotent`, or their names, run again after the loss of a worker.
 
     Raises UsageError for an option that a step cannot keep, for an argument that is not JSON, and for a name in `undo`
-    that no task of the canvas has.
+    or `idempotent` that no task of the canvas has.
     """
-    canvas = _Canvas({_task_name(task): each for task, each in (undo or {}).items()})
+    canvas = _Canvas({_task_name(task): each for task, each in (undo or {}).items()}, set(map(_task_name, idempotent)))
     canvas.found.result, _ = canvas.add(signature, list(args), ())
-    if unused := sorted(canvas.undo.keys() - canvas.tasks):
-        raise UsageError(
-            f"undo names the task {unused[0]}, which is not in the canvas",
-            remedy=f"name one of its tasks: {', '.join(sorted(canvas.tasks))}",
-        )
+    for option, named in (("undo", canvas.undo.keys()), ("idempotent", canvas.idempotent)):
+        if unused := sorted(named - canvas.tasks):
+            raise UsageError(
+                f"{option} names the task {unused[0]}, which is not in the canvas",
+                remedy=f"name one of its tasks: {', '.join(sorted(canvas.tasks))}",
+            )
     return canvas.found
 
 
@@ -101,8 +106,9 @@ def _task_name(task: Any) -> str:
 class _Canvas:
     """A conversion under way. Each method returns the result of a part, and the steps that end it."""
 
-    def __init__(self, undo: Mapping[str, Compensation]) -> None:
+    def __init__(self, undo: Mapping[str, Compensation], idempotent: Set[str]) -> None:
         self.undo = undo
+        self.idempotent = idempotent
         self.found = Converted()
         self.tasks: set[str] = set()
         self._names: set[str] = set()
@@ -188,6 +194,8 @@ class _Canvas:
         plain = signature.clone()
         plain.args, plain.options = (), options
         params = as_params(plain) | {"as_result": True}
+        if signature.task in self.idempotent:
+            params["idempotent"] = True
 
         def called(of_undo: bool) -> dict[str, Any]:
             given: dict[str, Any] = {"args": [_argument(each, where, of_undo) for each in args]}

@@ -11,8 +11,9 @@ from typing import Any, Literal, TypedDict
 
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.operations.stacks import REBUILD, RESTART
+from longshore.orchestration.plans.handles import StepHandle
 from longshore.orchestration.plans.labels import ORCHESTRATE_LABEL
-from longshore.orchestration.plans.model import Plan, StepHandle
+from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.stacks.drift import Stale
 from longshore.orchestration.stacks.inventory import Inventory
 from longshore.orchestration.stacks.rules import AFTER, StackRules

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longshore.orchestration import Plan, Run
-from longshore.orchestration.plans.model import StepHandle
+from longshore.orchestration.plans.handles import StepHandle
 from longshore.tasks.crash_points import HELD_POINTS, POINTS
 from tests.faults.conftest import LONG, Form
 from tests.faults.effects import deeds

@@ -20,7 +20,7 @@ from typing import Any, assert_type
 
 from longshore.orchestration import Context, E, Plan, operation, template
 from longshore.orchestration.operations import catalogue as ops
-from longshore.orchestration.plans.model import StepHandle
+from longshore.orchestration.plans.handles import StepHandle
 
 
 @dataclass

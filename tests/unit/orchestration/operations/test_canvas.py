@@ -241,6 +241,17 @@ def test_an_undo_of_a_task_that_the_canvas_does_not_have_is_refused() -> None:
     assert refused.value.remedy == "name one of its tasks: unit.add, unit.forget"
 
 
+def test_idempotent_tasks_are_named_by_task_or_name() -> None:
+    canvas = chain(add.s(1, 2), forget.s(), add.s(3))
+    for named in (add, "unit.add"):
+        steps = Plan.from_canvas(canvas, idempotent=[named]).steps
+        assert {name: step.with_.get("idempotent", False) for name, step in steps.items()} == {
+            "add": True, "forget": False, "add-2": True,
+        }  # fmt: skip
+    with pytest.raises(UsageError, match=r"idempotent names the task unit.total, which is not in the canvas"):
+        Plan.from_canvas(canvas, idempotent=[total])
+
+
 def test_options_with_a_meaning_are_kept() -> None:
     until = datetime(2030, 1, 2, 3, 4, tzinfo=UTC)
     signature = add.s(1, 2).set(

@@ -25,7 +25,7 @@ def on_web(**fields: object) -> Plan:
 
 
 def plan_step(plan: Plan):  # type: ignore[no-untyped-def]
-    from longshore.orchestration.plans.model import StepHandle
+    from longshore.orchestration.plans.handles import StepHandle
 
     return StepHandle(plan, "work")
 
