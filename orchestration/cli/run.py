@@ -146,10 +146,10 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
     return report.exit_code or 0
 
 
-def wait_for_end(run: Run) -> Report:
-    """Wait until a run has ended; with the live view, unless the output is quiet."""
+def wait_for_end(run: Run, after: str = "0-0") -> Report:
+    """Wait until a run has ended; with the live view, of the events after a cursor, unless the output is quiet."""
     options = current_options()
-    return run.wait() if options.quiet else live.watch(run, options.console())
+    return run.wait() if options.quiet else live.watch(run, options.console(), after)
 
 
 def print_outcome(report: Report, code: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import cast
 
 import click
@@ -167,7 +168,7 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
         effect = "keep the changes" if keep else "undo the finished steps"
         _print_dry_run(found, {"pending", "running", "suspended"}, f"cancel run {run} and {effect}")
         return
-    exit_with(_finish_command(found.id, found.cancel(reason, keep=keep), detach=detach))
+    exit_with(_finish_command(found, lambda: found.cancel(reason, keep=keep), detach=detach))
 
 
 @command(runs_group, "undo")
@@ -187,7 +188,7 @@ def undo(run: str, reason: str, detach: bool) -> None:
         states = {"succeeded", "partial", "failed", "undo_failed"}
         _print_dry_run(found, states, f"undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
         return
-    exit_with(_finish_command(found.id, found.undo(reason), detach=detach))
+    exit_with(_finish_command(found, lambda: found.undo(reason), detach=detach))
 
 
 @command(runs_group, "resume")
@@ -209,12 +210,13 @@ def resume(run: str, reason: str, detach: bool) -> None:
             f"resume run {run}{_resume_steps(found)}",
         )
         return
+    before = found.store.newest_event(found.id)
     if not _accepted(found, found.resume(reason)):
         exit_with(1)
     if detach:
         print_result(f"run {run} is {found.state()}", run_id=run, state=found.state())
         return
-    report = wait_for_end(found)
+    report = wait_for_end(found, before)
     print_outcome(report, report.exit_code or 0)
     print_next(found, report)
     exit_with(report.exit_code or 0)
@@ -396,17 +398,18 @@ def approve(run: str, step: str, reject: bool, note: str) -> None:
     print_result(f"{'rejected' if reject else 'approved'}: step {step} of run {run}", run_id=run, step=step)
 
 
-def _finish_command(run_id: str, command_id: str, *, detach: bool) -> int:
-    """Wait for a command to a run. Returns the exit code: 0 done, 1 refused, 3 some changes are left over."""
-    run = client().get(run_id)
-    answer = run.answer(command_id)
-    if answer != "done":
-        print_line(f"error: refused: {answer}", err=True)
+def _finish_command(run: Run, send: Callable[[], str], *, detach: bool) -> int:
+    """Send a command to a run, and show the run from there. `send` returns the command's id.
+
+    Returns the exit code: 0 done, 1 refused, 3 some changes are left over.
+    """
+    before = run.store.newest_event(run.id)
+    if not _accepted(run, send()):
         return 1
     if detach:
-        print_result(f"run {run_id} is {run.state()}", run_id=run_id, state=run.state())
+        print_result(f"run {run.id} is {run.state()}", run_id=run.id, state=run.state())
         return 0
-    report = wait_for_end(run)
+    report = wait_for_end(run, before)
     code = 3 if report.exit_code == 3 else 0
     print_outcome(report, code)
     if code:

@@ -31,14 +31,17 @@ _PATIENCE = 60.0
 T = TypeVar("T")
 
 
-def watch(run: Run, console: Console) -> Report:
-    """Show the run until it has ended, and return its report. Interrupting the view does not affect the run."""
+def watch(run: Run, console: Console, after: str = "0-0") -> Report:
+    """Show the run until it has ended, and return its report. Interrupting the view does not affect the run.
+
+    Output that is not a terminal has the events after the cursor `after`.
+    """
     if console.is_terminal:
         with Live(console=console, refresh_per_second=8, transient=False) as live:
             for report in _reports(run):
                 live.update(tree(report))
             return report
-    return _lines(run, console)
+    return _lines(run, console, after)
 
 
 def _reports(run: Run) -> Iterator[Report]:
@@ -50,9 +53,8 @@ def _reports(run: Run) -> Iterator[Report]:
         yield (report := _patiently(run.report))
 
 
-def _lines(run: Run, console: Console) -> Report:
+def _lines(run: Run, console: Console, after: str) -> Report:
     """Print a line for each notable event, for output that is not a terminal."""
-    after = "0-0"
 
     def show() -> None:
         nonlocal after

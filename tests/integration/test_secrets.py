@@ -131,6 +131,7 @@ def test_one_operation_is_a_run_of_one_step(place: Installation, tmp_path: Path)
     assert "nothing was started" in again.out
     undone = place.longshore("runs", "undo", "only-one")
     assert undone.code == 0, undone.out
+    assert undone.out.splitlines()[0] == "undoing the completed steps"
     assert not path.exists()
     wrong = place.longshore("ops", "run", "file.deplo", "path=x")
     assert (wrong.code, "did you mean file.deploy.execute" in wrong.err) == (2, True)

@@ -254,6 +254,7 @@ def test_a_kept_run_is_resumed_from_the_first_step_that_is_not_done(shop: Instal
     # then
     assert "middle, last, up" in would
     assert said.code == 0, said.err
+    assert said.out.splitlines()[0] == "resumed", "the failure before is not shown again"
     assert lines(tmp_path / "log") == ["first", "up", "middle", "last", "up"]
     report = run.report()
     assert (report.state, report.error, report.cause) == ("succeeded", None, None)
