@@ -148,8 +148,8 @@ class Plan(_Model):
         """Add an existing Celery task as a step; the application's own workers run the task unchanged.
 
         `undo` is the signature of the compensation. The `timeout` of an attempt is required: a task without a result
-        in that time is `unknown`. An `idempotent` task runs again after the loss of its worker. See
-        `longshore.orchestration.operations.celery_task`, and `longshore.orchestration.celery.install`.
+        in that time is `unknown`. An `idempotent` task of an application with `longshore.orchestration.celery.install`
+        runs again after the loss of its worker. See `longshore.orchestration.operations.celery_task`.
         """
         back = as_params(undo) if undo is not None else None
         params = as_params(signature) | ({"idempotent": True} if idempotent else {})
@@ -174,8 +174,8 @@ class Plan(_Model):
         Celery does it. Countdowns and etas become steps that wait without a worker; `timeout` is that of each task.
         `undo` maps a task, or its name, to its compensation: a task, which is called with the same arguments; a
         signature, whose templates may use `data.result`; or "none". Compensations of
-        `longshore.orchestration.celery.compensates` need no entry. The tasks in `idempotent`, or their names, run again
-        after the loss of their worker. Without a `name`, the plan is named after its tasks.
+        `longshore.orchestration.celery.compensates` need no entry. In an application with `install`, the tasks in
+        `idempotent`, or their names, run again after the loss of their worker. Without a `name`, the plan is named after its tasks.
 
         Raises UsageError for an option that a step cannot keep, for an argument that is not JSON, and for a name in
         `undo` or `idempotent` that no task has.
