@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,26 +31,38 @@ _order: list[Any] = []
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Let a link to a file outside the docs lead to a copy of the file in the site; a linked folder becomes text."""
-    here = (DOCS / page.file.src_uri).parent
     up = "../" * page.file.dest_uri.count("/")
 
-    def rewrite(link: re.Match[str]) -> str:
-        text, target, _ = link.groups()
-        path = (here / target).resolve()
-        if "://" in target or target.startswith("mailto:") or path.is_relative_to(DOCS):
-            return link[0]
-        if not path.exists() or not path.is_relative_to(ROOT):
-            raise PluginError(f"{page.file.src_uri}: the link to {target} leads nowhere")
-        if path.is_dir():
-            return text
-        _linked.add(path)
-        return f'<a href="{up}{SOURCE}/{quote(str(path.relative_to(ROOT)))}">{text.strip("`")}</a>'
+    def as_html(text: str, address: str) -> str:
+        return f'<a href="{address}">{text.strip("`")}</a>'
 
     def drawing(diagram: re.Match[str]) -> str:
         return f"![A diagram of this section]({up}diagrams/{name_of(diagram[1])}){{ .diagram }}\n"
 
     _pages[page.file.src_uri] = first_sentence(markdown)
-    return FENCE.sub(drawing, _LINK.sub(rewrite, markdown))
+    return FENCE.sub(drawing, _with_source_links(markdown, page.file.src_uri, as_html))
+
+
+def _with_source_links(markdown: str, uri: str, write: Callable[[str, str], str]) -> str:
+    """A page whose links to files outside the docs lead to the copies of the files in the site.
+
+    `write` returns a link with a text and an address.
+    """
+    up = "../" * uri.count("/")
+
+    def rewrite(link: re.Match[str]) -> str:
+        text, target, _ = link.groups()
+        path = ((DOCS / uri).parent / target).resolve()
+        if "://" in target or target.startswith("mailto:") or path.is_relative_to(DOCS):
+            return link[0]
+        if not path.exists() or not path.is_relative_to(ROOT):
+            raise PluginError(f"{uri}: the link to {target} leads nowhere")
+        if path.is_dir():
+            return text
+        _linked.add(path)
+        return write(text, f"{up}{SOURCE}/{quote(str(path.relative_to(ROOT)))}")
+
+    return _LINK.sub(rewrite, markdown)
 
 
 def on_nav(nav: Navigation, **_: Any) -> None:
@@ -87,4 +99,5 @@ def on_post_build(config: MkDocsConfig) -> None:
     for uri in _pages:
         copy = site / uri
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(with_api((DOCS / uri).read_text()))
+        markdown = _with_source_links((DOCS / uri).read_text(), uri, lambda text, address: f"[{text}]({address})")
+        copy.write_text(with_api(markdown))

@@ -175,7 +175,8 @@ class Plan(_Model):
         `undo` maps a task, or its name, to its compensation: a task, which is called with the same arguments; a
         signature, whose templates may use `data.result`; or "none". Compensations of
         `longshore.orchestration.celery.compensates` need no entry. In an application with `install`, the tasks in
-        `idempotent`, or their names, run again after the loss of their worker. Without a `name`, the plan is named after its tasks.
+        `idempotent`, or their names, run again after the loss of their worker. Without a `name`, the plan is named
+        after its tasks.
 
         Raises UsageError for an option that a step cannot keep, for an argument that is not JSON, and for a name in
         `undo` or `idempotent` that no task has.

@@ -63,6 +63,23 @@ def test_no_link_of_the_site_is_dead(site: Path) -> None:
     assert dead == []
 
 
+def test_links_of_the_markdown_copies_stay_in_the_site(site: Path) -> None:
+    links = [
+        (page, target.partition("#")[0])
+        for page in site.rglob("*.md")
+        for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s#]+)[^)]*\)", page.read_text())
+        if "://" not in target and not target.startswith("mailto:")
+    ]
+
+    assert len(links) > 100
+    assert [f"{page.relative_to(site)}: {target}" for page, target in links if not _within(site, page, target)] == []
+
+
+def _within(site: Path, page: Path, target: str) -> bool:
+    to = (page.parent / unquote(target)).resolve()
+    return to.is_relative_to(site.resolve()) and to.exists()
+
+
 def test_every_page_is_in_the_navigation_and_in_llms_txt(site: Path) -> None:
     listed = set(re.findall(r"\(([^)]+\.md)\)", (site / "llms.txt").read_text()))
 
