@@ -17,7 +17,7 @@ from tests.conftest import get
 pytestmark = pytest.mark.integration
 
 #: Pages that need a Docker engine.
-WITH_ENGINE = {"tutorials/backup-job.md", "tutorials/release.md", "tutorials/stacks.md"}
+WITH_ENGINE = {"how-to/releases.md", "tutorials/backup-job.md", "tutorials/release.md", "tutorials/stacks.md"}
 #: The image that they use.
 IMAGE = "busybox:latest"
 #: Pages whose fences other tests run.
