@@ -17,7 +17,7 @@ from kombu import Queue
 
 from longshore.orchestration.messaging.signing import plan_header, seal
 from longshore.orchestration.messaging.step_header import StepHeader
-from longshore.orchestration.operations.celery_task import TaskOptions
+from longshore.orchestration.operations.celery_task import TaskParams
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, index_of
 from longshore.orchestration.settings import Settings, get_settings
 
@@ -36,6 +36,8 @@ RESENT = frozenset({STEP, UNDO, ADVANCE})
 CHAIN_LINKS = 8
 #: Messages of a header in one pipeline: the workers begin with the first ones while the others are built.
 _AT_ONCE = 10
+#: Seconds of the shortest life of a message.
+_SHORTEST = 0.001
 #: Seconds after the timeout of a step until its process is interrupted, and until it is killed.
 SOFT_GRACE, HARD_GRACE = 5.0, 30.0
 
@@ -165,21 +167,13 @@ class Canvas:
             signature.set(countdown=countdown)
         signature.apply_async()
 
-    def send_task(
-        self,
-        task: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        queue: str,
-        task_id: str,
-        header: StepHeader,
-        options: TaskOptions,
-    ) -> None:
+    def send_task(self, params: TaskParams, task_id: str, header: StepHeader) -> None:
         """Send a task of an application; Celery reports its end by `link` or `link_error`.
 
         The message expires at the time limit of its attempt at the latest, so that no worker begins it later.
         """
-        reply = (header.run_id, header.step_id, header.side, header.fence)
+        reply, options = (header.run_id, header.step_id, header.side, header.fence), params.options
+        lifetime = options.lifetime()
         limits = {"time_limit": options.time_limit, "soft_time_limit": options.soft_time_limit}
         more: dict[str, Any] = {key: value for key, value in limits.items() if value}
         if options.priority:
@@ -188,14 +182,14 @@ class Canvas:
             connection.transport_options = (connection.transport_options or {}) | {"priority_steps": list(range(10))}
             more |= {"priority": options.priority, "connection": connection}
         self.app.send_task(
-            task,
-            args=list(args),
-            kwargs=dict(kwargs),
-            queue=queue,
+            params.task,
+            args=params.args,
+            kwargs=params.kwargs,
+            queue=params.queue,
             task_id=task_id,
             root_id=self.run_id,
             parent_id=self.run_id,
-            expires=min(header.seconds, options.lifetime() or header.seconds),
+            expires=min(header.seconds, header.seconds if lifetime is None else max(lifetime, _SHORTEST)),
             headers=options.headers | header.as_headers(),
             link=self._ended(reply, ok=True),
             link_error=self._ended(reply, ok=False),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from longshore.orchestration.plans.compiled import StepId
+from longshore.orchestration.plans.compiled import CompiledPlan, StepId, index_of
 
 #: The name of the header. Celery copies it to the message of a task's own retry.
 FIELD = "longshore_step"
@@ -30,6 +30,14 @@ class StepHeader:
     #: Seconds from the message to the time limit of the attempt.
     seconds: float
     always: bool = False
+
+    @classmethod
+    def of(
+        cls, plan: CompiledPlan, run_id: str, step_id: StepId, side: str, fence: str, attempt: int, seconds: float
+    ) -> StepHeader:
+        """The header of an attempt at a step of the plan."""
+        always = plan.steps[index_of(step_id)].always
+        return cls(run_id, step_id, side, fence, attempt, plan.name_of(step_id), plan.plan.name, seconds, always=always)
 
     def as_headers(self) -> dict[str, Any]:
         return {FIELD: asdict(self)}

@@ -41,11 +41,11 @@ class TaskOptions(Params):
     soft_time_limit: Annotated[float, Field(gt=0)] | None = None
     headers: dict[str, Any] = {}
 
-    def lifetime(self) -> float | None:
-        """Seconds from now until the message expires; None for no end."""
+    def lifetime(self, since: float = 0.0) -> float | None:
+        """Seconds from now until the message expires, `since` seconds after its dispatch; None for no end."""
         if isinstance(self.expires, datetime):
             return max(0.0, (self.expires - datetime.now(UTC)).total_seconds())
-        return self.expires
+        return None if self.expires is None else max(0.0, self.expires - since)
 
 
 class TaskParams(Params):

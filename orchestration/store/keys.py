@@ -107,6 +107,8 @@ class Field(StrEnum):
     DELAY = "delay"
     #: The number of repeated messages, and of lost workers.
     RESENT = "resent"
+    #: Of an application's task: the fence of the attempt, and the time until which its message counts as in flight.
+    TASK_SENT_UNTIL = "task_sent_until"
     LOST = "lost"
     STARTED = "started"
     ENDED = "ended"

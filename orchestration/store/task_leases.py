@@ -29,6 +29,15 @@ class TaskLeases(Indices):
             self.look_at(run_id, self.now() + _ms(self.settings.lease / 3), sooner=True)
         return str(answer), str(what)
 
+    def resend_task(self, run_id: str, step_id: StepId, side: str, fence: str) -> tuple[bool, int | None]:
+        """Find out whether the message of a task that no worker has begun is to be sent again now.
+
+        The answer is atomic: of several callers one sends the message. The second value is the time of the next look,
+        ms; None for a task that has begun or ended.
+        """
+        send, due = self._run("resend_task", run_id, step_id, side, fence, _ms(self.settings.lease))
+        return str(send) == "1", int(due) if due else None
+
     def release_task(self, run_id: str, step_id: StepId, side: str, fence: str, owner: str, how: str = "") -> None:
         """Release the lease of a delivery: the task has `ended`, its message comes `again`, or it retries by itself."""
         self._run("release", run_id, step_id, side, fence, owner, how)

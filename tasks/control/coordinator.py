@@ -93,11 +93,14 @@ class Coordinator:
             return run.state
         if run.state is RunState.PENDING:
             point("advance.admitted")
-        waits = found.waits
+        waits, sends = found.waits, list[int]()
         while True:
-            if waits and self.external_waits.settle(run_id, loaded, run, waits, run.now):
-                found = self.store.look(run_id)  # external waits have ended
-                run = _record(found, timed)
+            if waits:
+                settled = self.external_waits.settle(run_id, loaded, run, waits, run.now, recover=timed)
+                sends += settled.due
+                if settled.ended:
+                    found = self.store.look(run_id)  # external waits have ended
+                    run = _record(found, timed)
             before = run.state
             run, rests = self._decide_until_it_waits(run_id, loaded, run, timed=timed, recover=recover)
             if run.state is before or not waits:
@@ -111,13 +114,13 @@ class Coordinator:
             self._end(run_id, loaded, found, run.state, rests=rests)
             return run.state
         if waits:
-            self.store.look_at(run_id, min(waits.values()), sooner=True)
+            self.store.look_at(run_id, min([*waits.values(), *sends]), sooner=True)
         if run.deadline is not None and run.state is RunState.RUNNING:
             self.store.look_at(run_id, run.deadline, sooner=True)
         if recover:
             version = self.store.version(run_id)  # before the steps are read
             rows = self.lost_work.resend(run_id, loaded.plan, run, timed=timed)
-            due = [*waits.values(), *filter(None, (run.deadline, run.undo_deadline, lift_at))]
+            due = [*waits.values(), *sends, *filter(None, (run.deadline, run.undo_deadline, lift_at))]
             if timed and run.now:  # an unsuspended run was decided without a time, and is due again soon
                 self._postpone(run_id, run, version, rows, due)
         return run.state

@@ -6,25 +6,25 @@ import contextlib
 import json
 import logging
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.language.durations import format_duration
+from longshore.orchestration.messaging.step_header import StepHeader
 from longshore.orchestration.operations import Waits
-from longshore.orchestration.operations.celery_task import STOP_GRACE, TaskError
+from longshore.orchestration.operations.celery_task import STOP_GRACE, TaskError, TaskParams
 from longshore.orchestration.operations.results import as_mapping
 from longshore.orchestration.plans.compiled import StepId, as_id, index_of
-from longshore.orchestration.runs import report
 from longshore.orchestration.settings import MAX_DATA_BYTES
-from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
+from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.records import parent_in, stream_order
+from longshore.orchestration.store.records import parent_in
 from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
 from longshore.tasks.attempts.run_secrets import redaction_of
-from longshore.tasks.control.commands import PAST_RETURN
+from longshore.tasks.control.child_waits import ChildWait
 from longshore.tasks.control.dispatch import in_flight, send_next
 from longshore.tasks.external_wait import MakeCanvas
 from longshore.tasks.loaded_runs import Loaded, Plans
@@ -48,6 +48,13 @@ class NotYet(Exception):
     """The step is not parked yet, or the lease of its task decides: the same message is handled once more later."""
 
 
+class Settled(NamedTuple):
+    """Whether waits have ended, and the times at which messages of tasks are to be sent again, ms."""
+
+    ended: bool
+    due: list[int]
+
+
 class ExternalWaits:
     """Settles the external waits of runs. Every call is safe to repeat: the record accepts one outcome."""
 
@@ -56,9 +63,14 @@ class ExternalWaits:
         self.plans = plans
         self.canvas = canvas
 
-    def settle(self, run_id: str, loaded: Loaded, run: RunRecord, waits: dict[str, int], now: int) -> bool:
-        """Record the decisions and ends since the last call; return whether there were any."""
-        done = False
+    def settle(
+        self, run_id: str, loaded: Loaded, run: RunRecord, waits: dict[str, int], now: int, *, recover: bool = False
+    ) -> Settled:
+        """Record the decisions and ends since the last call.
+
+        `recover` also sends the messages of tasks again that no worker has begun.
+        """
+        done, due = False, []
         for member, until in waits.items():
             side = "u" if member.startswith("u") else ""
             step_id = as_id(member.removeprefix("u"))
@@ -66,12 +78,14 @@ class ExternalWaits:
                 self.store.drop_wait(run_id, member, "the plan has no such step")
                 continue
             try:
-                done |= _Wait(self, run_id, loaded, run, step_id, side, until, now).settle()
+                wait = _Wait(self, run_id, loaded, run, step_id, side, until, now, recover)
+                done |= wait.settle()
+                due += [] if wait.next_send is None else [wait.next_send]
             except StoreUnavailable:
                 raise
             except Exception:  # one broken wait must not block the run: its time limits still count
                 log.exception("run %s: the external wait %s failed", run_id, member)
-        return done
+        return Settled(done, due)
 
     def advance_parent(self, run_id: str, fields: dict[str, str]) -> None:
         """Advance the parent of a child run that has ended. The parent's sweep covers a lost message."""
@@ -121,18 +135,26 @@ class ExternalWaits:
     def _task_failed(
         self, error: str, kind: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, tries: int
     ) -> bool:
-        index = index_of(step_id)
-        policy, step = loaded.plan.retry_policy(index), loaded.plan.steps[index]
-        if not kind and loaded.plan.retries_every_error(index) and tries < policy.attempts:
-            delay = policy.delay(tries, random.random())  # noqa: S311 - jitter
-            noted = self.store.retry(run_id, step_id, side, fence, delay, 0.0, error, always=step.always)
-            if noted == 1:
-                self.store.look_at(run_id, self.store.now() + round(delay * 1000), sooner=True)
-            if noted != -1:
-                return False
+        if not kind and self.retried(error, run_id, step_id, side, fence, loaded, tries):
+            return False
         status = UndoState.UNDO_FAILED if side else _STATUS_OF_ERROR.get(kind, StepState.FAILED)
         no_effect = kind == TaskError.PREFLIGHT and tries == 1
         return self.end(run_id, loaded, step_id, side, fence, status, error=error, no_effect=no_effect)
+
+    def retried(
+        self, error: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, tries: int
+    ) -> bool:
+        """Schedule another attempt where the plan's policy has one; return whether the attempt is over by that."""
+        index = index_of(step_id)
+        policy = loaded.plan.retry_policy(index)
+        if not loaded.plan.retries_every_error(index) or tries >= policy.attempts:
+            return False
+        delay = policy.delay(tries, random.random())  # noqa: S311 - jitter
+        always = loaded.plan.steps[index].always
+        noted = self.store.retry(run_id, step_id, side, fence, delay, 0.0, error, always=always)
+        if noted == 1:
+            self.store.look_at(run_id, self.store.now() + round(delay * 1000), sooner=True)
+        return noted != -1
 
     def _task_error(self, run_id: str, step_id: StepId, side: str, fence: str) -> dict[str, Any]:
         """The error as the application's worker has recorded it; empty where its app is not fenced."""
@@ -198,6 +220,7 @@ class _Wait:
         side: str,
         until: int,
         now: int,
+        recover: bool,
     ) -> None:
         self.parked = parked
         self.store = parked.store
@@ -207,6 +230,9 @@ class _Wait:
         self.step_id = step_id
         self.side = side
         self.late = until <= now
+        self.remaining, self.recover = (until - now) / 1000, recover
+        #: The time at which the message of the task is to be sent again, ms.
+        self.next_send: int | None = None
         #: Whether a task has also exceeded the time in which its worker stops it.
         self.overdue = until + round(1000 * TASK_GRACE) <= now
         self.fence = ""
@@ -224,7 +250,8 @@ class _Wait:
         self.fence = fence or ""
         known = json.loads(info or "{}")
         if "child" in known:
-            return self._child(known)
+            place = (self.run_id, self.run, self.step, self.step_id, self.side, self.late)
+            return ChildWait(self.store, self.parked.plans, self.parked.canvas, *place, self._end).settle(known)
         if "task" in known:
             return self._task(known)
         if "unknown" in known:
@@ -284,6 +311,8 @@ class _Wait:
         """Settle the wait for an application's task that is late, or whose run is being ended."""
         cancelled = self.run.state is RunState.ABORTING and not self.side and not self.step.always
         if not self.late and not cancelled:
+            if self.recover and "message" in info:
+                self._send_again(info)
             return False
         self._revoke(str(info["task"]))
         fence, _, progress = self._begun().partition(" ")
@@ -297,10 +326,33 @@ class _Wait:
         if not begun and not live:
             # Under its fence the record refuses the message from here on.
             status = StepState.CANCELLED if cancelled else StepState.FAILED
-        untouched = not begun and not live and int(info.get("attempt", 0)) == 1
+        attempt = int(info.get("attempt", 0))
+        untouched = not begun and not live and attempt == 1
+        again = (error, self.run_id, self.step_id, self.side, self.fence, self.loaded)
+        if not begun and not live and not cancelled and self.parked.retried(*again, self._tries()):
+            return False
         if self.side:
             return self._end(UndoState.UNDO_FAILED, error=error, live_message=live)
         return self._end(status, error=error, no_effect=untouched, live_message=live)
+
+    def _send_again(self, info: dict[str, Any]) -> None:
+        """Send the message of a task again that no worker has begun: a killed worker may have taken the message."""
+        send, due = self.store.resend_task(self.run_id, self.step_id, self.side, self.fence)
+        params = TaskParams.model_validate(info["message"])
+        lifetime = params.options.lifetime(float(info["seconds"]) - self.remaining)
+        if send and (lifetime is None or lifetime > 0):
+            left = params.options.model_copy(update={"expires": lifetime})
+            place = (self.run_id, self.step_id, self.side, self.fence, int(info["attempt"]), self.remaining)
+            self.parked.canvas(self.run_id, None).send_task(
+                params.model_copy(update={"options": left}), str(info["task"]), StepHeader.of(self.loaded.plan, *place)
+            )
+        self.next_send = due
+
+    def _tries(self) -> int:
+        """The attempts so far that count against the retry limit."""
+        kinds = (f"{self.side}{Field.ATTEMPTS}", f"{self.side}{Field.UNCOUNTED}")
+        attempts, uncounted = self.store.step_fields(self.run_id, [self.step_id], kinds)[self.step_id]
+        return int(attempts or 1) - int(uncounted or 0)
 
     def _why_late(self, info: dict[str, Any], *, begun: bool, cancelled: bool) -> str:
         """Why the wait for the task ends, for people."""
@@ -332,78 +384,3 @@ class _Wait:
         """Whether a worker of the application runs the task now."""
         leases = self.store.keys.of(self.run_id).leases
         return self.store.call(self.store.client.zscore, leases, f"{self.side}{self.step_id}") is not None
-
-    def _child(self, info: dict[str, Any]) -> bool:
-        child_id = str(info["child"])
-        fields = self.store.fields(child_id)
-        state = RunState(fields.get("state", "pending"))
-        if self.side:
-            return self._child_undone(child_id, state, fields, int(info.get("epoch", 0)))
-        if stream_order(str(info.get("resumed", ""))) > stream_order(fields.get("last_command", "0-0")):
-            return False  # the child has not processed its resume yet
-        if state in TERMINAL:
-            return self._child_ended(child_id, state)
-        # Only an abort of the parent, or the step's time limit, ends a child.
-        aborting = self.run.state is RunState.ABORTING and not self.step.always
-        if aborting or self.late:
-            why = "the parent run is ending" if aborting else "the step exceeded its time limit"
-            self._ask(child_id, "cancel", why, fields, keep=aborting and self.run.keep)
-        return False
-
-    def _ask(self, child_id: str, kind: str, why: str, fields: dict[str, str], *, keep: bool = False) -> None:
-        """Send the child a command, once for each state that it answers from.
-
-        The note is written after the command: a repeated command does no harm.
-        """
-        mark = f"pc:{self.step_id}:{kind}:{fields.get('state', '')}:{fields.get('last_command', '')}"
-        if not self.store.has_mark(self.run_id, mark):
-            self.store.command(child_id, kind, reason=why, keep=keep)
-            self.parked.canvas(child_id, None).send_advance(fields.get("plan", child_id))
-            self.store.set_mark(self.run_id, mark)
-
-    def _report(self, child_id: str) -> report.Report:
-        run, steps = self.store.everything(child_id)
-        return report.build(child_id, self.parked.plans.get(child_id).plan, run, steps, self.store.now())
-
-    def _child_ended(self, child_id: str, state: RunState) -> bool:
-        done = self._report(child_id)
-        data = {
-            "run_id": child_id,
-            "state": str(state),
-            "summary": done.summary,
-            "steps": {step.name: step.data for step in done.steps if step.data},
-        }
-        if len(json.dumps(data)) > MAX_DATA_BYTES:
-            data["steps"] = {}
-        if state is RunState.SUCCEEDED:
-            changed = any(step.changed for step in done.steps)
-            return self._end(StepState.CHANGED if changed else StepState.UNCHANGED, data=data)
-        # A child that failed before its first change has nothing to undo.
-        untouched = state in {RunState.FAILED, RunState.CANCELLED} and done.exit_code == 1
-        if self.run.state is RunState.ABORTING:
-            error = f"run {child_id} ended {state}"
-            return self._end(StepState.CANCELLED, data=data, error=error, no_effect=untouched)
-        why = f"{f'step {done.error.step}: ' if done.error.step else ''}{done.error.message}" if done.error else ""
-        why = "exceeded its time limit" if self.late else why
-        error = f"run {child_id} ended {state}: {why}"
-        return self._end(StepState.FAILED, data=data, error=error, no_effect=untouched)
-
-    def _child_undone(self, child_id: str, state: RunState, fields: dict[str, str], asked_at: int) -> bool:
-        why = f"the parent run {self.run_id} is undone"
-        if state is RunState.UNDONE:
-            done = self._report(child_id)
-            if not done.left_over and not done.in_doubt:
-                return self._end(UndoState.UNDONE)
-            # Every compensation of the child has succeeded, and these steps have none.
-            found = {"left over": done.left_over, "in doubt": done.in_doubt}
-            why = "; ".join(f"{what} in run {child_id}: {', '.join(names)}" for what, names in found.items() if names)
-            return self._end(UndoState.NOT_UNDOABLE, error=why)
-        if state is RunState.UNDO_FAILED and int(fields.get("epoch", 0)) > asked_at:
-            return self._end(UndoState.UNDO_FAILED, error=f"the undo of run {child_id} failed")
-        if state in TERMINAL and fields.get("answer") == PAST_RETURN:
-            return self._end(UndoState.UNDO_FAILED, error=f"run {child_id}: {PAST_RETURN}")
-        if self.late:
-            return self._end(UndoState.UNDO_FAILED, error=f"run {child_id} was not undone in time")
-        # A child that is still live, because its parent's worker died while starting it, is cancelled first.
-        self._ask(child_id, "undo" if state in TERMINAL else "cancel", why, fields)
-        return False

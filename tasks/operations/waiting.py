@@ -133,16 +133,18 @@ class ForeignTask(WaitingImplementation[TaskParams]):
     """Enqueues an application's task with a callback message for its end, and waits for the end."""
 
     def park(self, place: WaitContext, params: TaskParams) -> ExternalWait:
-        task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}"
+        # A command that repeats an undo counts its attempts anew, and workers drop the message of a revoked id.
+        again = f"-{place.epoch}" if place.side and place.epoch else ""
+        task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}{again}"
         seconds = place.timeout or place.store.settings.step_timeout
-        header = StepHeader(
-            place.run_id, place.step_id, place.side, place.fence, place.attempt, place.plan.name_of(place.step_id),
-            place.plan.plan.name, seconds, always=place.plan.steps[index_of(place.step_id)].always,
-        )  # fmt: skip
-        place.canvas(place.run_id, None).send_task(
-            params.task, params.args, params.kwargs, params.queue, task_id, header, params.options
-        )
-        info = {"task": task_id, "seconds": seconds, "fenced": params.fenced, "attempt": place.attempt}
+        header = StepHeader.of(place.plan, place.run_id, place.step_id, place.side, place.fence, place.attempt, seconds)
+        place.canvas(place.run_id, None).send_task(params, task_id, header)
+        info: dict[str, Any] = {
+            "task": task_id, "seconds": seconds, "fenced": params.fenced, "attempt": place.attempt,
+        }  # fmt: skip
+        if params.fenced:
+            # The record refuses a second delivery, so that a lost message can be sent again.
+            info["message"] = params.model_dump(mode="json", exclude_defaults=True)
         return ExternalWait(seconds, info, f"task {params.task}")
 
     def predict(self, ctx: Context, params: TaskParams) -> Prediction:

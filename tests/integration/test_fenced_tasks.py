@@ -100,6 +100,20 @@ def till(shop: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         one.close()
 
 
+def patient(till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch) -> Till:
+    """An application whose broker delivers the messages of a killed worker again only after an hour."""
+    monkeypatch.setenv("TILL_PATIENT", "yes")
+    one = till(True)
+    one.environment["TILL_PATIENT"] = "yes"
+    return one
+
+
+def undos(run: Run, step: str) -> str | None:
+    """The state of a step's compensation."""
+    undo = run.report().step(step).undo
+    return str(undo.status) if undo else None
+
+
 def charging(till: Till, timeout: float, seconds: float = 0.0, **more: bool) -> Plan:
     plan = Plan("order")
     plan.celery("charge", till.tasks.charge.s(42, seconds), undo=till.tasks.refund.s(42), timeout=timeout, **more)
@@ -193,6 +207,85 @@ def test_lost_worker_of_an_idempotent_task_is_replaced(till: Callable[[bool], Ti
 
     assert (report.state, report.step("charge").status, report.step("charge").attempts) == ("succeeded", "changed", 2)
     assert bank.ledger == ["charge begins", "charge begins", "charge 42"]
+
+
+def test_message_that_a_killed_worker_had_taken_is_sent_again(
+    till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = patient(till, monkeypatch)
+    first = bank.worker("-c", "1")
+    plan = Plan("order")
+    for name in ("one", "two"):
+        plan.celery(name, bank.tasks.charge.s(name, 4.0), undo=bank.tasks.refund.s(name), timeout=60, idempotent=True)
+    run = bank.shop.run(plan)
+    bank.waits_for("charge begins")
+    wait_for("both steps to wait", lambda: [run.report().step(n).status for n in ("one", "two")] == ["waiting"] * 2)
+    wait_for("the second message to be taken", lambda: bank.shop.queue("celery") == [])
+    bank.kill(first)
+    bank.worker("-c", "1")
+
+    report = run.wait(timeout=60)
+
+    assert (report.state, report.summary) == ("succeeded", "2 steps, 2 changed"), bank.logs()
+    assert sorted(bank.ledger) == [*["charge begins"] * 3, "charge one", "charge two"]
+    assert any(event.name == "message_resent" for event in run.events())
+
+
+def test_compensation_whose_message_a_killed_worker_had_taken_is_sent_again(
+    till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = patient(till, monkeypatch)
+    first = bank.worker("-c", "1")
+    plan = Plan("order")
+    for name in ("one", "two"):
+        plan.celery(name, bank.tasks.charge.s(name), undo=bank.tasks.refund.s(name, 4.0), timeout=60)
+    plan.step("ship", "noop.execute", fail="no carrier").after("one", "two")
+    run = bank.shop.run(plan)
+    bank.waits_for("refund begins")
+    wait_for("both compensations to wait", lambda: [undos(run, name) for name in ("one", "two")] == ["waiting"] * 2)
+    wait_for("the second message to be taken", lambda: bank.shop.queue("celery") == [])
+    bank.kill(first)
+    bank.worker("-c", "1")
+
+    report = run.wait(timeout=60)
+
+    assert (report.state, report.left_over) == ("undone", []), bank.logs()
+    assert {"refund one", "refund two"} <= set(bank.ledger)
+
+
+def test_failed_compensation_is_repeated_by_a_resume(till: Callable[[bool], Till]) -> None:
+    bank = till(True)
+    bank.worker()  # is told of the revoked message of the first undo
+    plan = Plan("order")
+    refund = bank.tasks.refund.s(42).set(queue="elsewhere")
+    plan.celery("charge", bank.tasks.charge.s(42), undo=refund, timeout=2.0)
+    plan.step("ship", "noop.execute", fail="no carrier").after("charge")
+    run = bank.shop.run(plan)
+    report = ended(run)
+    assert (report.state, undos(run, "charge")) == ("undo_failed", "undo_failed")
+
+    bank.tasks.app.control.add_consumer("elsewhere", reply=True)
+    bank.waits_for("charge 42")
+    assert "refund 42" not in bank.ledger
+    assert run.answer(run.resume(), timeout=30) == "done"
+
+    assert ended(run).state == "undone", bank.logs()
+    assert bank.ledger[-1] == "refund 42"
+
+
+def test_task_that_no_worker_began_is_retried_where_the_plan_retries(till: Callable[[bool], Till]) -> None:
+    bank = till(True)
+    plan = Plan("order")
+    charge = bank.tasks.charge.s(42).set(queue="elsewhere")
+    plan.celery("charge", charge, undo=bank.tasks.refund.s(42), timeout=3.0).retry(20, initial=0.1, maximum=0.2)
+    run = bank.shop.run(plan)
+    wait_for("the second attempt", lambda: run.report().step("charge").attempts > 1)
+
+    bank.worker("-Q", "elsewhere")
+    report = run.wait(timeout=60)
+
+    assert (report.state, report.step("charge").status) == ("succeeded", "changed"), bank.logs()
+    assert bank.ledger == ["charge begins", "charge 42"]
 
 
 def test_lost_process_of_a_task_is_noticed_within_the_lease(till: Callable[[bool], Till]) -> None:

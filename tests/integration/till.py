@@ -14,12 +14,11 @@ from longshore.orchestration import Permanent
 from longshore.orchestration.celery import current_step, install
 
 app = Celery("till", broker=os.environ["TILL_BROKER"])
-app.conf.broker_transport_options = {
-    "global_keyprefix": os.environ["TILL_PREFIX"],
-    "visibility_timeout": 2,
-    "unacked_restore_interval": 1,
-}
-app.conf.task_acks_late = True
+app.conf.broker_transport_options = {"global_keyprefix": os.environ["TILL_PREFIX"]}
+# With TILL_PATIENT, Celery's defaults: the broker delivers a message of a killed worker again an hour later.
+if not os.environ.get("TILL_PATIENT"):
+    app.conf.broker_transport_options |= {"visibility_timeout": 2, "unacked_restore_interval": 1}
+    app.conf.task_acks_late = True
 if os.environ.get("TILL_FENCED"):
     install(app)
 

@@ -159,6 +159,8 @@ class StoredRun:
                 pipe.hincrby(self.keys.run, name, -ms)
         for member in self.leases():
             pipe.zincrby(self.keys.leases, -ms, member)
+        for member in self.redis.zrange(self.keys.waits, 0, -1):
+            pipe.zincrby(self.keys.waits, -ms, member)
         if self.redis.zscore(self.store.keys.live, self.run_id) is not None:
             pipe.zincrby(self.store.keys.live, -ms, self.run_id)
         pipe.execute()

@@ -57,6 +57,7 @@ def test_all_scripts_are_tested() -> None:
             "renew",
             "reopen",
             "resend",
+            "resend_task",
             "resolve",
             "retry",
             "settle",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.store.guards.marks import scenario
 from tests.store.guards.situations import abort
-from tests.store.stored_run import StoredRun
+from tests.store.stored_run import LEASE, StoredRun
 
 
 def waiting(stored: StoredRun, seconds: float = 60.0) -> str:
@@ -19,6 +19,44 @@ def begun(stored: StoredRun) -> str:
     fence = waiting(stored)
     assert stored.begin_task(fence) == "ok"
     return fence
+
+
+# --- resend ------------------------------------------------------------------------------------
+
+
+def sends(stored: StoredRun, fence: str) -> bool:
+    return stored.store.resend_task(stored.run_id, 0, "", fence)[0]
+
+
+@scenario
+def only_a_waiting_task_is_sent_again(stored: StoredRun) -> None:
+    fence = waiting(stored)
+    stored.put(steps={"status:0": "cancelled"})
+    stored.age(LEASE + 2)
+    assert not sends(stored, fence)
+
+
+@scenario
+def a_superseded_attempt_sends_no_task_again(stored: StoredRun) -> None:
+    fence = waiting(stored)
+    stored.age(LEASE + 2)
+    assert not sends(stored, str(int(fence) - 1))
+
+
+@scenario
+def a_task_that_has_begun_is_not_sent_again(stored: StoredRun) -> None:
+    fence = begun(stored)
+    stored.age(LEASE + 2)
+    assert not sends(stored, fence)
+
+
+@scenario
+def a_task_whose_message_is_under_way_is_not_sent_again(stored: StoredRun) -> None:
+    fence = waiting(stored)
+    assert not sends(stored, fence)
+    stored.age(LEASE + 2)
+    assert sends(stored, fence)
+    assert not sends(stored, fence)
 
 
 # --- begin -------------------------------------------------------------------------------------
