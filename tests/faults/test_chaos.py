@@ -76,6 +76,8 @@ def broken(report: Report, folder: Path, *, resumed: bool) -> Iterator[str]:
     if report.state not in TERMINAL:
         yield f"{told}: it is {report.state}"
         return
+    if report.state is RunState.CANCELLED and +done:
+        yield f"{told}: it was cancelled before it began, and did {+done}"
     doubted = bool(report.in_doubt)
     left = {name.partition("[")[0] for name in report.left_over}
     for step in report.steps:
@@ -84,7 +86,7 @@ def broken(report: Report, folder: Path, *, resumed: bool) -> Iterator[str]:
         parts = [f"{step.name}@{n}" for n in range(len(step.items))] or [step.name]
         stands = sum(done["did", part] - done["undid", part] for part in parts)
         kind = step.name.rstrip("0123456789")
-        if kind == "lights" and not done["always", step.name]:
+        if kind == "lights" and report.state is not RunState.CANCELLED and not done["always", step.name]:
             yield f"{told}: the always step {step.name} did not run: {step.status}"
         if kind in {"act", "kept", "bare"} and done["did", step.name] > 1 and not (resumed or doubted):
             yield f"{told}: {step.name} was done {done['did', step.name]} times"
