@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.records import UnrecordedAttempt, run_record
+from tests import servers
+from tests.conftest import get
 from tests.store.stored_run import LEASE, StoredRun
 
 pytestmark = pytest.mark.store
@@ -254,3 +258,18 @@ def test_clock_jump_is_counted_once_and_sweeps_all_live_runs(stored: StoredRun) 
     assert not store.note_jump(0, -HOUR)
     assert store.due(LEASE) == ["run"]
     assert stored.redis.hget(store.keys.clock, "jumped") == str(-HOUR)
+
+
+def test_server_that_restarts_after_its_clock_was_set_back_may_have_lost_writes_of_a_run() -> None:
+    """A run that was created before the jump is older than the server, although its time of creation is later."""
+    with get(lambda: servers.RedisServer("--appendfsync", "always", own_clock=True)) as server:
+        stored = StoredRun(server.url)
+        stored.create()
+        server.set_clock(-24 * 3600)
+        assert stored.store.note_jump(0, -24 * HOUR)
+        assert stored.store.shift(stored.run_id, 1, -24 * HOUR)
+        server.restart(signal.SIGKILL)
+
+        assert not stored.store.may_have_lost(int(stored.run("created") or 0)), "its own time hides the loss"
+        assert stored.store.may_have_lost(int(stored.run("since") or 0))
+        stored.close()

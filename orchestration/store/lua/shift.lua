@@ -50,6 +50,8 @@ for _, key in ipairs({leases, waits}) do
     redis.call('ZADD', key, string.format('%.0f', moved(tonumber(members[n + 1]), tonumber(ahead))), members[n])
   end
 end
-redis.call('HSET', run, 'jumps', ARGV[1], 'jumped', ARGV[2])
+-- The creation by the clock as it is now, with which the start of the server is compared.
+local since = tonumber(redis.call('HGET', run, 'since') or redis.call('HGET', run, 'created') or now)
+redis.call('HSET', run, 'jumps', ARGV[1], 'jumped', ARGV[2], 'since', string.format('%.0f', since + by))
 emit('clock_jumped', 'ms', string.format('%.0f', by))
 return 1
