@@ -11,6 +11,11 @@ from click.shell_completion import CompletionItem
 from longshore.orchestration.cli.common import current_options, global_options, print_line, print_lines
 from longshore.orchestration.cli.error_texts import ERRORS, error_text
 from longshore.orchestration.errors import UnknownName
+from longshore.orchestration.states import RunState, StepState, UndoState
+
+
+#: The lists of effects that remain, in a report.
+_REPORTED = {"left_over", "in_doubt"}
 
 
 def _complete_code(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -59,6 +64,9 @@ def _code(text: str) -> str:
     code = (inside[1] if inside else text).strip().lower().replace("_", "-")
     if code in ERRORS:
         return code
+    if (state := code.replace("-", "_")) in {*RunState, *StepState, *UndoState, *_REPORTED}:
+        where = "for the steps of a run: longshore runs show RUN; for the meaning: the page 'The states of a run'"
+        raise UnknownName(f"{state!r} is a state, not an error code", remedy=where)
     near = get_close_matches(code, ERRORS, n=3, cutoff=0.5) or [each for each in ERRORS if code and code in each]
     choices = f"did you mean {' or '.join(near)}?" if near else "list all codes: longshore explain"
     raise UnknownName(f"unknown error code {text!r}", remedy=choices)

@@ -187,6 +187,15 @@ def test_unknown_code_names_near_ones(text: str, near: str, capsys: Captured) ->
     assert near in err
 
 
+@pytest.mark.parametrize("text", ["undo-failed", "undo_failed", "held-back", "left-over", "suspended"])
+def test_name_of_a_state_is_no_error_code(text: str, capsys: Captured) -> None:
+    assert call(["explain", text]) == 2
+
+    err = capsys.readouterr().err
+    assert f"'{text.replace('-', '_')}' is a state, not an error code" in err
+    assert "longshore runs show" in err
+
+
 # --- the form of errors ---------------------------------------------------------------------------
 
 
