@@ -14,7 +14,8 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, Generic, ParamSpec
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
 from longshore.orchestration.language.durations import Duration
@@ -36,6 +37,20 @@ class Result(BaseModel):
     """Base of an operation's result data."""
 
     model_config = ConfigDict(extra="allow", defer_build=True)
+
+
+def expected(form: str) -> WrapValidator:
+    """A text that does not match the pattern of its type is reported by the expected form, not by the pattern."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if error.errors()[0]["type"] != "string_pattern_mismatch":
+                raise
+        raise PydanticCustomError("unexpected_form", "{value} is not {form}", {"value": repr(value), "form": form})
+
+    return WrapValidator(check)
 
 
 class Kind(StrEnum):

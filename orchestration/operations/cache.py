@@ -7,9 +7,23 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import (
+    READ_ONLY,
+    About,
+    Kind,
+    Operation,
+    Params,
+    Result,
+    Undo,
+    expected,
+    register,
+)
 
-CacheName = Annotated[str, Field(pattern=r"^(\{\{.*\}\}|[A-Za-z0-9][A-Za-z0-9._@/-]{0,127})$")]
+CacheName = Annotated[
+    str,
+    Field(pattern=r"^(\{\{.*\}\}|[A-Za-z0-9][A-Za-z0-9._@/-]{0,127})$"),
+    expected("the name of a cache: letters, digits and ._@/-"),
+]
 
 
 class CacheParams(Params):

@@ -16,6 +16,7 @@ from longshore.orchestration.operations.base import (
     Params,
     Result,
     Undo,
+    expected,
     register,
 )
 
@@ -30,7 +31,10 @@ def _straight(value: str) -> str:
 
 
 _Path = Annotated[
-    str, Field(min_length=1, pattern=r"^/[^\x00]*$|.*\{\{.*", description="Absolute path"), AfterValidator(_straight)
+    str,
+    Field(min_length=1, pattern=r"^/[^\x00]*$|.*\{\{.*", description="Absolute path"),
+    AfterValidator(_straight),
+    expected("an absolute path"),
 ]
 #: A name in the object store.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/@-]{0,254}$"
@@ -52,8 +56,8 @@ class DeployParams(Params):
     )
     template: bool | None = Field(None, description="By default as the object was uploaded, else false")
     vars: dict[str, Any] = Field({}, description="Variables of the template")
-    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3,4}$|.*\{\{.*")] | None = Field(
-        None, description="Octal, such as '0644'"
+    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3,4}$|.*\{\{.*"), expected("an octal mode such as '0644'")] | None = (
+        Field(None, description="Octal, such as '0644'")
     )
     owner: str | int | None = Field(None, description="User name or number on the target")
     group: str | int | None = Field(None, description="Group name or number on the target")
@@ -107,7 +111,11 @@ class StatusResult(Result):
 
 
 class _Named(Params):
-    name: Annotated[str, Field(pattern=NAME + r"|.*\{\{.*", description="Name in the object store")]
+    name: Annotated[
+        str,
+        Field(pattern=NAME + r"|.*\{\{.*", description="Name in the object store"),
+        expected("a name in the object store: letters, digits and ._/@-"),
+    ]
     content: str | None = Field(None, description="Text")
     source: str | None = Field(None, description="A file beside the plan, sent with the run")
 

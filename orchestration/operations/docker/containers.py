@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo
+from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo, expected
 from longshore.orchestration.operations.docker.fields import (
     NAME,
     OfContainer,
@@ -30,7 +30,7 @@ _RESTART = re.compile(r"no|always|unless-stopped|on-failure(?::\d+)?")
 class Mount(Params):
     """A mount. `source` is an absolute path (bind) or a volume name; tmpfs has none."""
 
-    target: Annotated[str, Field(pattern=r"^(/|\{\{)")]
+    target: Annotated[str, Field(pattern=r"^(/|\{\{)"), expected("an absolute path")]
     source: str | None = None
     type: Literal["bind", "volume", "tmpfs"] = "volume"
     read_only: bool = False

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Params, Result, Undo
+from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Params, Result, Undo, expected
 from longshore.orchestration.operations.docker.fields import NAME, docker_operation
 
 _Name = Annotated[
-    str, Field(min_length=1, pattern=rf"({NAME.pattern.removeprefix('/?')}|.*\{{\{{.*)", description="Name")
+    str,
+    Field(min_length=1, pattern=rf"({NAME.pattern.removeprefix('/?')}|.*\{{\{{.*)", description="Name"),
+    expected("a name: letters, digits and _.-"),
 ]
 
 
