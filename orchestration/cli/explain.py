@@ -13,7 +13,6 @@ from longshore.orchestration.cli.error_texts import ERRORS, error_text
 from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.states import RunState, StepState, UndoState
 
-
 #: The lists of effects that remain, in a report.
 _REPORTED = {"left_over", "in_doubt"}
 
