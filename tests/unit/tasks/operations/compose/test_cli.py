@@ -12,7 +12,7 @@ from longshore.tasks.operations.compose.cli import _classified
 @pytest.mark.parametrize(
     ("stderr", "kind", "says"),
     [
-        ("docker: unknown command: docker compose\n\nRun 'docker --help' for more information\n", Preflight, "not installed"),
+        ("docker: unknown command: docker compose\n\nRun 'docker --help'\n", Preflight, "not installed"),
         ("docker: 'compose' is not a docker command.\nSee 'docker --help'\n", Preflight, "not installed"),
         ("Error response from daemon: port is already allocated\n", OperationError, "stop the process"),
     ],
