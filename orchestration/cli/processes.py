@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -165,7 +166,8 @@ def dev() -> None:
     """Start Redis, a worker, beat and Flower in the foreground.
 
     The command needs no configuration, and is made for development on one machine. Flower starts if the package flower
-    is installed. The data stays in the state folder. Exit code 2 if LONGSHORE_REDIS_URL is set.
+    is installed. The data stays in the state folder. Exit code 2 if LONGSHORE_REDIS_URL is set, or if a server runs
+    already.
     """
     settings = get_settings()
     if settings.redis_url is not None:
@@ -175,17 +177,21 @@ def dev() -> None:
         return
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if pid := embedded.supervisor_pid(settings.state_dir):
-        print_line(f"server and worker run already (process {pid}), with their state in {settings.state_dir}")
-        return
+        raise ConfigError(
+            f"a server and a worker run already (process {pid}), with their state in {settings.state_dir}",
+            remedy=f"wait until they have been idle for {settings.idle_timeout:g} s, or end another longshore dev",
+        )
     print_line(f"server, worker and beat run until Ctrl-C, with state and logs in {settings.state_dir}")
     print_line("use another terminal for longshore run PLAN, longshore runs ls")
     process = subprocess.Popen([sys.executable, "-m", embedded.SUPERVISOR, "--for-ever"])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end all parts
     others = list(_start_beat_and_flower(process, settings))
     while True:
         try:
             code = process.wait()
         except KeyboardInterrupt:
             print_line("stopping after the active step", err=True)
+            process.terminate()  # a signal to this process alone does not reach the server
             continue
         finally:
             for other in others:

@@ -15,6 +15,7 @@ from longshore.orchestration import Plan, load
 from longshore.orchestration.client import embedded
 from longshore.orchestration.states import diagram
 from tests.acceptance.pages import Block, Player, blocks
+from tests.integration.processes import PATIENCE, processes_that_know, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -148,3 +149,18 @@ def test_the_demo_does_what_it_promises() -> None:
 
 def test_the_diagram_in_the_documents_is_the_machine() -> None:
     assert diagram() in (ROOT / "docs" / "concepts" / "states.md").read_text()
+
+
+def test_dev_runs_alone_and_ends_all_of_its_parts_at_a_sigterm(environment: dict[str, str], tmp_path: Path) -> None:
+    folder = environment["LONGSHORE_STATE_DIR"]
+    with subprocess.Popen(["longshore", "dev"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as dev:
+        wait_for("beat", lambda: any("beat" in command for command in processes_that_know(folder).values()))
+
+        second = run("longshore", "dev", cwd=tmp_path, env=environment)
+        dev.terminate()
+        code = dev.wait(timeout=PATIENCE)
+
+    assert second.returncode == 2
+    assert "a server and a worker run already" in second.stderr
+    assert code == 0
+    wait_for("the end of all parts", lambda: processes_that_know(folder) == {})

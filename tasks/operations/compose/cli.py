@@ -312,7 +312,8 @@ def _classified(verb: str, done: process.Completed) -> OperationError:
     what = f"compose {verb}: {why}"
     if any(text in low for text in _PASSING) or done.exit_code == 130:
         return Transient(what)
-    if "is not a docker command" in low or "unknown command: docker compose" in low:
+    all_of_it = done.stderr.lower()  # the advice of docker's own command line is the last line
+    if "is not a docker command" in all_of_it or "unknown command: docker compose" in all_of_it:
         return Preflight("Docker Compose is not installed", remedy="install the plugin docker-compose, 2.20 or newer")
     remedy = ""
     if "no such image" in low or "not found: manifest" in low or done.exit_code == 18:
