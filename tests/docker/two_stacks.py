@@ -61,7 +61,10 @@ class Project:
         """By container: id, image id, when it was started, how it is."""
         found = {}
         for row in self.engine.containers(all=True, filters={"label": f"{LABEL}project={self.name}"}):
-            raw = self.engine.inspect_container(row["Id"])
+            try:
+                raw = self.engine.inspect_container(row["Id"])
+            except NotFound:  # replaced meanwhile
+                continue
             name = raw["Name"].removeprefix(f"/{self.name}-")
             found[name] = (raw["Id"], raw["Image"], raw["State"]["StartedAt"], raw["State"]["Status"])
         return found

@@ -390,6 +390,9 @@ class Saga(RuleBasedStateMachine):
                 lost = any(status[d] in STEP_BAD or steps.get(f"tainted:{d}") for d in step.needs)
                 skipped = status[step.index] is StepState.SKIPPED
                 assert skipped == (lost and not step.always), "what needs a failed step is skipped, and nothing else"
+        elif state is RunState.CANCELLED:
+            assert not any(e["event"] == "run_started" for e in self.world.events)
+            assert set(status.values()) == {StepState.NOT_RUN}
         elif state is not RunState.FAILED:
             assert state == ("undo_failed" if given_up else "undone")
         elif (
