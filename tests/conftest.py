@@ -21,6 +21,7 @@ T = TypeVar("T")
 #: The kinds of tests, those that take longest first: a long module that begins last would keep one process busy alone.
 KINDS = ("docker", "packaging", "integration", "acceptance", "faults", "store", "unit")
 FIRST = (
+    "test_pages.py",
     "test_jobs.py",
     "test_jobs_interrupted.py",
     "test_orchestrate.py",

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.servers import free_port, redis_program
+from tests.servers import SOON, free_port, redis_program
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -146,11 +146,14 @@ class Player:
             self._end(process, signal.SIGTERM)
 
     def _end(self, process: subprocess.Popen[str], how: signal.Signals) -> None:
-        """End a process and its children by a signal."""
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, how)
-            process.wait(timeout=20)
+        """End a process and its children by a signal: a server among them has children of its own to end."""
+        until = time.monotonic() + SOON
         with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+            while time.monotonic() < until:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
             os.killpg(process.pid, signal.SIGKILL)
         for pipe in filter(None, (process.stdin, process.stdout)):
             with contextlib.suppress(BrokenPipeError):
