@@ -241,13 +241,15 @@ def build_image(client: docker.APIClient, tag: str = IMAGE) -> None:
 
 
 def remove_project(client: docker.APIClient, project: str) -> None:
-    """Remove all that carries the label of a Compose project."""
+    """Remove all that carries the label of a Compose project, and what uses its volumes, such as the worker of a job."""
     filters = {"label": f"com.docker.compose.project={project}"}
     for container in client.containers(all=True, filters=filters):
         client.remove_container(container["Id"], force=True, v=True)
     for network in client.networks(filters=filters):
         client.remove_network(network["Id"])
     for volume in client.volumes(filters=filters)["Volumes"] or []:
+        for user in client.containers(all=True, filters={"volume": volume["Name"]}):
+            client.remove_container(user["Id"], force=True, v=True)
         client.remove_volume(volume["Name"], force=True)
 
 
