@@ -241,7 +241,7 @@ def build_image(client: docker.APIClient, tag: str = IMAGE) -> None:
 
 
 def remove_project(client: docker.APIClient, project: str) -> None:
-    """Remove all that carries the label of a Compose project, and what uses its volumes, such as the worker of a job."""
+    """Remove all that carries the label of a Compose project, and what uses its volumes, such as a job's worker."""
     filters = {"label": f"com.docker.compose.project={project}"}
     for container in client.containers(all=True, filters=filters):
         client.remove_container(container["Id"], force=True, v=True)
