@@ -224,7 +224,7 @@ def test_random_plans_outlive_lost_writes_sleeping_workers_and_clock_jumps(
     figures("runs", chaos.begun)
     figures("ended as", chaos.states())
     figures("requests lost with Redis's writes", chaos.lost)
-    figures("runs that a person let go on", len(+chaos.resumed))
+    figures("runs that a person resumed", len(+chaos.resumed))
     moved = {"messages doubled": messages.doubled, "dropped": messages.lost, "shuffled": messages.shuffled}
     figures("faults", dict(storm.happened) | moved)
     figures("exceptions to the rules", len(found))

@@ -36,7 +36,7 @@ def slow(folder: Path) -> Plan:
     return plan
 
 
-def test_runs_go_on_when_the_clock_is_set_and_a_worker_dies(
+def test_runs_continue_when_the_clock_is_set_and_a_worker_dies(
     place: Installation, own_redis: servers.RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
     # given
