@@ -326,8 +326,7 @@ class _Wait:
         if not begun and not live:
             # Under its fence the record refuses the message from here on.
             status = StepState.CANCELLED if cancelled else StepState.FAILED
-        attempt = int(info.get("attempt", 0))
-        untouched = not begun and not live and attempt == 1
+        untouched = not begun and not live and int(info.get("attempt", 0)) == 1
         again = (error, self.run_id, self.step_id, self.side, self.fence, self.loaded)
         if not begun and not live and not cancelled and self.parked.retried(*again, self._tries()):
             return False
@@ -337,16 +336,17 @@ class _Wait:
 
     def _send_again(self, info: dict[str, Any]) -> None:
         """Send the message of a task again that no worker has begun: a killed worker may have taken the message."""
-        send, due = self.store.resend_task(self.run_id, self.step_id, self.side, self.fence)
+        send, self.next_send = self.store.resend_task(self.run_id, self.step_id, self.side, self.fence)
+        if not send:
+            return
         params = TaskParams.model_validate(info["message"])
         lifetime = params.options.lifetime(float(info["seconds"]) - self.remaining)
-        if send and (lifetime is None or lifetime > 0):
+        if lifetime is None or lifetime > 0:
             left = params.options.model_copy(update={"expires": lifetime})
             place = (self.run_id, self.step_id, self.side, self.fence, int(info["attempt"]), self.remaining)
             self.parked.canvas(self.run_id, None).send_task(
                 params.model_copy(update={"options": left}), str(info["task"]), StepHeader.of(self.loaded.plan, *place)
             )
-        self.next_send = due
 
     def _tries(self) -> int:
         """The attempts so far that count against the retry limit."""

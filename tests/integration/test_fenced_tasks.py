@@ -58,6 +58,12 @@ class Till:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(15.0)
 
+    def replace_with_a_taken_message(self, process: Process) -> None:
+        """Kill a worker that has taken every message of the queue, and start another one."""
+        wait_for("the last message to be taken", lambda: self.shop.queue("celery") == [])
+        self.kill(process)
+        self.worker("-c", "1")
+
     def close(self) -> None:
         for process in self._workers:
             self.kill(process)
@@ -220,9 +226,7 @@ def test_message_that_a_killed_worker_had_taken_is_sent_again(
     run = bank.shop.run(plan)
     bank.waits_for("charge begins")
     wait_for("both steps to wait", lambda: [run.report().step(n).status for n in ("one", "two")] == ["waiting"] * 2)
-    wait_for("the second message to be taken", lambda: bank.shop.queue("celery") == [])
-    bank.kill(first)
-    bank.worker("-c", "1")
+    bank.replace_with_a_taken_message(first)
 
     report = run.wait(timeout=60)
 
@@ -243,9 +247,7 @@ def test_compensation_whose_message_a_killed_worker_had_taken_is_sent_again(
     run = bank.shop.run(plan)
     bank.waits_for("refund begins")
     wait_for("both compensations to wait", lambda: [undos(run, name) for name in ("one", "two")] == ["waiting"] * 2)
-    wait_for("the second message to be taken", lambda: bank.shop.queue("celery") == [])
-    bank.kill(first)
-    bank.worker("-c", "1")
+    bank.replace_with_a_taken_message(first)
 
     report = run.wait(timeout=60)
 
