@@ -64,9 +64,20 @@ while size := sys.stdin.buffer.readline():
 """
 
 _PIP = """#!{python}
-import re, sys
+import re, shutil, sys, tomllib
 from importlib.metadata import distribution
+from pathlib import Path
 for wanted in sys.argv[2:]:
+    if wanted.startswith("./"):
+        project, site = tomllib.loads(Path(wanted, "pyproject.toml").read_text())["project"], Path("{site}")
+        for module in Path(wanted).glob("*.py"):
+            shutil.copy(module, site)
+        info = site / f"{{project['name']}}-{{project['version']}}.dist-info"
+        info.mkdir()
+        lines = [line for group, points in project["entry-points"].items() for line in
+                 (f"[{{group}}]", *(f"{{name}} = {{value}}" for name, value in points.items()))]
+        (info / "entry_points.txt").write_text("\\n".join(lines))
+        continue
     name, extras = re.fullmatch(r"([\\w-]+)(?:\\[([\\w,]+)\\])?", wanted).groups()
     known = distribution(name).metadata.get_all("Provides-Extra") or []
     assert set((extras or "").split(",")) - {{""}} <= set(known), f"{{wanted}}: no such extra"
@@ -122,7 +133,7 @@ class Player:
         self.web_port = free_port()
         programs = folder / ".programs"
         programs.mkdir()
-        (programs / "pip").write_text(_PIP.format(python=sys.executable))
+        (programs / "pip").write_text(_PIP.format(python=sys.executable, site=folder))
         (programs / "pip").chmod(0o755)
         (programs / "redis-server").symlink_to(redis_program())
         own = {"PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
