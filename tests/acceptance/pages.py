@@ -146,10 +146,14 @@ class Player:
     def play(self, chosen: list[Block] | None = None) -> None:
         """Play all blocks of the page, or those that are given."""
         try:
-            for block in blocks(self.page) if chosen is None else chosen:
-                self._play(block)
+            self.play_on(blocks(self.page) if chosen is None else chosen)
         finally:
             self.close()
+
+    def play_on(self, chosen: list[Block]) -> None:
+        """Play blocks; the processes of the page stay."""
+        for block in chosen:
+            self._play(block)
 
     def close(self) -> None:
         """End all processes of the page."""

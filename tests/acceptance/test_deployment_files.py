@@ -6,7 +6,9 @@ import configparser
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
+from string import Template
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from click.testing import CliRunner
 from longshore.orchestration.cli.main import cli
 from longshore.orchestration.monitoring.metrics import _COUNTERS, _HISTOGRAMS
 from longshore.orchestration.settings import Settings, get_settings
+from tests.acceptance.pages import DOCS, blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.operations]
@@ -37,21 +40,38 @@ def test_alerts_and_dashboard_name_metrics_that_there_are() -> None:
         assert rule["labels"]["severity"] in {"warning", "critical"}
 
 
-def test_the_units_start_commands_that_there_are_and_whatever_falls() -> None:
-    units = sorted((ROOT / "compose/systemd").glob("*.service"))
-    assert len(units) == 3
-    for path in units:
+def test_the_units_start_commands_that_there_are_and_whatever_falls(tmp_path: Path) -> None:
+    # Given the files that the page writes, and the units that the page enables
+    page = [block.body for block in blocks(DOCS / "how-to/deployment.md") if block.language == "sh"]
+    (settings,) = [body for body in page if "QUEUES=" in body]
+    subprocess.run(["sh", "-ec", settings.replace("/etc/longshore", str(tmp_path))], check=True)
+    enabled = [name for body in page for line in re.findall(r"enable --now (.*)", body) for name in line.split()]
+    assert len(enabled) == 5
+    served: list[str] = []
+    for name in enabled:
+        # systemd escapes every other character.
+        assert re.fullmatch(r"[A-Za-z0-9:_.-]+@?[A-Za-z0-9:_.]*", name)
+        family, at, instance = name.partition("@")
         unit = configparser.ConfigParser(strict=False, interpolation=None)
         unit.optionxform = str  # type: ignore[assignment, method-assign]
-        unit.read_string(path.read_text())
-        assert unit["Service"]["Restart"] == "always", path
-        program, *arguments = shlex.split(unit["Service"]["ExecStart"].replace("%i", "noop"))
-        assert program.endswith("/longshore")
-        env = {"LONGSHORE_REDIS_URL": "redis://127.0.0.1:1/0", "LONGSHORE_STATE_DIR": "/nonexistent"}
+        text = (ROOT / f"compose/systemd/{family}{at}.service").read_text().replace("%i", instance)
+        unit.read_string(text)
+        assert unit["Service"]["Restart"] == "always", name
+        env = {"LONGSHORE_STATE_DIR": "/nonexistent"}
+        for file in re.findall(r"^EnvironmentFile=/etc/longshore/(.*)$", text, re.M):
+            env |= dict(line.split("=", 1) for line in (tmp_path / file).read_text().splitlines())
+        served += env.get("QUEUES", "").split(",") if at else []
+        program, *arguments = shlex.split(Template(unit["Service"]["ExecStart"]).substitute(env))
+        assert program == "/opt/longshore/bin/longshore"
         get_settings.cache_clear()
         said = CliRunner(env=env).invoke(cli, ["--dry-run", *arguments])
         get_settings.cache_clear()
-        assert said.output.startswith("would run:"), (path, said.output, said.exception)
+        assert said.output.startswith("would run:"), (name, said.output, said.exception)
+
+    # Then these workers serve the queues of the workers in Compose
+    services = yaml.safe_load((ROOT / "compose/compose.yaml").read_text())["services"]
+    composed = [services[name]["command"][2].split(",") for name in ("control", "engine", "worker")]
+    assert sorted(served) == sorted(queue for queues in composed for queue in queues)
 
 
 def test_every_setting_has_a_meaning_in_the_reference() -> None:

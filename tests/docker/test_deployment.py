@@ -1,4 +1,4 @@
-"""The deployment as it is described: images built on the spot, brought up on an engine that knows none of them."""
+"""The deployment by the commands of its page, with images built on the spot, on an engine that knows none of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import urllib.request
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ import docker
 import pytest
 import yaml
 
+from tests.acceptance.pages import DOCS, Player, blocks
 from tests.conftest import require
-from tests.integration.processes import LONGSHORE, wait_for
+from tests.integration.processes import wait_for
 from tests.machine import images
 from tests.servers import IMAGE, free_port, redis_program, remove_project, require_compose
 
 # Images are built from the lock's wheels, which a machine that has never seen them downloads first.
 pytestmark = [pytest.mark.docker, pytest.mark.operations, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = DOCS / "how-to" / "deployment.md"
 COMPOSE = ROOT / "compose" / "compose.yaml"
 #: Names of images that stand in for those of registries.
 BASE, CLI, REDIS = "los-python:1", "los-cli:1", "los-redis:1"
@@ -38,33 +41,45 @@ WORKERS = 2
 
 
 class Deployment:
-    """One, with its secrets, its folder of stacks and its state."""
+    """The deployment of the page, with its secrets, its folder of stacks and its state."""
 
     def __init__(self, folder: Path, socket: str) -> None:
         self.project = f"los-{uuid.uuid4().hex[:6]}"
         self.folder, self.stacks, self.state = folder, folder / "srv", folder / "state"
-        for path in (self.stacks, self.state):
-            path.mkdir(mode=0o755)
-        os.chown(self.state, 999, 999)
+        self.stacks.mkdir(mode=0o755)
         folder.chmod(0o755)
-        done = subprocess.run(
-            [LONGSHORE, "init", str(folder / "secrets"), "--owner", "999"], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        lines = (folder / "secrets/env").read_text().splitlines()
-        self.secrets = dict(line.split("=", 1) for line in lines)
+        (folder / "compose").symlink_to(COMPOSE.parent)
         self.port = free_port()
-        self.environment = os.environ | self.secrets | {
+        self.environment = os.environ | {
+            "COMPOSE_PROJECT_NAME": self.project,
             "LONGSHORE_IMAGE": MADE[0], "LONGSHORE_CLIENT_IMAGE": MADE[1], "LONGSHORE_REDIS_IMAGE": REDIS,
-            "LONGSHORE_BASE": BASE, "LONGSHORE_CLI": CLI, "LONGSHORE_HOST": "shop", "LONGSHORE_LABELS": "role=shop",
+            "LONGSHORE_BASE": BASE, "LONGSHORE_CLI": CLI, "LONGSHORE_LABELS": "role=shop",
             "LONGSHORE_STACKS_DIR": str(self.stacks), "LONGSHORE_STATE_DIR": str(self.state),
-            "LONGSHORE_PLANS": str(self.stacks), "DOCKER_SOCKET": socket, "DOCKER_GID": str(os.stat(socket).st_gid),
+            "LONGSHORE_PLANS": str(self.stacks), "DOCKER_SOCKET": socket,
             "LONGSHORE_ALLOWED_COMMANDS": "true", "LONGSHORE_LEASE": "3s",
             "FLOWER_PORT": str(self.port), "LONGSHORE_ACTOR": "somebody",
         }  # fmt: skip
+        #: The page's own names, and those of this deployment.
+        self.names = {
+            "/var/lib/longshore": str(self.state), "/var/run/docker.sock": socket, "/srv": str(self.stacks),
+            "worker=4": f"worker={WORKERS}", "tag=1.36": f"tag={IMAGE.partition(':')[2]}",
+        }  # fmt: skip
+        self.player = Player(PAGE, folder, "", self.environment)
+        self.play("longshore init secrets")
+        lines = (folder / "secrets/env").read_text().splitlines()
+        self.secrets = dict(line.split("=", 1) for line in lines)
+        self.environment |= self.secrets | {"DOCKER_GID": str(os.stat(socket).st_gid)}
+
+    def play(self, command: str) -> None:
+        """Run the commands of the page's block that contains a command."""
+        (block,) = [one for one in blocks(PAGE) if one.language == "console" and command in one.body]
+        body = block.body
+        for name, ours in self.names.items():
+            body = body.replace(name, ours)
+        self.player.play_on([replace(block, body=body)])
 
     def compose(self, *arguments: str, timeout: float = 240, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = ["docker", "compose", "-p", self.project, "-f", str(COMPOSE), *arguments]
+        command = ["docker", "compose", "-f", str(COMPOSE), *arguments]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=self.environment, timeout=timeout
         )
@@ -136,9 +151,10 @@ def deployment(engine: docker.APIClient, tmp_path_factory: pytest.TempPathFactor
     try:
         made.compose("build", "control")
         made.compose("--profile", "client", "build", "client")
-        made.compose("up", "-d", "--no-build", "--wait", "--scale", f"worker={WORKERS}")
+        made.play("up -d --wait")
         yield made
     finally:
+        made.player.close()
         if os.environ.get("LONGSHORE_KEEP_LOGS"):
             print(made.compose("logs", "--no-color", check=False).stdout[-20000:])
         made.compose("--profile", "*", "kill", check=False)
@@ -176,7 +192,7 @@ def test_compose_resolves_the_deployment_without_a_warning(deployment: Deploymen
 def test_the_deployment_is_up_scaled_and_one_host_and_nobody_in_it_is_root(deployment: Deployment) -> None:
     assert len(deployment.containers("worker")) == WORKERS
     (host,) = deployment.longshore("hosts", "ls")
-    assert (host["name"], host["state"], host["labels"]) == ("shop", "ready", {"role": "shop"})
+    assert (host["name"], host["state"], host["labels"]) == ("docker", "ready", {"role": "shop"})
     assert len(host["nodes"]) == 2 + WORKERS  # control and engine
     for service in ("control", "engine", "worker", "flower", "beat", "redis"):
         (container, *_) = deployment.containers(service)
@@ -191,7 +207,7 @@ def test_a_plan_is_started_by_a_container_that_has_only_the_client(deployment: D
     (deployment.stacks / "crowd.yaml").write_text(
         "name: crowd\nsteps:\n  each: {op: noop.execute, with: {sleep: 0.1}, foreach: '{{ range(20) | list }}'}\n"
         f"  web: {{op: docker.run.execute, with: {{image: {IMAGE}, command: [echo, hello]}}, after: [each]}}\n"
-        "  here: {op: file.deploy.execute, with: {path: /var/lib/longshore/files/hello, content: hi}, target: shop}\n"
+        "  here: {op: file.deploy.execute, with: {path: /var/lib/longshore/files/hello, content: hi}, target: docker}\n"
     )
     report = deployment.longshore("run", str(deployment.stacks / "crowd.yaml"))
     assert report["state"] == "succeeded", report
@@ -201,37 +217,36 @@ def test_a_plan_is_started_by_a_container_that_has_only_the_client(deployment: D
     assert [(line["what"], line["actor"]) for line in lines] == [("start", "somebody")]
 
 
-def test_the_release_of_the_docs_writes_its_env_file_and_is_checked_from_outside(
+def test_the_release_of_the_page_writes_its_env_file_and_is_checked_from_outside(
     deployment: Deployment, engine: docker.APIClient
 ) -> None:
-    # Given the shop of the example, in a folder that belongs to the workers' user, and the secret that its plan names
-    shop, project, port = deployment.stacks / "shop", f"{deployment.project}-shop", free_port()
-    shop.mkdir()
-    shutil.copy(ROOT / "examples/deployment/shop/compose.yaml", shop)
-    os.chown(shop, 999, 999)
-    plan = shutil.copy(ROOT / "examples/deployment/release.yaml", deployment.stacks)
-    secret = deployment.folder / "secrets/plans/db"
-    secret.write_text("correct-horse-battery")
-    os.chown(secret, 999, 999)
-    image, tag = IMAGE.split(":")
-    text = (shop / "compose.yaml").read_text().replace("${PROJECT:-shop}", project)
-    (shop / "compose.yaml").write_text(text)
-    given = ["-p", f"tag={tag}", "-p", f"folder={shop}", "-p", f"image={image}", "-p", f"port={port}"]
+    # Given the examples of the page, with this deployment's project, image, port and folder of stacks
+    shop, project = deployment.stacks / "shop", f"{deployment.project}-shop"
+    ours = {"/srv": str(deployment.stacks), "PROJECT:-shop": f"PROJECT:-{project}", "8080": str(free_port())}
+    ours["default: busybox"] = f"default: {IMAGE.partition(':')[0]}"
+    examples = shutil.copytree(ROOT / "examples/deployment", deployment.folder / "examples/deployment")
+    for path in (examples / "release.yaml", examples / "shop/compose.yaml"):
+        text = path.read_text()
+        for name, own in ours.items():
+            text = text.replace(name, own)
+        path.write_text(text)
     try:
-        report = deployment.longshore("run", plan, *given)
+        deployment.play("install -m 644 examples/deployment/release.yaml")
+        deployment.play("client run /srv/release.yaml")
 
-        assert report["state"] == "succeeded", report
-        assert f"shop {tag}" in report["steps"][2]["data"]["body"]
         assert "DB_PASSWORD=correct-horse-battery" in (shop / ".env").read_text()
         (env,) = [
             engine.inspect_container(row["Id"])["Config"]["Env"]
             for row in engine.containers(filters={"label": f"com.docker.compose.project={project}"})
         ]
         assert "DB_PASSWORD=correct-horse-battery" in env
-        assert "correct-horse" not in json.dumps(report)
+        (run,) = deployment.longshore("runs", "ls", "--plan", "release-shop")
+        assert "correct-horse" not in json.dumps(deployment.longshore("runs", "show", run["run_id"]))
         # and a release that fails goes back, and says so first
+        text = (shop / "compose.yaml").read_text()
         (shop / "compose.yaml").write_text(text.replace("http://127.0.0.1/", "http://127.0.0.1/missing"))
-        failed = deployment.longshore("run", plan, *given, check=False)
+        plan, tag = deployment.stacks / "release.yaml", IMAGE.partition(":")[2]
+        failed = deployment.longshore("run", str(plan), "-p", f"tag={tag}", check=False)
         assert failed["state"] == "undone", failed
         assert failed["production"][0].startswith(f"{project} is back on revision 1 ({IMAGE}), healthy"), failed
     finally:

@@ -98,6 +98,7 @@ def place(
         "notify_webhook": f"{listener.url}/hook",
         "notify_secret": SECRET,
         "notify_command": f"sh -c 'cat >> {folder}/told; echo \"$LONGSHORE_NOTICE_KIND\" >> {folder}/kinds'",
+        "notify_apprise": f"{listener.url.replace('http', 'json')}/apprise",
         "notify_link": "https://ops.example/flower/",
         "log_format": "json",
         "tracing": "true",
@@ -241,6 +242,13 @@ def test_a_failure_an_approval_and_a_failed_undo_are_told_of(
     mac = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     assert headers["Longshore-Signature"] == f"sha256={mac}"
     assert headers["Longshore-Notice"] == told["id"]
+
+    def by_apprise() -> list[dict[str, Any]]:
+        found = [json.loads(body) for path, _, body in list(listener.heard) if path == "/apprise"]
+        return [one for one in found if failed.id in one["title"]]
+
+    (told,) = wait_for("Apprise", by_apprise)
+    assert "no such table" in told["message"]
 
     plan = Plan("asks")
     plan.step("ask", "approval.wait.execute").timeout(60)
