@@ -25,6 +25,7 @@ _SHORTEST_BASE64 = 8
 #: Extra bytes of output kept until redaction: a truncated secret would not be recognised.
 OVERLAP = 4096
 HIDDEN = "***"
+_OF_HTML = {ord(one): f"\\u{ord(one):04x}" for one in "&<>"}
 _URL_SAFE = str.maketrans("+/", "-_")
 #: Key of the random word in a step's rendered parameters; no parameter name begins with a blank.
 WORD = " secrets"
@@ -123,9 +124,18 @@ class Redaction:
         for value in values:
             lines = [line for line in value.splitlines() if len(line.strip()) >= _SHORTEST_LINE]
             for one in {value, value.strip(), *lines} - {""}:
-                found |= {one, repr(one)[1:-1], json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1]}
+                found |= {one, *_escaped(one)}
                 found |= {quote(one), quote(one, safe=""), quote_plus(one), html.escape(one), *_in_base64(one)}
         return sorted(found, key=len, reverse=True)
+
+
+def _escaped(value: str) -> set[str]:
+    """The value as Python and JSON escape it, alone and inside a JSON text that is a JSON text's value."""
+    once = {repr(value)[1:-1]}
+    for text in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+        # PHP escapes slashes, and Go the characters of HTML.
+        once |= {text, text.replace("/", "\\/"), text.translate(_OF_HTML)}
+    return once | {json.dumps(text, ensure_ascii=is_ascii)[1:-1] for text in once for is_ascii in (True, False)}
 
 
 def _in_base64(value: str) -> Iterator[str]:

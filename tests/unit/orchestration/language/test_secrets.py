@@ -120,6 +120,17 @@ def test_secret_in_an_address_a_form_or_a_page_is_redacted(encode: Callable[[str
     assert redaction.text(f"x={encode(value)};") == f"x={HIDDEN};"
 
 
+@pytest.mark.parametrize(
+    "written",
+    [r"a\u00e9\"/\\b&<", r"a\u00e9\"\/\\b&<", r"a\u00e9\"/\\b\u0026\u003c", 'aé\\"/\\\\b&<',
+     r"a\\u00e9\\\"/\\\\b&<", 'aé\\\\\\"/\\\\\\\\b&<'],
+)  # fmt: skip
+def test_secret_in_json_of_any_language_is_redacted(written: str) -> None:
+    redaction = Redaction()
+    redaction.values.add('aé"/\\b&<')
+    assert redaction.text(f'"{written}"') == f'"{HIDDEN}"'
+
+
 def test_errors_redact_secrets() -> None:
     redaction = Redaction()
     redaction.values.add(VALUE)
