@@ -120,6 +120,8 @@ def test_nothing_that_a_run_leaves_has_a_secret_which_its_steps_print(
     plan.step("inspect", "docker.inspect.get", container=web).after("up-web")
     run = {"image": IMAGE, "command": ["sh", "-c", prints], "env": {"PW": REFERENCE}}
     plan.step("run", "docker.run.execute", **run).after("up-web")
+    reads = {"image": IMAGE, "command": ["sh", "-c", "cat /pw; exit 3"], "files": {"/pw": REFERENCE}}
+    plan.step("reads", "docker.run.execute", **reads).after("pw")
     service = {"project_dir": str(stack.directory), "project": stack.name, "service": "web"}
     plan.step("service-run", "compose.run.execute", **service, command=["sh", "-c", prints]).after("up-web")
     plan.step("shell", "command.shell.execute", command=f"cat {password}; cat {password} >&2").undo("none").after("pw")
@@ -138,7 +140,7 @@ def test_nothing_that_a_run_leaves_has_a_secret_which_its_steps_print(
     # They were printed, and what was printed can be read but for the secret.
     assert report.step("up-web").status == "changed", report.step("up-web").error
     assert "begun with ***" in str(report.step("logs").data)
-    for name in ("exec", "run", "service-run", "up-sick", "up-loops", "own-fails", "stops", "exec-here"):
+    for name in ("exec", "run", "reads", "service-run", "up-sick", "up-loops", "own-fails", "stops", "exec-here"):
         step = report.step(name)
         assert (str(step.status), "***" in f"{step.error} {step.data}") == ("failed", True), step
     assert str(report.step("forms").data).count("***") == 9
