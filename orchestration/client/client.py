@@ -107,8 +107,7 @@ class Client:
         run_id = run_id if run_id is not None else new_run_id(plan if isinstance(plan, str) else plan.name)
         identifiers.run_id(run_id)
         given = load(plan) if isinstance(plan, str) else plan
-        body = preconditions.permitted_request(self.store, given, params or {}, run_id)
-        compiled = CompiledPlan(Plan.model_validate(body["plan"]))
+        body, compiled = preconditions.permitted_request(self.store, given, params or {}, run_id)
         preconditions.require_signing_key(self.store)
         preconditions.require_services(self.store, compiled)
         preconditions.require_hosts(self.store, compiled, body["params"], run_id)
