@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import WatchError
 
@@ -197,7 +197,7 @@ def _add(store: Store, runs: Mapping[str, Counts], ended: Mapping[str, float] | 
                 store.call(pipe.watch, keys.counted_runs)
                 texts = store.call(pipe.hmget, keys.counted_runs, list(runs))
                 total: dict[str, float] = defaultdict(float)
-                entries: dict[str, str] = {}
+                entries: dict[Any, Any] = {}
                 for (run_id, counts), text in zip(runs.items(), texts, strict=True):
                     known = _snapshot(text)
                     more = _more(known, counts)

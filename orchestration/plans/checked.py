@@ -23,7 +23,7 @@ _KEPT, _LONGEST = 64, 100_000
 
 @dataclass(frozen=True)
 class CheckedPlan:
-    """A valid plan: as JSON types, as canonical text, and compiled. It is shared, so that nobody may change it."""
+    """A valid plan: as JSON types, as canonical text, and compiled; shared by all starts, which must not change it."""
 
     data: Mapping[str, Any]
     canonical: str
