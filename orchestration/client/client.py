@@ -48,7 +48,6 @@ from longshore.orchestration.store.hosts import Host, Hosts, HostState
 from longshore.orchestration.store.placement import grouped, matching
 from longshore.orchestration.store.run_store import Store, actor
 
-
 #: Seconds for which a client does not ask again which keys the workers know: a start has few other round trips.
 _KEYS_KNOWN = 1.0
 
