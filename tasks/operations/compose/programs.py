@@ -13,7 +13,7 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.host.machine.container import ContainerMachine
 from longshore.tasks.host.machine.port import Machine
-from longshore.tasks.implementation import Context, Prediction, implements, obstacle
+from longshore.tasks.implementation import Context, Prediction, implements
 from longshore.tasks.operations.command import Command
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Source
@@ -86,15 +86,7 @@ class Run(RunsOnce[ServiceRunParams]):
         finally:
             path.unlink(missing_ok=True)
 
-    def predict(self, ctx: Context, params: ServiceRunParams) -> Prediction:
-        docker = engine()
-        try:
-            target = Compose(ctx, docker).resolve(source_for(docker, params), [params.service])
-        except Preflight as error:
-            return obstacle(ctx, str(error))
-        image = target.image(params.service)
-        if docker.image_id(image) is None:
-            return obstacle(ctx, f"image {image} is not on the Docker host")
+    def intent(self, ctx: Context, params: ServiceRunParams, before: dict[str, Any]) -> Prediction:
         command = " ".join(params.command or ["its own command"])
         undo = "remove its container; the effects of its program stay"
         return Prediction(f"would run {params.service}: {command}", undo=undo)
