@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
@@ -22,6 +23,7 @@ from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.implementation import Change, Context, NoUndo, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.docker.containers import COMPOSE_HASH, there
 from longshore.tasks.operations.docker.evidence import collect, reason_of
+from longshore.tasks.operations.docker.levels import HealthCheck
 
 _PROJECT = "com.docker.compose.project"
 _POLL = 0.2
@@ -118,12 +120,10 @@ class Wait(NoUndo[WaitParams]):
         health = f", {container.health}" if container.health else ""
         action = f"would wait until {container.name} is {params.until}; it is {container.status}{health}"
         yield Prediction(action, changed=False)
-        steady: tuple[Any, float] = (None, began)
+        check = HealthCheck(params.min_healthy_time)
         while True:
             now = time.monotonic()
-            if (container.started_at, container.restart_count) != steady[0]:
-                steady = ((container.started_at, container.restart_count), now)
-            why = self._not_yet(ctx, docker, params, container, now - steady[1])
+            why = self._not_yet(ctx, docker, params, container, check)
             if not why:
                 return _data(container, now - began)
             if now - began >= params.healthy_deadline:
@@ -136,7 +136,7 @@ class Wait(NoUndo[WaitParams]):
             container = found
 
     @staticmethod
-    def _not_yet(ctx: Context, docker: Engine, params: WaitParams, container: Container, steady: float) -> str:
+    def _not_yet(ctx: Context, docker: Engine, params: WaitParams, container: Container, check: HealthCheck) -> str:
         """The reason to wait longer; '' if the condition holds. Raises if it cannot hold any more."""
         if params.until == "exited":
             if container.running or container.started_at is None:
@@ -144,17 +144,13 @@ class Wait(NoUndo[WaitParams]):
             if container.exit_code not in params.ok_codes:
                 raise _failure(ctx, docker, container, f"exited with code {container.exit_code}")
             return ""
-        if container.restarting:
-            return f"keeps restarting (exit code {container.exit_code})"
-        if not container.running:
-            if container.started_at is None:
-                return "has not been started"
-            raise _failure(ctx, docker, container, f"exited with code {container.exit_code}")
-        if params.until == "healthy" and container.health is not None:
-            if container.health == "unhealthy":
-                raise _failure(ctx, docker, container, "is unhealthy")
-            return "" if container.health == "healthy" else f"is {container.health}"
-        return "" if steady >= params.min_healthy_time else f"has run for {steady:.0f} s without a restart"
+        if container.started_at is None:
+            return "has not been started"
+        seen = container if params.until == "healthy" else replace(container, health=None)
+        why = check.problem(seen)
+        if not seen.restarting and (not seen.running or seen.health == "unhealthy"):
+            raise _failure(ctx, docker, container, why)
+        return why
 
 
 def _data(container: Container, waited: float) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
     containers,
-    levels,
     members,
     start_in_order,
     stop_in_order,
 )
+from longshore.tasks.operations.docker.levels import levels
 from longshore.tasks.operations.docker.registry import fetch
 from longshore.tasks.operations.stacks.inspect_host import HostInspection
 
