@@ -64,6 +64,7 @@ class Rebuild(Implementation[RebuildParams]):
         return Outcome(changed=True, data=data)
 
     def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
+        # Apart from `act`: the step decides under the lock of the cache.
         name, _ = self._builder(params)
         caches = ctx.caches()
         why = caches.get(params.cache).problem(caches.now(), params.fingerprint)

@@ -87,6 +87,7 @@ class Pull(_Images):
                 touched = True
 
     def predict(self, ctx: Context, params: PullParams) -> Prediction:
+        # Apart from `act`: only a dry run asks the registries.
         docker = engine()
         try:
             target = _resolved(ctx, docker, params)

@@ -71,6 +71,7 @@ class Rollback(RolloutStep[RollbackParams]):
         return Outcome(changed=changed, data=data)
 
     def predict(self, ctx: Context, params: RollbackParams) -> Prediction:
+        # Apart from `act`: the step proves its way back before the journal.
         docker = engine()
         try:
             project = project_of(ctx, docker, params)

@@ -56,6 +56,7 @@ class Up(RolloutStep[UpParams]):
         return Outcome(changed=changed or pulled, data=data)
 
     def predict(self, ctx: Context, params: UpParams) -> Prediction:
+        # Apart from `act`: the step proves its way back before the journal.
         docker = engine()
         try:
             target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)

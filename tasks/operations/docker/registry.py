@@ -107,6 +107,7 @@ class Pull(Named):
         return Outcome(changed=changed, data=data | {"digest": _digest_of(image, params.image)})
 
     def predict(self, ctx: Context, params: PullParams) -> Prediction:
+        # Apart from `act`: only a dry run asks the registry first.
         docker = engine()
         image = docker.image(params.image)
         undo = f"move {params.image} back to {image.id[7:19]}" if image else f"remove the name {params.image}"

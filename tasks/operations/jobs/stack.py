@@ -114,6 +114,7 @@ class Stop(NoUndo[StopParams]):
         return Outcome(changed=bool(stopped), data={"stopped": stopped})
 
     def predict(self, ctx: Context, params: StopParams) -> Prediction:
+        # Apart from `act`: no worker has the snapshot yet.
         order = _order_text(reversed(in_order(take(engine(), params.stacks, params.containers).kept)))
         return Prediction(f"would stop {order}" if order else "none of these containers runs", changed=bool(order))
 
@@ -144,6 +145,7 @@ class Start(NoUndo[StartParams]):
         return Outcome(changed=bool(stack.started), data=data)
 
     def predict(self, ctx: Context, params: StartParams) -> Prediction:
+        # Apart from `act`: no worker has the snapshot yet.
         order = _order_text(in_order(take(engine(), params.stacks, params.containers).kept))
         return Prediction(f"would start {order}" if order else "nothing to start", changed=bool(order))
 
@@ -307,5 +309,6 @@ class Healthy(ReadOnly[HealthyParams]):
         return Outcome(changed=False, data=data)
 
     def predict(self, ctx: Context, params: HealthyParams) -> Prediction:
+        # Apart from `act`: no worker has the snapshot yet.
         kept = take(engine(), params.stacks, params.containers).kept
         return Prediction(f"would wait until these are healthy: {names(kept)}", changed=False)

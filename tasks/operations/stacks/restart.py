@@ -97,6 +97,7 @@ class Restart(RolloutStep[RestartParams]):
         return Outcome(changed=fetched or any(what[k] for k in ("created", "recreated", "started")), data=data)
 
     def predict(self, ctx: Context, params: RestartParams) -> Prediction:
+        # Apart from `act`: the step proves its way back before the journal.
         docker = engine()
         try:
             found = self._inspect(ctx, docker, params)
