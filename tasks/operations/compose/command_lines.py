@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 CONFIG = ["config", "--format", "json"]
 HASHES = ["config", "--hash", "*"]
 SERVICES = ["config", "--services"]
+CHECK = ["config", "--quiet"]
 
 
 def up(services: Sequence[str], options: Sequence[str] = ()) -> list[str]:

@@ -21,6 +21,7 @@ FILES = Source("shop", "/srv/shop", ("/srv/shop/a.yml", "/srv/shop/b.yml"), ("/s
         (command_lines.CONFIG, "config --format json"),
         (command_lines.HASHES, "config --hash '*'"),
         (command_lines.SERVICES, "config --services"),
+        (command_lines.CHECK, "config --quiet"),
         (command_lines.up([]), "up --detach --no-build --pull never"),
         (command_lines.up(["web", "db"], ["--no-deps", *command_lines.timeout(2.6)]),
          "up --detach --no-build --pull never --no-deps --timeout 3 web db"),
