@@ -57,7 +57,7 @@ class Implementation(Generic[P]):
             return next(self.change(ctx, params, self.before(ctx, params)))
         except NotAllowed:
             raise  # no earlier step can change this
-        except Absent as error:
+        except _Absent as error:
             return Prediction(error.later, changed=None) if ctx.has_upstream else would_fail(str(error))
         except Preflight as error:
             return obstacle(ctx, str(error))
@@ -70,12 +70,15 @@ class Implementation(Generic[P]):
         raise NotImplementedError
 
 
-class Absent(Preflight):
-    """A container or image that the step needs is missing. `later`: the prediction if an earlier step provides it."""
+class _Absent(Preflight):
+    later = ""
 
-    def __init__(self, message: str, *, later: str, remedy: str) -> None:
-        super().__init__(message, remedy=remedy)
-        self.later = later
+
+def absent(message: str, *, later: str, remedy: str) -> Preflight:
+    """The error of a container or image that the step lacks. `later`: the prediction if an earlier step provides it."""
+    error = _Absent(message, remedy=remedy)
+    error.later = later
+    return error
 
 
 def unfit(ctx: Context, what: str, remedy: str = "", *, touched: bool = False) -> OperationError:
@@ -149,7 +152,6 @@ def implementation(name: str) -> Implementation[Any]:
 
 
 __all__ = [
-    "Absent",
     "Change",
     "Context",
     "Implementation",
@@ -157,6 +159,7 @@ __all__ = [
     "Outcome",
     "Prediction",
     "ReadOnly",
+    "absent",
     "implementation",
     "implements",
     "implements_functions",

@@ -19,12 +19,12 @@ from longshore.orchestration.operations.docker.containers import (
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Conflict, Container, Engine
 from longshore.tasks.implementation import (
-    Absent,
     Change,
     Context,
     Implementation,
     Outcome,
     Prediction,
+    absent,
     implements,
     obstacle,
     unchanged,
@@ -75,10 +75,10 @@ class ContainerSnapshot:
 
 
 def there(docker: Engine, name: str, verb: str) -> Container:
-    """The container that the step would `verb`. Raises Absent."""
+    """The container that the step would `verb`. Raises Preflight."""
     container = docker.inspect(name)
     if container is None:
-        raise Absent(
+        raise absent(
             f"container {name!r} does not exist",
             later=f"would {verb} {name}, which an earlier step would have to create",
             remedy="list the containers with: docker ps -a",
