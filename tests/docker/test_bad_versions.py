@@ -62,9 +62,11 @@ def test_a_configuration_that_failed_is_not_tried_again(place: Installation, pro
     assert place.longshore("orchestrate", *QUICK).code == 0
     shop.write(db={"command": ["false"]})
 
-    codes = [place.longshore("orchestrate", *QUICK).code for _ in range(3)]
+    answers = [place.longshore("orchestrate", *QUICK) for _ in range(3)]
 
-    assert codes == [3, 0, 0]
+    assert [answer.code for answer in answers] == [3, 0, 0]
+    assert "was reverted" in answers[0].out
+    assert "in doubt" not in answers[0].out
     assert selected(place) == {}
     # and a restart by name restarts the version that runs, and reports the other one
     before = shop.state()["db-1"]
