@@ -26,12 +26,12 @@ _PACKAGES = {
 _METHOD = f"""\
 `make bench` measures all of this in one run, and `make bench BENCH_ARGS='--large --write'` writes this page. The column
 *beside* has the other systems, which are measured alternately with Longshore, in the same run. *Share* is the figure of
-Longshore divided by that of the system in the target, or of the first one. Longshore and Celery have a Redis and a worker
-each, prefork with {CONCURRENCY} processes. Redis writes neither an append-only file nor snapshots.
+Longshore divided by that of the system in the target, or of the first one. Longshore and Celery have a Redis and a
+worker each, prefork with {CONCURRENCY} processes. Redis writes neither an append-only file nor snapshots.
 
 - `50 levels × 10` is a plan of 50 levels with 10 steps each; `/s` is steps per second.
-- A *bare Celery task* has no result, and nothing waits for it; a chain of such tasks records nothing. The *Celery canvas*
-  has one chord for each level. Longshore's no-ops are recorded steps of a plan.
+- A *bare Celery task* has no result, and nothing waits for it; a chain of such tasks records nothing. The *Celery
+  canvas* has one chord for each level. Longshore's no-ops are recorded steps of a plan.
 - *DBOS* runs workflows of no-op steps in one process, with its threads. SQLite and PostgreSQL have their own defaults;
   PostgreSQL writes each commit to the disk.
 - *Redis commands* include those inside of scripts. *Redis memory* is the growth of `used_memory`.

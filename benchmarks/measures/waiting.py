@@ -173,7 +173,8 @@ def reading(bench: Bench) -> list[Figure]:
     return [
         Figure(
             f"runs ls with {_STORED:,} stored runs, beyond runs ls --help",
-            max(0.0, seconds["listing"] - seconds["alone"]), "s", target=at_most(0.3), note=f"{seconds['listing']:.2f} s in all",
+            max(0.0, seconds["listing"] - seconds["alone"]), "s",
+            target=at_most(0.3), note=f"{seconds['listing']:.2f} s in all",
         ),
         Figure(f"a scrape of the metrics with {_STORED:,} stored runs", scrapes["scrape"], "s", target=at_most(0.5)),
         Figure(f"the first scrape, which counts the {_STORED:,} runs", first, "s"),
