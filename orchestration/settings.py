@@ -200,7 +200,7 @@ class Settings(BaseSettings):
     #: A step that no worker has claimed in this time since its dispatch fails, also if all workers of its queue are
     #: busy with other runs. Each claim of another step of the run restarts this time.
     claim_timeout: Duration = 600.0
-    #: Timeout of an attempt whose step sets none.
+    #: Time limit of an attempt at a step without a `timeout`.
     step_timeout: Duration = 3600.0
     #: The most admitted runs that have not ended; further runs are pending, in order. No limit by default.
     max_runs: int | None = Field(default=None, ge=1)
@@ -218,9 +218,9 @@ class Settings(BaseSettings):
     fast_retry: Duration = 0.0
     #: Period over which these runs are spread, to avoid a burst.
     retry_spread: Duration = 2.0
-    #: How long an ended run is kept, with the backups for its undo.
+    #: Time for which an ended run is stored, with the backups for its undo.
     retention: Duration = 7 * 86_400.0
-    #: Whether new runs that need a down service are queued or refused.
+    #: Whether a new run that needs a service that is down is pending (queue) or refused.
     on_blocked: Literal["queue", "refuse"] = "queue"
     #: Time limit of all compensations of a run: those that have not begun then fail.
     undo_timeout: Duration = 3600.0

@@ -177,7 +177,7 @@ def all_settings() -> str:
         is_duration = any(isinstance(part, BeforeValidator) for part in field.metadata) or "duration" in str(
             field.annotation
         )
-        kind = "duration" if is_duration else _type(kinds[name])
+        kind = "duration" if is_duration else _type(kinds[name]).replace("(#", "(plan.md#")
         default = "" if field.default_factory or field.default in (None, "") else field.default
         shown = format_duration(default) if is_duration and default != "" else str(default)
         cells = (f"`LONGSHORE_{name.upper()}`", kind, f"`{shown}`" if shown else "", _cell(described[name]))
