@@ -20,6 +20,7 @@ from benchmarks.table import Figure, Section, as_text, at_most, missed
 #: By name: title, function, and whether only `--large` measures it. The last one changes its servers for good.
 MEASURES: dict[str, tuple[str, Callable[[Bench], list[Figure]], bool]] = {
     "idle": ("Idle cost", waiting.idle, False),
+    "live": ("Many live runs", waiting.live, False),
     "rates": ("Rates", speed.rates, False),
     "latencies": ("Latencies", speed.latencies, False),
     "starts": ("Starts of large plans", speed.large_starts, False),

@@ -22,6 +22,8 @@ class StepRecord:
     no_effect: bool = False
     #: Whether an application's worker may still carry out the message of the step.
     live_message: bool = False
+    #: Whether the operation itself has reverted the step, as far as it had gone, before it failed.
+    reverted: bool = False
     #: Whether the step was skipped after a failed dependency, so that dependent steps are skipped too.
     tainted: bool = False
     #: Units of a step that was fanned out; empty unless `wants_units` requires them.

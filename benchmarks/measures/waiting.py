@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,18 @@ from benchmarks.site import Site
 from benchmarks.table import Figure, at_most
 from longshore.orchestration import Plan
 from longshore.orchestration.monitoring import metrics
+from longshore.orchestration.plans.compiled import CONTROL
 from longshore.orchestration.store.admission import Admission, AdmissionRequest
 from longshore.orchestration.store.queue_lengths import queue_lengths
+from longshore.orchestration.store.run_store import Store
 
 #: Seconds for which an idle worker is watched.
 _WATCHED = 10.0
 #: Seconds within which each new run was looked at by a sweep.
 _NEW = 60.0
 _APPROVALS = 2000
+#: Runs with a step in progress; a worker sweeps each of them every third of a lease.
+_LIVE = 5000
 _STORED = 10_000
 #: Milliseconds between two stored runs: all of them are younger than the retention.
 _APART = 30_000
@@ -65,6 +70,38 @@ def _watched(site: Site, when: str) -> list[Figure]:
         Figure(f"a worker {when}: processor", 100 * (site.cpu() - cpu) / _WATCHED, "%"),
         # Three of the commands are the reading itself.
         Figure(f"a worker {when}: Redis commands", (commands - 3) / _WATCHED, "/s"),
+    ]
+
+
+def live(bench: Bench) -> list[Figure]:
+    """The longest interval between two sweeps of a run, where one worker sweeps many with a step in progress."""
+    site, client = bench.site, bench.client
+    store = client.store
+    site.stop()
+    site.server.flush()
+    site.pid = site.worker("control", "-Q", CONTROL)  # no worker takes the steps: the benchmark claims them
+    runs = [client.start(grid(1, 1)).id for _ in range(_LIVE)]
+    _settle(bench, lambda: site.redis.zcard(store.keys.live) == _LIVE)
+    # One long lease takes the place of a worker that renews its leases.
+    busy = Store(store.settings.model_copy(update={"lease": 3600.0}))
+    for run_id in runs:
+        busy.claim(run_id, 0, "", "busy@bench", uuid.uuid4().hex)
+    busy.client.close()
+    time.sleep(store.settings.lease)  # after each run's first sweep with a running step
+    cpu, before, late = site.cpu(), site.read().commands, 0.0
+    began = time.monotonic()
+    while (took := time.monotonic() - began) < 2 * store.settings.lease:
+        first = site.redis.zrange(store.keys.live, 0, 0, withscores=True)
+        late = max(late, (store.now() - float(first[0][1])) / 1000)
+        time.sleep(0.05)
+    cpu, commands = site.cpu() - cpu, site.read().commands - before
+    site.fresh()
+    title = f"one worker with {_LIVE:,} runs, each with a running step"
+    interval = store.settings.lease / 3
+    return [
+        Figure(f"{title}: the longest interval between two sweeps of a run", interval + late, "s"),
+        Figure(f"{title}: processor", 100 * cpu / took, "%"),
+        Figure(f"{title}: Redis commands", commands / took, "/s"),
     ]
 
 

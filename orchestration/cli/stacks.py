@@ -270,7 +270,7 @@ def _selection_json(found: Selection) -> dict[str, Any]:
 
 def _print_selection(found: Selection) -> None:
     if not found.chosen:
-        print_line("no deployments selected")
+        print_line("no services selected")
     else:
         rows = [("HOST", "PROJECT", "SERVICE", "ACTION", "REASON")]
         rows += [(o.host, o.project, o.service, o.action, ", ".join(map(str, o.reasons))) for o in found.chosen]
@@ -332,12 +332,12 @@ def _read_names(names: Sequence[str]) -> list[str]:
         found += [line.strip() for line in sys.stdin] if name == "-" else [name]
     found = [name for name in found if name]
     if names and not found:
-        raise UsageError("no deployments specified", remedy="choose from the list of longshore select -o names")
+        raise UsageError("no services specified", remedy="choose from the list of longshore select -o names")
     return found
 
 
 def _nothing_to_restart(found: Selection) -> Orchestrated:
-    return Orchestrated("select", "no deployments need restart", 3 if found.incomplete else 0, found)
+    return Orchestrated("select", "no services need a restart", 3 if found.incomplete else 0, found)
 
 
 @click.command("orchestrate")
@@ -440,7 +440,9 @@ def _finish(done: Orchestrated) -> None:
                       "rebuilt": list(done.rebuilt), "stacks": stacks, "select": _selection_json(done.selection),
                       "report": report})  # fmt: skip
     else:
+        restarted = {(one.host, one.project, one.service) for one in done.selection.chosen}
         for note in [] if options.quiet else done.selection.notes:
-            print_line(f"left alone: {note}")
+            touched = (note.host, note.project, note.service) in restarted
+            print_line(f"{'note' if touched else 'left alone'}: {note}")
         print_line(done.message, err=done.exit_code != 0)
     return exit_with(done.exit_code)

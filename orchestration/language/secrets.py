@@ -8,20 +8,25 @@ the random word stored beside it, so that parameters and step data cannot forge 
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 from uuid import uuid4
 
 from longshore.orchestration.errors import OperationError
 
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00\n⟧]+")
 _SHORTEST_LINE = 4
+#: Characters; a shorter part of a text in Base64 would match by chance.
+_SHORTEST_BASE64 = 8
 #: Extra bytes of output kept until redaction: a truncated secret would not be recognised.
 OVERLAP = 4096
 HIDDEN = "***"
+_OF_HTML = {ord(one): f"\\u{ord(one):04x}" for one in "&<>"}
+_URL_SAFE = str.maketrans("+/", "-_")
 #: Key of the random word in a step's rendered parameters; no parameter name begins with a blank.
 WORD = " secrets"
 
@@ -119,9 +124,30 @@ class Redaction:
         for value in values:
             lines = [line for line in value.splitlines() if len(line.strip()) >= _SHORTEST_LINE]
             for one in {value, value.strip(), *lines} - {""}:
-                found |= {one, repr(one)[1:-1], json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1]}
-                found |= {quote(one), quote(one, safe=""), base64.b64encode(one.encode()).decode()}
+                found |= {one, *_escaped(one)}
+                found |= {quote(one), quote(one, safe=""), quote_plus(one), html.escape(one), *_in_base64(one)}
         return sorted(found, key=len, reverse=True)
+
+
+def _escaped(value: str) -> set[str]:
+    """The value as Python and JSON escape it, alone and inside a JSON text that is a JSON text's value."""
+    once = {repr(value)[1:-1]}
+    for text in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+        # PHP escapes slashes, and Go the characters of HTML.
+        once |= {text, text.replace("/", "\\/"), text.translate(_OF_HTML)}
+    return once | {json.dumps(text, ensure_ascii=is_ascii)[1:-1] for text in once for is_ascii in (True, False)}
+
+
+def _in_base64(value: str) -> Iterator[str]:
+    """The value in Base64, alone and as part of a longer text, where it may begin at each of three positions."""
+    data = value.encode()
+    yield base64.b64encode(data).decode()
+    for lead in range(3):
+        whole = base64.b64encode(bytes(lead) + data).decode()
+        # The first characters also hold bits of the text before the value, and the last one bits of the text after it.
+        own = whole[-(-lead * 8 // 6) : (lead + len(data)) * 8 // 6]
+        if len(own) >= _SHORTEST_BASE64:
+            yield from (own, own.translate(_URL_SAFE))
 
 
 def no_value(error: OperationError, redaction: Redaction) -> OperationError:

@@ -109,6 +109,7 @@ def compose_down_execute(
     env_file: list[str] = ...,
     remove_orphans: bool = ...,
     grace: str | float | None = ...,
+    no_way_back: Literal["refuse", "accept"] = ...,
 ) -> None: ...
 @_operation
 def compose_exec_execute(
@@ -409,6 +410,7 @@ def docker_run_execute(
     ok_codes: list[int] = ...,
     grace: str | float = ...,
     keep_failed: bool = ...,
+    files: dict[str, str] = ...,
 ) -> None: ...
 @_operation
 def docker_start_execute(

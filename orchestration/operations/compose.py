@@ -114,6 +114,7 @@ class DownParams(ProjectParams):
 
     remove_orphans: bool = False
     grace: Duration | None = None
+    no_way_back: NoWayBack = NO_WAY_BACK
 
     @field_validator("services")
     @classmethod

@@ -22,8 +22,8 @@ def in_doubt(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord
     """The steps and units in doubt of a run that has ended in `state`, in plan order.
 
     A step whose message may still be carried out is in doubt whatever its compensation, which may precede the effect.
-    Otherwise exempt are `undo: none`, and the steps that `saga.may_have_acted` excludes: always steps, read-only ones,
-    and those whose error came before the act.
+    Otherwise exempt are `undo: none`, a step that its operation has reverted, and the steps that
+    `saga.may_have_acted` excludes: always steps, read-only ones, and those whose error came before the act.
     """
     if state is RunState.SUCCEEDED:
         return []
@@ -35,5 +35,6 @@ def _is_in_doubt(step: CompiledStep, record: StepRecord) -> bool:
         record.status in _STOPPED
         and record.undo in _UNCOVERED
         and step.step.undo != "none"
+        and not record.reverted
         and saga.may_have_acted(step, record)
     )

@@ -213,6 +213,11 @@ class _Done:
     changed: bool
 
 
+def _is_reverted(data: Any) -> bool:
+    """Whether the data of an error says that the operation has reverted what it had done."""
+    return isinstance(data, Mapping) and data.get("reverted") is True
+
+
 def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done]:
     def get(kind: str) -> str | None:
         return fields.get(f"{kind}:{step_id}")
@@ -228,6 +233,7 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
         reason=get(Field.REASON) or "",
         no_effect=bool(get(Field.NO_EFFECT)),
         live_message=bool(outcome.get("live_message")),
+        reverted=_is_reverted(outcome.get("data")),
         tainted=bool(get(Field.TAINTED)),
     )
     changed = status is StepState.CHANGED or bool(outcome.get("changed"))

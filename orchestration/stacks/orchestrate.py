@@ -311,7 +311,7 @@ class Stacks:
         done = 3 if selection.incomplete else 0
         if not selection.chosen:
             valid = not built and not selection.incomplete
-            message = "cache valid, nothing to do" if valid else "no deployments need restart: nothing to do"
+            message = "cache valid, nothing to do" if valid else "no services need a restart: nothing to do"
             return Orchestrated("select", message + _uninspected(selection), done, selection, rebuilt=tuple(built))
         with _phase("restart"):
             run = self.start(selection, options, run_id=run_id)

@@ -44,7 +44,7 @@ REDIS = "redis://localhost:6379/0"
 #: Seconds within which a command shows the lines that a page shows.
 PATIENCE = 60.0
 #: Commands that a reader repeats until they show them.
-READING = re.compile(r"(?:cat|tail|ls|longshore runs (?:show|ls|events|logs)) ")
+READING = re.compile(r"(?:cat|tail|ls|longshore (?:runs (?:show|ls|events|logs)|job ls))\b")
 #: The port of a Redis that a page starts itself; the player chooses a free one.
 OWN_PORT = "6380"
 #: The port of a web server that a page starts; the player chooses a free one.

@@ -19,6 +19,8 @@ from tests.integration.processes import PATIENCE, processes_that_know, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+#: The tutorial with the application that the README's plan belongs to.
+TUTORIAL = ROOT / "docs" / "tutorials" / "celery-saga.md"
 
 pytestmark = pytest.mark.integration
 
@@ -40,38 +42,6 @@ def run(*arguments: str, cwd: Path, env: dict[str, str], timeout: float = 60.0) 
     return subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-#: The application that the README's plan belongs to.
-SHOP = """
-import os
-from pathlib import Path
-
-from celery import Celery
-
-from longshore.orchestration.celery import install
-
-app = Celery("shop", broker=os.environ["LONGSHORE_REDIS_URL"])
-install(app)
-
-
-@app.task
-def charge(order, amount): ...
-
-
-@app.task
-def refund(order, amount):
-    Path("refunded").write_text(f"{order} {amount}")
-
-
-@app.task
-def ship(order):
-    raise RuntimeError("no carrier")
-
-
-@app.task
-def cancel_shipment(order): ...
-"""
-
-
 def parts_of_the_readme() -> tuple[list[Block], list[Block]]:
     """The blocks of the plan in YAML, and those of the plan in Python."""
     found = blocks(README)
@@ -91,15 +61,16 @@ def test_the_python_of_the_readme_runs_and_is_undone_as_it_says(
     environment: dict[str, str], redis_url: str, tmp_path: Path
 ) -> None:
     _, part = parts_of_the_readme()
+    *_, shop = (block for block in blocks(TUTORIAL) if block.title == "shop.py")
     application = [
-        Block("python", "shop.py", SHOP, 0),
+        shop,
         Block("sh", "Terminal 2 (stays open)", "celery -A shop worker -c 1 -n shop@%h", 0),
         Block("sh", "Terminal 3 (stays open)", "longshore worker -c 1", 0),
     ]
 
     Player(README, tmp_path, redis_url, environment | {"LONGSHORE_REDIS_URL": redis_url}).play([*application, *part])
 
-    assert (tmp_path / "refunded").read_text() == "o-1 42"
+    assert (tmp_path / "books.txt").read_text().splitlines()[-1] == "o-9: refunded 42"
 
 
 def test_the_links_of_the_readme_lead_somewhere() -> None:

@@ -40,7 +40,7 @@ def test_a_version_that_failed_is_not_tried_again_until_it_changes(
     assert codes == [3, 0, 0, 0, 0]
     assert len(set(restarts(place)) - before) == 1
     listed = place.longshore("select", "--registry")
-    assert "no deployments selected" in listed.out
+    assert "no services selected" in listed.out
     assert f"left alone: {shop.name}/web: image {ref} → " in listed.out
     assert "this version failed its health check on" in listed.out
     assert "(no licence); to try it again: --retry" in listed.out
@@ -62,10 +62,18 @@ def test_a_configuration_that_failed_is_not_tried_again(place: Installation, pro
     assert place.longshore("orchestrate", *QUICK).code == 0
     shop.write(db={"command": ["false"]})
 
-    codes = [place.longshore("orchestrate", *QUICK).code for _ in range(3)]
+    answers = [place.longshore("orchestrate", *QUICK) for _ in range(3)]
 
-    assert codes == [3, 0, 0]
+    assert [answer.code for answer in answers] == [3, 0, 0]
+    assert "was reverted" in answers[0].out
+    assert "in doubt" not in answers[0].out
     assert selected(place) == {}
+    # and a restart by name restarts the version that runs, and reports the other one
+    before = shop.state()["db-1"]
+    named = place.longshore("restart", f"{shop.name}/db", *QUICK)
+    assert named.code == 0, named.err
+    assert f"note: {shop.name}/db: config " in named.out
+    assert shop.state()["db-1"][:2] == before[:2]
     shop.write(db={"command": ["sleep", "9998"]})
     assert place.longshore("orchestrate", *QUICK).code == 0
     assert shop.engine.inspect_container(shop.container("db"))["Config"]["Cmd"] == ["sleep", "9998"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable
@@ -355,3 +356,27 @@ def test_a_volume_is_made_once_and_goes_only_when_that_is_said(
         kept.act()
     assert step("docker.volume-remove.execute", name=name, data_loss=True).act().changed
     assert not step("docker.volume-remove.execute", name=name, data_loss=True).act().changed
+
+
+# --- files of a one-off container ---------------------------------------------------------------------
+
+
+def test_files_of_a_one_off_container_are_there_and_not_in_its_description(
+    engine: docker.APIClient, step: MakeStep
+) -> None:
+    files = {"/run/secrets/db": "correct-horse", "/etc/motd": "hello"}
+    command = ["sh", "-c", "cat /run/secrets/db /etc/motd; echo >/etc/motd"]
+    run = step("docker.run.execute", image="longshore-test:1", user="1000:1000", command=command, files=files)
+
+    with pytest.raises(Unsuccessful, match="Permission denied") as error:
+        run.act()
+
+    assert error.value.data["stdout"] == "correct-horsehello"
+    assert "correct-horse" not in json.dumps(engine.inspect_container(error.value.data["id"]))
+    assert run.undo().changed
+
+
+@pytest.mark.parametrize("path", ["motd", "/etc/../motd", "/", "/etc/"])
+def test_path_of_a_file_that_is_not_absolute_is_refused(path: str) -> None:
+    with pytest.raises(ValidationError, match="is not the absolute path of a file"):
+        find("docker.run.execute").params.model_validate({"image": "x", "files": {path: ""}})

@@ -67,10 +67,10 @@ def test_what_is_named_is_restarted_whether_it_is_stale_or_not(
     for words in (("restart", "nobody"), ("restart", f"{shop.name}/db", f"{shop.name}/nobody"), ("restart", "db")):
         assert place.longshore(*words).code == 2, words
     empty = place.feed("\n \n", "restart", "-")
-    assert (empty.code, "no deployments specified" in empty.err) == (2, True)
+    assert (empty.code, "no services specified" in empty.err) == (2, True)
     assert [shop.state(), blog.state()] == now
     nothing = place.longshore("restart")
-    assert (nothing.code, nothing.out.splitlines()[-1]) == (0, "no deployments need restart")
+    assert (nothing.code, nothing.out.splitlines()[-1]) == (0, "no services need a restart")
 
 
 def test_one_of_three_that_fails_is_named_and_the_others_stay(place: Installation, project: MakeProject) -> None:

@@ -1,84 +1,195 @@
-"""A secret that a container prints: no key, event, log or report of the run has it."""
+"""A secret that containers, programs, own operations and child runs print: no record, log, page or message has it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from longshore.orchestration import Plan, Report
+from tests.conftest import get
 from tests.docker.stack import IMAGE, Stack, stack
+from tests.integration import own_operations  # noqa: F401 - the client knows them as well
 from tests.integration.conftest import MakeInstallation, module_installation
-from tests.integration.processes import PATIENCE, Installation, redis_of
-from tests.servers import engine_url
+from tests.integration.flower import Flower
+from tests.integration.leaks import assert_nowhere, everything
+from tests.integration.processes import PATIENCE, Installation, Worker, wait_for
+from tests.integration.test_monitoring import Listener
+from tests.servers import RedisServer, engine_url
 
 pytestmark = [pytest.mark.docker, pytest.mark.integration]
 assert stack
 assert module_installation
 
-#: Eight characters.
-VALUE = "s3cr3t-8"
+#: Eight characters, most of which JSON, addresses, pages or Base64 write otherwise.
+VALUE = 's3"/+é%8'
+REFERENCE = "{{ secret('env:LONGSHORE_SECRET_DB') }}"
 LEAK = "echo cannot connect to postgres://app:$$PW@db >&2; exit 1"
 
 
 @pytest.fixture(scope="module")
-def place(module_installation: MakeInstallation) -> Installation:
-    made = module_installation(docker_host=engine_url(), options={"host": "web1"})
-    made.worker("one", "-c", "2", "--loglevel", "DEBUG", LONGSHORE_SECRET_DB=VALUE).start()
+def redis_server() -> Iterator[RedisServer]:
+    """A server of its own, whose append-only file is read."""
+    with get(RedisServer) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[Listener]:
+    made = Listener()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def place(module_installation: MakeInstallation, listener: Listener) -> Installation:
+    options = {"host": "web1", "lease": "2s", "imports": "tests.integration.own_operations"}
+    made = module_installation(docker_host=engine_url(), options=options)
+    # The state folder holds the configurations of stacks with their environment, in private files.
+    made.options |= {"state_dir": str(made.folder.with_name(f"{made.folder.name}-state"))}
+    made.options |= {"notify_command": f"sh -c 'cat >> {made.folder}/told'", "notify_webhook": f"{listener.url}/hook"}
+    worker(made, "one").start()
     return made
 
 
-def release(stack: Stack, **web: Any) -> Plan:
-    """A plan that writes `.env` from the secret, and brings up a stack whose services print it."""
-    stack.write(web={"environment": {"PW": "${PW}"}, "command": ["sh", "-c", "echo begun with $$PW; sleep 600"]} | web)
+@pytest.fixture(scope="module")
+def flower(place: Installation) -> Iterator[Flower]:
+    with Flower(place, PYTHONPATH=place.pythonpath) as made:
+        wait_for("the workers", lambda: place.workers[0].node in made.get("/api/workers?refresh=1")[1])
+        yield made
+
+
+def worker(place: Installation, name: str) -> Worker:
+    settings = {"LONGSHORE_SECRET_DB": VALUE, "PYTHONPATH": place.pythonpath}
+    return place.worker(name, "-c", "4", "--task-events", "--loglevel", "DEBUG", **settings)
+
+
+def release(stack: Stack, **services: Any) -> Plan:
+    """A plan that writes the secret into `.env`, which services print, and into `pw`, which steps print."""
+    printing = {"environment": {"PW": "${PW}"}, "command": ["sh", "-c", "echo begun with $$PW; exec sleep 600"]}
+    stack.write(web=printing, **{name: printing | service for name, service in services.items()})
     plan = Plan("release", on_error="continue")
-    content = "TAG=1\nPW={{ secret('env:LONGSHORE_SECRET_DB') }}\n"
-    plan.step("env", "file.deploy.execute", path=f"{stack.directory}/.env", content=content, mode="0600")
-    said = {"project_dir": str(stack.directory), "project": stack.name, "min_healthy_time": 0.5, "healthy_deadline": 20}
-    plan.step("up", "compose.up.execute", **said).after("env")
+    for name, content in {".env": f"TAG=1\nPW='{REFERENCE}'\n", "pw": REFERENCE}.items():
+        file = {"path": f"{stack.directory}/{name}", "content": content, "mode": "0600"}
+        plan.step(name.strip("."), "file.deploy.execute", **file)
     return plan
 
 
-def told_nowhere(place: Installation, report: Report) -> None:
-    found = {"redis": repr(redis_of(place)), "report": report.model_dump_json()}
-    found["log"] = "".join(worker.log.read_text() for worker in place.workers)
-    for arguments in (["runs", "show"], ["runs", "events"]):
-        found[" ".join(arguments)] = place.longshore(*arguments, report.run_id).out
-    for step in report.steps:
-        found[f"output of {step.name}"] = repr(list(place.client().get(report.run_id).output(step.name)))
-    for where, text in found.items():
-        assert VALUE not in text, where
+def up(stack: Stack, plan: Plan, service: str, *, deadline: int = 20) -> Any:
+    said = {"project_dir": str(stack.directory), "project": stack.name, "services": [service], "grace": 0}
+    said |= {"min_healthy_time": 0.5, "healthy_deadline": deadline}
+    return plan.step(f"up-{service}", "compose.up.execute", **said).after("env", "pw")
 
 
-def test_container_command_and_log_tell_no_secret(place: Installation, stack: Stack) -> None:
-    plan = release(stack)
-    web = stack.container("web")
-    plan.step("exec", "docker.exec.execute", container=web, argv=["sh", "-c", "echo $PW; exit 3"]).after("up")
-    plan.step("logs", "docker.logs.get", container=web).after("up")
-    plan.step("inspect", "docker.inspect.get", container=web).after("up")
-    run = {"image": IMAGE, "command": ["sh", "-c", "echo $PW; echo $PW >&2; exit 1"]}
-    plan.step("run", "docker.run.execute", env={"PW": "{{ secret('env:LONGSHORE_SECRET_DB') }}"}, **run).after("up")
+def child(stack: Stack) -> Path:
+    """A stored plan without a secret of its own."""
+    file = stack.directory / "child.yaml"
+    web, password = stack.container("web"), stack.directory / "pw"
+    file.write_text(f"""\
+name: child
+on_error: continue
+steps:
+  exec: {{op: docker.exec.execute, with: {{container: {web}, argv: [sh, -c, "echo $PW; exit 3"]}}, undo: none}}
+  shell: {{op: command.shell.execute, with: {{command: "cat {password} >&2; exit 4"}}, undo: none}}
+  own: {{op: own.leak, with: {{path: "{password}", fail: true}}}}
+""")
+    return file
+
+
+def told_nowhere(place: Installation, server: RedisServer, listener: Listener, flower: Flower, report: Report) -> None:
+    told = place.folder / "told"
+    wait_for("the command", lambda: told.exists() and f'"{report.run_id}"' in told.read_text())
+    wait_for("the webhook", lambda: listener.notices(report.run_id))
+    found = everything(place, server, report, flower)
+    found["notifications"] = "\n".join(body.decode() for _, _, body in listener.heard)
+    assert_nowhere(found, VALUE)
+
+
+def test_nothing_that_a_run_leaves_has_a_secret_which_its_steps_print(
+    place: Installation, redis_server: RedisServer, listener: Listener, flower: Flower, stack: Stack
+) -> None:
+    check = {"test": ["CMD-SHELL", LEAK], "interval": "300ms", "retries": 1}
+    plan = release(stack, sick={"healthcheck": check}, loops={"command": ["sh", "-c", LEAK], "restart": "always"})
+    web, password = stack.container("web"), str(stack.directory / "pw")
+    up(stack, plan, "web")
+    prints = "echo $PW; echo $PW >&2; exit 3"
+    plan.step("exec", "docker.exec.execute", container=web, argv=["sh", "-c", prints]).after("up-web").undo("none")
+    plan.step("logs", "docker.logs.get", container=web).after("up-web")
+    plan.step("inspect", "docker.inspect.get", container=web).after("up-web")
+    run = {"image": IMAGE, "command": ["sh", "-c", prints], "env": {"PW": REFERENCE}}
+    plan.step("run", "docker.run.execute", **run).after("up-web")
+    reads = {"image": IMAGE, "command": ["sh", "-c", "cat /pw; exit 3"], "files": {"/pw": REFERENCE}}
+    plan.step("reads", "docker.run.execute", **reads).after("pw")
+    service = {"project_dir": str(stack.directory), "project": stack.name, "service": "web"}
+    plan.step("service-run", "compose.run.execute", **service, command=["sh", "-c", prints]).after("up-web")
+    plan.step("shell", "command.shell.execute", command=f"cat {password}; cat {password} >&2").undo("none").after("pw")
+    plan.step("exec-here", "command.exec.execute", argv=["cat", password, "/nothing"]).undo("none").after("pw")
+    plan.step("own", "own.leak", path=password).after("pw")
+    plan.step("own-fails", "own.leak", path=password, fail=True).after("pw")
+    plan.step("forms", "own.leak-forms", path=password).after("pw")
+    plan.run_plan("child", str(child(stack))).after("up-web")
+    up(stack, plan, "sick").after("up-web")
+    up(stack, plan, "loops", deadline=4).after("up-web")
+    stops = plan.step("stops", "command.shell.execute", command=f"cat {password} >&2; exit 1").undo("none")
+    stops.after("up-loops", "up-sick", "child", "service-run").on_error("stop").only_if_failed()
 
     report = place.run(plan).wait(PATIENCE)
 
-    assert report.step("up").status == "changed", report.step("up").error
-    assert "***" in str(report.step("exec").error) + str(report.step("exec").data)
+    # They were printed, and what was printed can be read but for the secret.
+    assert report.step("up-web").status == "changed", report.step("up-web").error
     assert "begun with ***" in str(report.step("logs").data)
-    assert report.step("run").status == "failed"
-    told_nowhere(place, report)
+    for name in ("exec", "run", "reads", "service-run", "up-sick", "up-loops", "own-fails", "stops", "exec-here"):
+        step = report.step(name)
+        assert (str(step.status), "***" in f"{step.error} {step.data}") == ("failed", True), step
+    assert str(report.step("forms").data).count("***") == 9
+    told_nowhere(place, redis_server, listener, flower, report)
+    # The search finds what is there: the host's private configuration of the stack.
+    private = [path.read_text() for path in place.settings.state_dir.rglob("*.yml")]
+    with pytest.raises(AssertionError, match="private"):
+        assert_nowhere({"private": "".join(private)}, VALUE)
 
 
-def test_failed_health_check_tells_no_secret(place: Installation, stack: Stack) -> None:
-    check = {"test": ["CMD-SHELL", LEAK], "interval": "300ms", "retries": 1}
+def test_nothing_has_it_either_where_the_worker_is_killed(
+    place: Installation, redis_server: RedisServer, listener: Listener, flower: Flower, stack: Stack
+) -> None:
+    # Given steps in a container, in a program, in an own operation and in a release, which print and do not end
+    check = {"test": ["CMD-SHELL", LEAK], "interval": "300ms", "retries": 20}
+    plan = release(stack, sick={"healthcheck": check})
+    password, go = stack.directory / "pw", stack.directory / "go"
+    prints = "echo $PW; echo $PW >&2; while ! test -e /folder/go; do sleep 0.2; done; echo $PW; exit 1"
+    folder = {"type": "bind", "source": str(stack.directory), "target": "/folder"}
+    run = {"image": IMAGE, "command": ["sh", "-c", prints], "env": {"PW": REFERENCE}, "volumes": [folder]}
+    plan.step("run", "docker.run.execute", **run).after("pw")
+    command = f"cat {password}; echo; while ! test -e {go}; do sleep 0.2; done; cat {password}; exit 1"
+    plan.step("shell", "command.shell.execute", command=command).undo("none").after("pw")
+    own = {"path": str(password), "began": str(stack.directory / "began")}
+    plan.step("own", "own.leak-and-hang", **own).after("pw")
+    up(stack, plan, "sick")
+    stops = plan.step("stops", "own.leak", path=str(password), fail=True).after("own", "run", "shell", "up-sick")
+    stops.on_error("stop").only_if_failed()
+    run = place.run(plan)
 
-    report = place.run(release(stack, healthcheck=check)).wait(PATIENCE)
+    def printed() -> bool:
+        labels = {"label": f"longshore.run={run.run_id}"}
+        rows = stack.engine.containers(filters=labels)
+        sick = [one for one in stack.containers() if "sick" in one["Names"][0] and one["State"] == "running"]
+        checks = stack.engine.inspect_container(sick[0]["Id"])["State"]["Health"]["Log"] if sick else []
+        said = "".join(text for _, text in run.output("shell"))
+        in_container = rows and stack.engine.logs(rows[0]["Id"])
+        return bool(in_container and checks and "***" in said and Path(own["began"]).exists())
 
-    assert report.step("up").status == "failed"
-    told_nowhere(place, report)
+    wait_for("all to print", printed)
+    # When the worker is killed, and another one takes its steps
+    place.workers[0].kill()
+    go.touch()
+    worker(place, "two").start()
+    report = run.wait(PATIENCE)
 
-
-def test_crash_loop_tells_no_secret(place: Installation, stack: Stack) -> None:
-    report = place.run(release(stack, command=["sh", "-c", LEAK], restart="always")).wait(PATIENCE)
-
-    assert report.step("up").status == "failed"
-    told_nowhere(place, report)
+    # Then
+    assert report.step("own").attempts == 2, report
+    for name in ("run", "up-sick", "stops"):
+        step = report.step(name)
+        assert (str(step.status), "***" in f"{step.error} {step.data}") == ("failed", True), step
+    told_nowhere(place, redis_server, listener, flower, report)

@@ -142,6 +142,11 @@ def test_where_no_way_back_can_be_had_nothing_is_touched(stack: Stack) -> None:
     assert foretold.impossible.startswith("no way back")
     assert "\n" not in str(error.value)
     assert (stack.look(), stack.ids()) == (was, ids)
+    down = stack.other("down")
+    with pytest.raises(Preflight, match="no way back: image"):
+        down.act()
+    assert str(down.predict().impossible).startswith("no way back: image")
+    assert stack.ids() == ids
     accepted = release(stack, "folder", no_way_back="accept")
     assert (accepted.predict().undo or "").startswith("none: image")
     assert accepted.act().changed

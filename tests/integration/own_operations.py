@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import html
+import json
 import logging
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 from pydantic import BaseModel
 
@@ -179,6 +183,20 @@ def leak_before(path: Path) -> dict[str, str]:
 def leak_undo(path: Path) -> None:
     print(f"undone {path.read_text()}")
     raise RuntimeError(f"cannot undo {path.read_text()}")
+
+
+@operation("own.leak-forms", read_only=True)
+def leak_forms(ctx: Context, path: Path) -> dict[str, list[str]]:
+    """Prints and returns what a file holds, in the forms that programs write."""
+    text = path.read_text()
+    login = f"app:{text}".encode()
+    said = [repr(text), json.dumps({"password": text}), quote(text), quote_plus(text), html.escape(text)]
+    said += [base64.b64encode(text.encode()).decode(), base64.b64encode(login).decode()]
+    said += [base64.urlsafe_b64encode(b"x" + login).decode(), json.dumps(json.dumps(text))]
+    for one in said:
+        print(f"printed {one}")
+        ctx.log(f"noted {one}")
+    return {"said": said}
 
 
 @operation("own.leak-and-hang", idempotent=True)

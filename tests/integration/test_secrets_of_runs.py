@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,9 @@ from longshore.orchestration import Plan, Report
 from tests.conftest import get
 from tests.integration import own_operations  # noqa: F401 - the client knows them as well
 from tests.integration.conftest import MakeInstallation
-from tests.integration.processes import PATIENCE, Installation, all_that_is_kept, lines, wait_for
-from tests.integration.test_flower import Flower
+from tests.integration.flower import Flower
+from tests.integration.leaks import assert_nowhere, everything
+from tests.integration.processes import PATIENCE, Installation, lines, wait_for
 from tests.servers import RedisServer
 
 #: Eight characters each, of the parent plan and of its child.
@@ -45,26 +45,8 @@ def place(module_installation: MakeInstallation) -> Installation:
 
 def told_nowhere(place: Installation, server: RedisServer, report: Report) -> None:
     """No key, append-only file, log, event, report, page or notification has one of the values."""
-    found = {"keys and files": all_that_is_kept(place), "report": report.model_dump_json()}
-    found["append-only file"] = "".join(
-        path.read_bytes().decode(errors="replace") for path in server.folder.glob("appendonlydir/*")
-    )
-    assert "run_ended" in found["append-only file"], "it is the right file"
-    for arguments in (
-        ["runs", "show", report.run_id], ["runs", "show", report.run_id, "-o", "json"], ["runs", "ls"],
-        ["runs", "events", report.run_id], ["audit"], ["doctor"],
-        *(["runs", "logs", report.run_id, step.name] for step in report.steps),
-    ):  # fmt: skip
-        said = place.longshore(*arguments)
-        found[" ".join(arguments)] = said.out + said.err
     with Flower(place, PYTHONPATH=place.pythonpath) as flower:
-        code, found["page"] = flower.get(f"/runs/{report.run_id}")
-        assert code == 200
-        found["pages"] = flower.get("/runs")[1] + flower.get("/tasks")[1]
-    for where, text in found.items():
-        for value in (VALUE, CHILDS):
-            assert value not in text, where
-            assert base64.b64encode(value.encode()).decode() not in text, where
+        assert_nowhere(everything(place, server, report, flower), VALUE, CHILDS)
 
 
 def child(folder: Path) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import NO_RETRY, About, Kind, Result, Undo
@@ -24,7 +25,7 @@ class RunParams(CreateParams):
 
     The container is created once, started once and awaited. `ok_codes` are the exit codes of success. The exited
     container, labelled `longshore.kind=run`, stays until the end of the run, so that a duplicate delivery detects it
-    and does not run it again.
+    and does not run it again. `docker inspect` shows `env`, and does not show `files`, which are read-only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -34,6 +35,15 @@ class RunParams(CreateParams):
     #: Between TERM and KILL after a cancellation or timeout.
     grace: Duration = 10.0
     keep_failed: bool = Field(default=False, description="Keep a failed container after the run, until its undo or gc")
+    files: dict[str, str] = Field({}, description="Files to create in the container before its start, by absolute path")
+
+    @field_validator("files")
+    @classmethod
+    def _absolute(cls, value: dict[str, str]) -> dict[str, str]:
+        for path in value:
+            if "{{" not in path and (posixpath.normpath(path) != path or not path.startswith("/") or path == "/"):
+                raise ValueError(f"{path!r} is not the absolute path of a file")
+        return value
 
 
 class RunResult(Result):
@@ -76,7 +86,7 @@ RUN = docker_operation(
     ),
     kind=Kind.ACTS,
     undo=Undo.PARTIAL,
-    secrets=frozenset({"env"}),
+    secrets=frozenset({"env", "files"}),
 )
 EXEC = docker_operation(
     "exec.execute",

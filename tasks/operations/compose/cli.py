@@ -21,6 +21,7 @@ from longshore.tasks.host.machine import process
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context, unfit
 from longshore.tasks.operations.compose import reads
+from longshore.tasks.operations.compose.injected import variables
 
 PROJECT = "com.docker.compose.project"
 #: Docker's plugin folders. A direct call of the plugin is twice as fast, and the plugin dies with a killed worker:
@@ -107,6 +108,12 @@ class Resolved:
     counts: Mapping[str, int] = field(default_factory=dict)
     #: Descriptions of containers, for a configuration without files, which Compose cannot apply.
     containers: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The whole configuration, parsed."""
+        config: Mapping[str, Any] = json.loads(self.text)
+        return config
 
     def image(self, service: str) -> str:
         return str(self.services[service].get("image") or f"{self.project}-{service}")
@@ -198,6 +205,7 @@ class Compose:
             if name not in known:
                 remedy = f"choose one of {', '.join(sorted(known))}"
                 raise unfit(self._ctx, f"project {project} has no service {name!r}", remedy)
+        self.require_variables(source, config)
         policy.check_project(project, config)
         for service in known.values():
             check_build(service.get("build") or {})
@@ -210,6 +218,18 @@ class Compose:
         listed = self._run(resolved, "config", "--hash", "*", stdin=done.stdout).stdout
         hashes = dict(line.split() for line in listed.splitlines() if line.strip())
         return Resolved(project, done.stdout, known, hashes, source)
+
+    def require_variables(self, source: Source, config: Mapping[str, Any]) -> None:
+        """Raise an error for an unset variable of a secret or config: Compose misses it only at a container's creation,
+        when the former container is stopped already.
+        """
+        names = variables(config)
+        if not names:
+            return
+        text = json.dumps({"services": {"x": {"image": "x", "environment": {name: f"${{{name}}}" for name in names}}}})
+        directory = source.directory or (os.path.dirname(source.files[0]) if source.files else None)
+        asked = replace(source, directory=directory, files=("-",), profiles=("*",))
+        self._run(asked, "config", "--quiet", stdin=text)
 
     def services(self, source: Source) -> set[str]:
         """All services in the files, including the services of inactive profiles."""
@@ -253,7 +273,7 @@ class Compose:
         stdin: str | None = None,
         on_output: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     ) -> process.Completed:
-        if not source.is_kept():
+        if stdin is None and not source.is_kept():
             reads.check(source.directory, source.files, source.env_files)
         own = {name: os.environ[name] for name in _PASSED if name in os.environ}
         # `config` queries the engine and needs no response.

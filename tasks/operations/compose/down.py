@@ -23,7 +23,9 @@ class Down(Implementation[DownParams]):
         project, resolved = named(ctx, docker, params)
         found = self._mine(params, resolved, members(docker, project))
         before = snapshot(docker, project, found) | {"services": sorted({member.service for member in found})}
-        return before | way_back.keep(ctx, docker, project, found, resolved)[1]
+        way, kept = way_back.keep(ctx, docker, project, found, resolved)
+        way.require(params.no_way_back)
+        return before | kept
 
     def act(self, ctx: Context, params: DownParams, before: dict[str, Any]) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
@@ -53,6 +55,8 @@ class Down(Implementation[DownParams]):
             changed = None if ctx.has_upstream else bool(docker.networks({PROJECT: project}))
             return Prediction(f"project {project} has no containers", changed=changed)
         way = way_back.find(ctx, docker, project, found, resolved)
+        if way.why_not and params.no_way_back != "accept":
+            return obstacle(ctx, f"no way back: {way.why_not}")
         undo = "create the containers again, with the same volumes, and start those that ran"
         return Prediction(f"would remove {names(found)}", undo=way.undo if way.why_not else undo)
 

@@ -7,12 +7,14 @@ anonymous ones included, and keep their data.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
 from longshore.tasks.host.engine.port import Engine, NotThere
+from longshore.tasks.operations.compose.copied_files import copied_files
 from longshore.tasks.operations.compose.state import Member
 
 _LABEL = "com.docker.compose."
@@ -40,6 +42,8 @@ class Description:
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: The networks of its Compose project, in the format of their creation.
     owned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Files that Compose has copied into it, as an archive in Base64; may contain secrets.
+    files: str = ""
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -95,6 +99,7 @@ def describe(docker: Engine, container: str) -> Description | None:
         config | {"HostConfig": host},
         networks=networks,
         owned=owned,
+        files=copied_files(docker, raw),
     )
 
 
@@ -178,6 +183,8 @@ def _create(docker: Engine, one: Description, current: Mapping[str, str], grace:
     if names:
         body["NetworkingConfig"] = {"EndpointsConfig": {names[0]: one.networks[names[0]]}}
     made, _ = docker.create(one.name, body)
+    if one.files:
+        docker.write_archive(made, "/", base64.b64decode(one.files))
     for name in names[1:]:
         endpoint = dict(one.networks[name])
         docker.connect(name, made, endpoint.pop("Aliases", []), endpoint)

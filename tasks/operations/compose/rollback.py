@@ -11,7 +11,7 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
 from longshore.tasks.operations.compose import reconstruction, restoration, revisions, way_back
-from longshore.tasks.operations.compose.cli import Resolved, Source
+from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
 from longshore.tasks.operations.compose.rollout import Rollout, difference
@@ -41,6 +41,7 @@ class Rollback(Implementation[RollbackParams]):
         before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, revision.services)}
         way, kept = way_back.keep(ctx, docker, project, found)
         if self._why(docker, revision, target, found):
+            self._require_variables(ctx, docker, target)
             way.require(params.no_way_back)
         return before | kept | {"to": revision.number}
 
@@ -81,6 +82,10 @@ class Rollback(Implementation[RollbackParams]):
         why = self._why(docker, revision, target, found)
         if not why:
             return unchanged(ctx, f"project {project} runs revision {revision.number}")
+        try:
+            self._require_variables(ctx, docker, target)
+        except Preflight as error:
+            return obstacle(ctx, str(error))
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
         way = way_back.find(ctx, docker, project, found)
         if way.why_not and params.no_way_back != "accept":
@@ -97,6 +102,11 @@ class Rollback(Implementation[RollbackParams]):
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
             return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
+
+    @staticmethod
+    def _require_variables(ctx: Context, docker: Engine, target: Resolved) -> None:
+        if not target.containers:
+            Compose(ctx, docker).require_variables(Source(target.project, target.source.directory), target.config)
 
     @staticmethod
     def _why(docker: Engine, revision: Revision, target: Resolved, found: list[Member]) -> dict[str, str]:

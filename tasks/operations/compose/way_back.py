@@ -15,6 +15,7 @@ from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
+from longshore.tasks.operations.compose.injected import variables
 from longshore.tasks.operations.compose.reconstruction import describe
 from longshore.tasks.operations.compose.standing import was_stopped
 from longshore.tasks.operations.compose.state import Member, containers, is_well, members
@@ -56,6 +57,8 @@ def find(ctx: Context, docker: Engine, project: str, found: list[Member], likely
     everything = members(docker, project)
     recorded = revisions.recorded_source(project, containers(docker, project)) or Source(project)
     known = revisions.former(ctx, Compose(ctx, docker), project, everything, recorded, likely)
+    if known is not None and variables(known.config):
+        known = None  # the variables may have other values now, or none: the containers have the files
     return WayBack(known or reconstructed(docker, project, everything, recorded))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient, Unsuccessful
@@ -130,6 +133,17 @@ class RunsOnce(Implementation[P]):
             ctx.log(f"container {container.name} could not be renamed: {error.message}")
 
 
+def _archive(files: Mapping[str, str]) -> bytes:
+    """Files that every user of the container can read and none can change."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path, content in files.items():
+            info, data = tarfile.TarInfo(path.lstrip("/")), content.encode()
+            info.size, info.mode, info.mtime = len(data), 0o444, time.time()
+            tar.addfile(info, io.BytesIO(data))
+    return archive.getvalue()
+
+
 @implements(RUN)
 class Run(RunsOnce[RunParams]):
     """Creates a container from an image and runs it once."""
@@ -141,6 +155,8 @@ class Run(RunsOnce[RunParams]):
         marks = {spec.KEEP_FAILED: "true"} if params.keep_failed else {}
         container, _ = spec.make(docker, ctx, params, before["image_id"], kind="run", marks=marks)
         if container.started_at is None:
+            if params.files:
+                docker.write_archive(container.id, "/", _archive(params.files))
             docker.start(container.id)
         return container
 

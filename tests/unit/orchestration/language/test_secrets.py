@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
@@ -97,6 +101,34 @@ def test_every_encoding_of_a_secret_is_redacted(value: str, before: str, after: 
     text = json.dumps(told, ensure_ascii=False)
     assert value not in told["a"][0].replace(HIDDEN, "")
     assert json.dumps(value, ensure_ascii=False)[1:-1] not in text.replace(HIDDEN, "")
+
+
+@given(st.binary(max_size=5), st.binary(max_size=5))
+def test_secret_inside_a_longer_base64_text_is_redacted(before: bytes, after: bytes) -> None:
+    redaction = Redaction()
+    redaction.values.add(value := "s3cr\u00e9t??")
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        told = redaction.text(encode(before + value.encode() + after).decode())
+        assert HIDDEN in told
+        assert len(told) <= len(HIDDEN) + (len(before + after) + 2) * 4 // 3 + 4
+
+
+@pytest.mark.parametrize("encode", [quote, quote_plus, html.escape])
+def test_secret_in_an_address_a_form_or_a_page_is_redacted(encode: Callable[[str], str]) -> None:
+    redaction = Redaction()
+    redaction.values.add(value := "a b&<'/+")
+    assert redaction.text(f"x={encode(value)};") == f"x={HIDDEN};"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [r"a\u00e9\"/\\b&<", r"a\u00e9\"\/\\b&<", r"a\u00e9\"/\\b\u0026\u003c", 'aé\\"/\\\\b&<',
+     r"a\\u00e9\\\"/\\\\b&<", 'aé\\\\\\"/\\\\\\\\b&<'],
+)  # fmt: skip
+def test_secret_in_json_of_any_language_is_redacted(written: str) -> None:
+    redaction = Redaction()
+    redaction.values.add('aé"/\\b&<')
+    assert redaction.text(f'"{written}"') == f'"{HIDDEN}"'
 
 
 def test_errors_redact_secrets() -> None:

@@ -36,6 +36,7 @@ NO_UNDO = StepRecord(StepState.FAILED, 1, UndoState.NOT_UNDOABLE)
         (COMMAND, StepRecord(StepState.UNKNOWN, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
         # no effect, or an effect that needs no compensation
         (COMMAND, StepRecord(StepState.FAILED, 1, no_effect=True), RunState.FAILED, False),
+        (COMMAND, StepRecord(StepState.FAILED, 1, reverted=True), RunState.PARTIAL, False),
         (COMMAND, StepRecord(StepState.FAILED, 0), RunState.FAILED, False),
         (COMMAND, StepRecord(StepState.CANCELLED, 0), RunState.FAILED, False),
         (COMMAND | {"undo": "none"}, FAILED, RunState.UNDONE, False),
