@@ -1,23 +1,26 @@
 """The interface of an operation's implementation, and the registry of implementations.
 
 The runner (`longshore.tasks.attempts.runner`) reads and journals `before`, then calls `act`, then records the
-outcome. `undo` receives the journalled and the recorded data.
+outcome. `undo` receives the journalled and the recorded data. A dry run calls `predict` only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from longshore.orchestration.authoring.context import Context, Outcome, Prediction
-from longshore.orchestration.errors import OperationError, Preflight, UnknownName
+from longshore.orchestration.errors import NotAllowed, OperationError, Preflight, UnknownName
 from longshore.orchestration.operations import Operation, Params, find
 
 P = TypeVar("P", bound=Params)
+#: The decision of a step, and then its execution: see `Implementation.change`.
+Change = Generator[Prediction, None, dict[str, Any] | Outcome]
 
 
 class Implementation(Generic[P]):
-    """Implements one operation.
+    """Implements one operation: by `change`, or by `act` and `predict` where a dry run cannot decide as the step does.
 
     An attempt may follow that of a dead worker: `act` then receives the first attempt's `before` and has to
     detect that attempt's effects. `changed` is always relative to `before`.
@@ -26,16 +29,38 @@ class Implementation(Generic[P]):
     operation: Operation
 
     def before(self, ctx: Context, params: P) -> dict[str, Any]:
-        """Read what `undo` needs, as JSON. The runner journals the result once, before `act`."""
+        """Read what `undo` needs, as JSON. The runner journals the result once, before `act`. Nothing is stored where
+        `ctx.dry_run` is set.
+        """
         return {}
+
+    def change(self, ctx: Context, params: P, before: dict[str, Any]) -> Change:
+        """Compare the target with `before`, and yield the decision, from reads only: a dry run stops there. Then change
+        the differences, and return the data; or an Outcome, if only the change shows whether anything differed.
+        """
+        raise NotImplementedError
 
     def act(self, ctx: Context, params: P, before: dict[str, Any]) -> Outcome:
         """Read, compare, and change only the differences. Raises OperationError."""
-        raise NotImplementedError
+        change = self.change(ctx, params, before)
+        decided = next(change)
+        try:
+            next(change)
+        except StopIteration as end:
+            return end.value if isinstance(end.value, Outcome) else Outcome(decided.changed is True, end.value)
+        raise RuntimeError(f"{self.operation.name} decides twice")
 
     def predict(self, ctx: Context, params: P) -> Prediction:
         """Predict the outcome of `act`, from reads only."""
-        raise NotImplementedError
+        ctx = replace(ctx, dry_run=True)
+        try:
+            return next(self.change(ctx, params, self.before(ctx, params)))
+        except NotAllowed:
+            raise  # no earlier step can change this
+        except _Absent as error:
+            return Prediction(error.later, changed=None) if ctx.has_upstream else would_fail(str(error))
+        except Preflight as error:
+            return obstacle(ctx, str(error))
 
     def undo(self, ctx: Context, params: P, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         """Restore `before`. `data` is None if no outcome was recorded: `act` may have stopped anywhere, or
@@ -43,6 +68,17 @@ class Implementation(Generic[P]):
         change by others. `changed` reports whether anything was undone.
         """
         raise NotImplementedError
+
+
+class _Absent(Preflight):
+    later = ""
+
+
+def absent(message: str, *, later: str, remedy: str) -> Preflight:
+    """The error of a container or image that the step lacks. `later`: the prediction if an earlier step provides it."""
+    error = _Absent(message, remedy=remedy)
+    error.later = later
+    return error
 
 
 def unfit(ctx: Context, what: str, remedy: str = "", *, touched: bool = False) -> OperationError:
@@ -76,7 +112,12 @@ class NoUndo(Implementation[P]):
 
 
 class ReadOnly(NoUndo[P]):
-    """Implements a read-only operation."""
+    """Implements a read-only operation. `reads`: what a dry run says of it, with the names of parameters in braces."""
+
+    reads = ""
+
+    def predict(self, ctx: Context, params: P) -> Prediction:
+        return Prediction(f"would {self.reads.format(**dict(params))}", changed=False)
 
 
 _IMPLEMENTATIONS: dict[str, Implementation[Any]] = {}
@@ -111,12 +152,14 @@ def implementation(name: str) -> Implementation[Any]:
 
 
 __all__ = [
+    "Change",
     "Context",
     "Implementation",
     "NoUndo",
     "Outcome",
     "Prediction",
     "ReadOnly",
+    "absent",
     "implementation",
     "implements",
     "implements_functions",

@@ -26,6 +26,7 @@ from longshore.orchestration.store.run_store import Store
 from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.engine.port import EngineTimeout
 from longshore.tasks.host.facts import facts
+from longshore.tasks.implementation import Context
 from longshore.tasks.operations.docker.gc import Gc
 from longshore.tasks.operations.docker.spec import RUN, one_offs
 from longshore.tasks.operations.jobs.discovery import LeftWorker, described, workers
@@ -130,7 +131,7 @@ class JobWatch:
 
     def _collect(self) -> None:
         """Remove the backups of runs that Redis no longer has, older than the retention."""
-        done = Gc().collect(GcParams())
+        done = Gc().act(Context("gc", "gc", "gc"), GcParams(), {})
         if done.changed:
             removed = {key: value for key, value in done.data.items() if value}
             log.info("host %s: removed old backups: %s", self.host, removed)

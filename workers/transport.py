@@ -22,6 +22,7 @@ from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.messaging.canvas import RESENT
+from longshore.orchestration.messaging.transport import SharedClient
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.run_store import Store
 
@@ -195,7 +196,7 @@ class _QoS(redis.QoS):
         return message if message is not None and message.headers.get("task") in RESENT else None
 
 
-class _Filtering:
+class _Filtering(SharedClient):
     """A channel whose client validates messages, and which opens no client on a closed connection."""
 
     QoS: Any = _QoS
@@ -208,8 +209,9 @@ class _Filtering:
         return super()._connparams(asynchronous=asynchronous)  # type: ignore[misc]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        client = super()._create_client(asynchronous=asynchronous)  # type: ignore[misc]
-        client.parse_response = _filtered(client.parse_response)
+        client = super()._create_client(asynchronous=asynchronous)
+        if asynchronous:  # kombu reads messages with this one
+            client.parse_response = _filtered(client.parse_response)
         return client
 
 

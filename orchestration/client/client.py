@@ -5,6 +5,7 @@ A start writes the request of a run and sends one message by name; the workers d
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -47,6 +48,9 @@ from longshore.orchestration.store.hosts import Host, Hosts, HostState
 from longshore.orchestration.store.placement import grouped, matching
 from longshore.orchestration.store.run_store import Store, actor
 
+#: Seconds for which a client does not ask again which keys the workers know: a start has few other round trips.
+_KEYS_KNOWN = 1.0
+
 
 class Client:
     """The entry point of an application: starts runs, finds them and commands hosts.
@@ -69,6 +73,7 @@ class Client:
             )
         self.ensure_server()
         self.store = Store(self.settings)
+        self._keys_asked = -math.inf
 
     def ensure_server(self) -> None:
         """Start the embedded server where the settings name no Redis; an idle server ends by itself."""
@@ -107,9 +112,8 @@ class Client:
         run_id = run_id if run_id is not None else new_run_id(plan if isinstance(plan, str) else plan.name)
         identifiers.run_id(run_id)
         given = load(plan) if isinstance(plan, str) else plan
-        body = preconditions.permitted_request(self.store, given, params or {}, run_id)
-        compiled = CompiledPlan(Plan.model_validate(body["plan"]))
-        preconditions.require_signing_key(self.store)
+        body, compiled = preconditions.permitted_request(self.store, given, params or {}, run_id)
+        self._require_signing_key()
         preconditions.require_services(self.store, compiled)
         preconditions.require_hosts(self.store, compiled, body["params"], run_id)
         existing = Admission(self.store).submit(run_id, body)
@@ -131,6 +135,12 @@ class Client:
                 remedy=f"wait until a worker sweeps, which begins the run: longshore runs watch {run_id}",
             ) from error
         return self._run(run_id, compiled, digest=body["digest"])
+
+    def _require_signing_key(self) -> None:
+        asked = time.monotonic()
+        if asked >= self._keys_asked + _KEYS_KNOWN:
+            preconditions.require_signing_key(self.store)
+            self._keys_asked = asked
 
     def _run(self, run_id: str, plan: CompiledPlan, *, digest: str, attached: bool = False) -> Run:
         return Run(self.store, lambda: self._producer, run_id, plan, attached=attached, digest=digest)

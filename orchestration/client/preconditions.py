@@ -14,9 +14,9 @@ from longshore.orchestration.errors import ConfigError, PlanDenied, ServiceDown,
 from longshore.orchestration.language import templates
 from longshore.orchestration.language.targets import ANY
 from longshore.orchestration.messaging import signing
+from longshore.orchestration.plans.checked import checked
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.model import Plan
-from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.breakers import Breakers, services
 from longshore.orchestration.store.hosts import Hosts
@@ -24,8 +24,10 @@ from longshore.orchestration.store.placement import hosts_of
 from longshore.orchestration.store.run_store import Store, actor
 
 
-def permitted_request(store: Store, plan: Plan, params: Mapping[str, Any], run_id: str) -> dict[str, Any]:
-    """The request of a run, checked against what plans may hold.
+def permitted_request(
+    store: Store, plan: Plan, params: Mapping[str, Any], run_id: str
+) -> tuple[dict[str, Any], CompiledPlan]:
+    """The request of a run, checked against what plans may hold, and its compiled plan.
 
     Raises PlanDenied for a plan that the policy forbids or that exceeds `max_plan` bytes, and adds each such refusal
     to the audit trail. Raises PlanError and ParamsError as `request_body` does.
@@ -33,13 +35,13 @@ def permitted_request(store: Store, plan: Plan, params: Mapping[str, Any], run_i
     settings = store.settings
     who, where = actor(settings), signing.origin(settings)
     try:
-        reject_forbidden(plan, settings)
-        body = request_body(plan, params, who, where)
+        valid = checked(plan, settings)
+        body = request_body(plan, params, who, where, valid=valid)
         require_size(body, settings.max_plan)
     except PlanDenied as error:
         audit.report_refusal(store, str(error), run=run_id, plan=plan.name, actor=who, origin=where)
         raise
-    return body
+    return body, valid.compiled
 
 
 def require_size(body: Mapping[str, Any], limit: int) -> None:

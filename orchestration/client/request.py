@@ -15,9 +15,9 @@ from longshore.orchestration.language.params import resolve
 from longshore.orchestration.messaging import trace_context
 from longshore.orchestration.operations import known
 from longshore.orchestration.plans import subplans
+from longshore.orchestration.plans.checked import CheckedPlan, checked
 from longshore.orchestration.plans.labels import RECONSTRUCTED_LABEL
-from longshore.orchestration.plans.loading import validate
-from longshore.orchestration.plans.model import Plan, canonical_text, digest_of
+from longshore.orchestration.plans.model import Plan, digest_of
 from longshore.orchestration.settings import MAX_FILE_BYTES
 from longshore.orchestration.store.admission import JOBS
 from longshore.orchestration.store.records import SCHEMA_VERSION
@@ -28,21 +28,22 @@ _LONGEST_KEY = 256
 _JOB, _BEGINS = "job.", "job.worker.execute"
 
 
-def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "") -> dict[str, Any]:
+def request_body(
+    plan: Plan, given: Mapping[str, Any], who: str, origin: str = "", *, valid: CheckedPlan | None = None
+) -> dict[str, Any]:
     """The request as stored: the normalised plan, its parameters, and the files and plans that it names.
 
-    Raises PlanError and ParamsError.
+    `valid`: the plan, where the caller has checked it. Raises PlanError and ParamsError.
     """
-    validate(plan)
+    valid = valid or checked(plan)
     params = resolve(plan.params, given)
     files = _local_files(plan, params) | subplans.pinned(plan, _local_files)
-    data = plan.to_dict()
     body: dict[str, Any] = {
         "v": SCHEMA_VERSION,
-        "plan": data,
+        "plan": valid.data,
         "params": params,
         "files": files,
-        "digest": digest_of(canonical_text(data), params, files),
+        "digest": digest_of(valid.canonical, params, files),
         "actor": who,
         "origin": origin,
         # Tells two runs of one id apart, where the first was deleted.

@@ -19,7 +19,7 @@ from longshore.orchestration.messaging.signing import plan_header, seal
 from longshore.orchestration.messaging.step_header import StepHeader
 from longshore.orchestration.operations.celery_task import TaskParams
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, index_of
-from longshore.orchestration.settings import Settings, get_settings
+from longshore.orchestration.settings import SENTINEL, Settings, get_settings
 
 STEP = "longshore.step"
 UNDO = "longshore.undo"
@@ -34,6 +34,8 @@ RESENT = frozenset({STEP, UNDO, ADVANCE})
 
 #: The links of one chain, bounded because each message carries all later links.
 CHAIN_LINKS = 8
+#: The module of the transports of clients.
+_TRANSPORTS = "longshore.orchestration.messaging.transport"
 #: Messages of a header in one pipeline: the workers begin with the first ones while the others are built.
 _AT_ONCE = 10
 #: Seconds of the shortest life of a message.
@@ -56,6 +58,7 @@ def producer(settings: Settings) -> Celery:
     app.conf.update(
         task_default_queue=CONTROL,
         task_ignore_result=True,
+        broker_transport=f"{_TRANSPORTS}:{'SentinelTransport' if settings.url().startswith(SENTINEL) else 'Transport'}",
         broker_connection_timeout=settings.connect_timeout,
         broker_transport_options={
             "socket_connect_timeout": settings.connect_timeout,
@@ -132,7 +135,7 @@ class Canvas:
         """Send the first message of the run; its task id is the run id, which makes it the root in Flower."""
         sig = self.advance(plan_name, shadow=plan_name, task_id=self.run_id)
         del sig.options["parent_id"]
-        sig.apply_async()
+        sig.apply_async(declare=[])  # the workers have declared the queue
 
     def send_advance(self, plan_name: str) -> None:
         """Send a message that moves the run on."""

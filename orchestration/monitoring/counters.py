@@ -2,16 +2,21 @@
 
 Runs count nothing themselves. A scrape adds the runs that ended since the last scrape to the totals, and then the
 progress of live runs, so that counters agree with reports. A counter never decreases: a reopened run keeps its counts.
+
+A scrape counts ended runs for a limited time, and leaves the others to the next scrapes. The counters are empty until
+all runs that were stored before the first scrape are counted: their growth would look like runs that end now.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import WatchError
 
@@ -21,6 +26,7 @@ from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs import report
 from longshore.orchestration.states import STEP_FINAL, TERMINAL, RunState
 from longshore.orchestration.store.keys import Field
+from longshore.orchestration.store.records import read_request
 
 if TYPE_CHECKING:
     from longshore.orchestration.store.run_store import Store
@@ -28,13 +34,20 @@ if TYPE_CHECKING:
 #: Upper ends of the histograms, seconds.
 STEP_BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 RUN_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
-#: Runs that one scrape reads in one page, and live runs that it reads at most.
-_PAGE = 1000
+#: Live runs that one scrape reads at most.
+_LIVE = 1000
+#: Ended runs of one page, which are counted in one transaction.
+_PAGE = 100
+#: Seconds after which a scrape begins no further page.
+_LONGEST = 0.25
+#: Compiled plans of a process.
+_PLANS = 32
 #: ms that a scrape reads again before the last end that it has counted, because ends are not stored in order.
 _OVERLAP = 60_000
 #: Separator in a counter's name in Redis: the metric, then the values of its labels.
 SEP = "\x1f"
-_UNTIL = f"{SEP}until"
+#: Fields beside the counters: the last end that is counted, and whether a scrape has ever counted all ends.
+_UNTIL, _COMPLETE = f"{SEP}until", f"{SEP}complete"
 
 #: Metrics of a sweeper, by the field of a step, or of its undo, that counts them.
 _SWEPT: dict[str, str] = {Field.LOST: "lost", Field.RESENT: "resent"}
@@ -45,12 +58,11 @@ Counts = dict[str, float]
 def of_run(store: Store, run_id: str) -> tuple[Counts, RunState] | None:
     """The counts and the state of a run; None where the run is gone or unreadable."""
     try:
-        body = store.body(run_id)
-        if body is None:
+        text, run, steps, now = store.whole(run_id)
+        if text is None:
             return None
-        plan = CompiledPlan(Plan.model_validate(body["plan"]), lenient=True)
-        run, steps = store.everything(run_id)
-        done = report.build(run_id, plan, run, steps, store.now())
+        plan = _compiled(json.dumps(read_request(run_id, text)["plan"]))
+        done = report.build(run_id, plan, run, steps, now)
         return _counts(plan, steps, done), done.state
     except StoreUnavailable as error:
         if isinstance(error, WrongType):
@@ -58,6 +70,12 @@ def of_run(store: Store, run_id: str) -> tuple[Counts, RunState] | None:
         raise
     except (*UNREADABLE, LongshoreError):  # a damaged run must not stop the scrape
         return None
+
+
+@lru_cache(_PLANS)
+def _compiled(plan: str) -> CompiledPlan:
+    """The compiled plan of a JSON text, once for all its runs."""
+    return CompiledPlan(Plan.model_validate_json(plan), lenient=True)
 
 
 def _counts(plan: CompiledPlan, steps: Mapping[str, str], done: report.Report) -> Counts:
@@ -94,10 +112,11 @@ def _counts(plan: CompiledPlan, steps: Mapping[str, str], done: report.Report) -
 
 @dataclass
 class Totals:
-    """All counters; `live` runs by plan and state."""
+    """All counters; `live` runs by plan and state; `uncounted`, the ended runs that later scrapes count."""
 
     counts: Counts = field(default_factory=dict)
     live: Counter[tuple[str, str]] = field(default_factory=Counter)
+    uncounted: int = 0
 
     def of(self, metric: str) -> Iterator[tuple[tuple[str, ...], float]]:
         """Label values and value of each counter of a metric."""
@@ -110,64 +129,86 @@ class Totals:
 def totals(store: Store) -> Totals:
     """Compute all counters. Raises StoreUnavailable."""
     # Live runs are read first, so that a run that ends meanwhile is still counted.
-    live = store.call(store.client.zrange, store.keys.live, 0, _PAGE - 1)
-    _fold(store)
-    found = Totals(_numbers(store.call(store.client.hgetall, store.keys.counters)))
-    before = _snapshots(store, live)
+    live = store.call(store.client.zrange, store.keys.live, 0, _LIVE - 1)
+    uncounted = _fold(store)
+    known = store.call(store.client.hgetall, store.keys.counters)
+    found = Totals(_numbers(known) if known.get(_COMPLETE) else {}, uncounted=uncounted)
+    before = {run_id: _snapshot(text) for run_id, text in _texts(store, live).items()}
     for run_id in live:
         seen = of_run(store, run_id)
         if seen is None or (seen[1] in TERMINAL and run_id in before):
             continue
         counts, state = seen
-        new = _more(before.get(run_id, {}), counts)
-        for name, more in new.items():
+        for name, more in (_more(before.get(run_id, {}), counts) if known.get(_COMPLETE) else {}).items():
             found.counts[name] = found.counts.get(name, 0) + more
         if state in TERMINAL:
-            _add(store, run_id, counts)  # a counter, once reported, must not decrease
+            _add(store, {run_id: counts})  # a counter, once reported, must not decrease
             continue
         found.live[store.call(store.client.hget, store.keys.of(run_id).run, "plan") or "", str(state)] += 1
     return found
 
 
-def _fold(store: Store) -> None:
-    """Add the runs that ended since the last scrape, each without counts added before."""
+def _fold(store: Store) -> int:
+    """Add the runs that ended since the last scrape, each without counts added before; return how many are left."""
     client, keys = store.client, store.keys
-    since = (_number(store.call(client.hget, keys.counters, _UNTIL)) or 0.0) - _OVERLAP
-    begin = 0
+    last, complete = store.call(client.hmget, keys.counters, _UNTIL, _COMPLETE)
+    until = _number(last) or 0.0
+    since, begin, latest = until - _OVERLAP, 0, time.monotonic() + _LONGEST
     while True:
         ended = store.call(client.zrangebyscore, keys.ended, since, "+inf", start=begin, num=_PAGE, withscores=True)
-        before = _snapshots(store, [run_id for run_id, _ in ended])
-        for run_id, at in ended:
-            seen = of_run(store, run_id)
-            if seen is not None and (run_id not in before or _more(before[run_id], seen[0])):
-                _add(store, run_id, seen[0], at)
+        is_known = _count(store, dict(ended))
         begin += len(ended)
+        if ended and ended[-1][1] > until:
+            until = ended[-1][1]
+            store.call(client.hset, keys.counters, _UNTIL, str(until))
         if len(ended) < _PAGE:
             break
+        if not is_known and time.monotonic() >= latest:
+            return max(0, int(store.call(client.zcount, keys.ended, since, "+inf")) - begin)
+    if not complete:
+        store.call(client.hset, keys.counters, _COMPLETE, 1)
     if store.call(client.hlen, keys.counted_runs) > store.call(client.zcard, keys.runs) + _PAGE:
         known = set(store.call(client.zrange, keys.runs, 0, -1))
         gone = [run_id for run_id in store.call(client.hkeys, keys.counted_runs) if run_id not in known]
         if gone:
             store.call(client.hdel, keys.counted_runs, *gone)
+    return 0
 
 
-def _add(store: Store, run_id: str, counts: Counts, until: float | None = None) -> None:
-    """Add the new counts of a run, in one transaction, so that concurrent scrapes add them once."""
+def _count(store: Store, ended: Mapping[str, float]) -> bool:
+    """Add runs to the totals; return whether all of them were counted before.
+
+    `ended` maps each run to the time of its end: a run that was reopened, and has ended again, has another one.
+    """
+    before = _texts(store, list(ended))
+    left = [run_id for run_id, at in ended.items() if _number(_entries(before.get(run_id)).get(_UNTIL)) != at]
+    if left:
+        # An unreadable run counts nothing, and is not read again.
+        _add(store, {run_id: (of_run(store, run_id) or ({}, None))[0] for run_id in left}, ended)
+    return not left
+
+
+def _add(store: Store, runs: Mapping[str, Counts], ended: Mapping[str, float] | None = None) -> None:
+    """Add the new counts of runs, in one transaction, so that concurrent scrapes add them once."""
     keys = store.keys
     with store.client.pipeline() as pipe:
         while True:
             try:
                 store.call(pipe.watch, keys.counted_runs)
-                known = _snapshot(store.call(pipe.hget, keys.counted_runs, run_id) or "{}")
-                more = _more(known, counts)
+                texts = store.call(pipe.hmget, keys.counted_runs, list(runs))
+                total: dict[str, float] = defaultdict(float)
+                entries: dict[Any, Any] = {}
+                for (run_id, counts), text in zip(runs.items(), texts, strict=True):
+                    known = _snapshot(text)
+                    more = _more(known, counts)
+                    entry = known | {name: known.get(name, 0) + by for name, by in more.items()}
+                    entries[run_id] = json.dumps(entry | ({} if ended is None else {_UNTIL: ended[run_id]}))
+                    for name, by in more.items():
+                        total[name] += by
                 pipe.multi()
-                for name, value in more.items():
+                for name, value in total.items():
                     pipe.hincrbyfloat(keys.counters, name, value)
-                pipe.hset(
-                    keys.counted_runs, run_id, json.dumps(known | {n: known.get(n, 0) + v for n, v in more.items()})
-                )
-                if until is not None:
-                    pipe.hset(keys.counters, _UNTIL, str(until))
+                pipe.hset(keys.counted_runs, mapping=entries)
                 pipe.execute()
                 return
             except WatchError:
@@ -178,24 +219,31 @@ def _more(before: Mapping[str, float], now: Mapping[str, float]) -> Counts:
     return {name: value - before.get(name, 0) for name, value in now.items() if value > before.get(name, 0)}
 
 
-def _snapshots(store: Store, run_ids: list[str]) -> dict[str, Counts]:
+def _texts(store: Store, run_ids: list[str]) -> dict[str, str]:
+    """The stored counts of runs, as JSON."""
     if not run_ids:
         return {}
     texts = store.call(store.client.hmget, store.keys.counted_runs, run_ids)
-    return {run_id: _snapshot(text) for run_id, text in zip(run_ids, texts, strict=True) if text}
+    return {run_id: text for run_id, text in zip(run_ids, texts, strict=True) if text}
 
 
-def _snapshot(text: str) -> Counts:
-    """The stored counts of a run; none for an unreadable text, so that the run is counted again."""
+def _entries(text: str | None) -> dict[str, object]:
+    """The stored entry of a run; empty for an unreadable text, so that the run is counted again."""
     try:
-        return _numbers(json.loads(text))
+        found = json.loads(text or "{}")
     except UNREADABLE:
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _snapshot(text: str | None) -> Counts:
+    """The stored counts of a run."""
+    return _numbers(_entries(text))
 
 
 def _numbers(found: Mapping[str, object]) -> Counts:
     """The finite numbers among these values."""
-    read = {name: _number(value) for name, value in found.items() if name != _UNTIL}
+    read = {name: _number(value) for name, value in found.items() if not name.startswith(SEP)}
     return {name: value for name, value in read.items() if value is not None}
 
 

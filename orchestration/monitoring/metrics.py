@@ -46,6 +46,9 @@ class Collector:
             yield counter
         for metric, name, what, label in _HISTOGRAMS:
             yield _histogram(totals, metric, name, what, label)
+        uncounted = GaugeMetricFamily("longshore_runs_uncounted", "Ended runs that the next scrapes count")
+        uncounted.add_metric([], totals.uncounted)
+        yield uncounted
         yield self._live(totals)
         yield from self._queues()
         yield from self._hosts()

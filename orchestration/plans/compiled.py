@@ -220,7 +220,7 @@ class CompiledPlan:
         self.plan = plan
         #: Digest with parameters and files; set if messages are signed.
         self.digest = ""
-        #: The rules for plaintext secrets under which a worker has found the plan to be permitted.
+        #: The rules for plaintext secrets under which the plan was found to be permitted.
         self.permitted: set[str] = set()
         names = list(plan.steps)
         index = {name: i for i, name in enumerate(names)}

@@ -99,7 +99,7 @@ class Field(StrEnum):
     ATTEMPTS = "attempts"
     #: Celery task id and node of the attempt that holds the lease.
     OWNER = "owner"
-    #: When its message was first sent, and until when the message counts as under way; ms.
+    #: When its message was first sent, and until when the message counts as under way, one lease by default; ms.
     SENT = "sent"
     SENT_UNTIL = "sent_until"
     #: The earliest time of the next attempt; and the length of that delay, or of the external wait; ms.

@@ -151,6 +151,17 @@ class RunReads(SideRecords):
         run, steps = self.call(pipe.execute)
         return run, steps | self._large(run_id, steps)
 
+    def whole(self, run_id: str) -> tuple[str | None, dict[str, str], dict[str, str], int]:
+        """The request, all fields of the record and the time, ms, in one round trip; data in other keys is left out."""
+        keys = self.keys.of(run_id)
+        pipe = self.client.pipeline(transaction=False)
+        pipe.get(keys.request)
+        pipe.hgetall(keys.run)
+        pipe.hgetall(keys.steps)
+        pipe.time()
+        text, run, steps, (seconds, micros) = self.call(pipe.execute)
+        return text or None, run, steps, int(seconds) * 1000 + int(micros) // 1000
+
     def _large(self, run_id: str, steps: Mapping[str, str]) -> dict[str, str]:
         """Large data from keys of their own, each as `bulk:<id>`."""
         keys = self.keys.of(run_id)

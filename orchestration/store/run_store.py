@@ -126,7 +126,7 @@ class Store(RunReads, ReceiptQuestions, TaskLeases):
             flat += ["x", i, len(units), verdict.at_once or len(units), verdict.tolerated, verdict.canary]
             flat += [part for unit in units for part in (unit.item, unit.host, unit.skip)]
         stop = "" if stopped_by is None else stopped_by
-        args = (run.state, run.level, state, level, _ms(self.settings.lease), run.epoch, stop)
+        args = (run.state, run.level, state, level, run.epoch, stop)
         return bool(self._run("open_level", run_id, *args, *flat))
 
     def open_undo(
@@ -346,7 +346,7 @@ class Store(RunReads, ReceiptQuestions, TaskLeases):
         why = "its worker was lost" + (f" {at_most} times, or as the run was ended" if repeatable else "")
         code, held_back = self._run(
             "expire", run_id, step_id, side, "1" if repeatable else "", at_most, json.dumps({"error": why}), why,
-            "1" if stops else "", "1" if always else "", _ms(self.settings.lease),
+            "1" if stops else "", "1" if always else "",
             "" if ask_for is None else _ms(ask_for), json.dumps({"unknown": why, "what": ASKED}), ASKED,
         )  # fmt: skip
         return str(code), tuple(as_id(unit) for unit in held_back.split())

@@ -301,7 +301,7 @@ class Coordinator:
         now = run.now
         if run.state is not RunState.SUSPENDED and (run.left <= 0 or not rows):
             return
-        for status, not_before, _ in rows:
+        for status, not_before, *_ in rows:
             at = as_number(not_before) or 0
             if status in {StepState.RUNNING, UndoState.UNDOING, StepState.READY}:
                 return

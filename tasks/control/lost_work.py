@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from longshore.orchestration.messaging.canvas import STEP, UNDO
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId, as_id, index_of
 from longshore.orchestration.states import RunState, StepState, UndoState
-from longshore.orchestration.store.connection import as_number
+from longshore.orchestration.store.connection import as_number, milliseconds
 from longshore.orchestration.store.hosts import Hosts
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.run_store import Store
@@ -100,9 +100,9 @@ class LostWork:
         for step_id in given_up:
             self.give_up(run_id, plan, step_id, side, f"host did not answer: {absent.silent[step_id]}")
         refused += given_up
-        kinds = (Field.STATUS, Field.NOT_BEFORE, Field.SENT_UNTIL)
+        kinds = (Field.STATUS, Field.NOT_BEFORE, Field.SENT_UNTIL, Field.SENT)
         rows = self.store.step_fields(run_id, leaves, [f"{side}{kind}" for kind in kinds]).values()
-        due = _next_message(rows)
+        due = _next_message(rows, milliseconds(self.store.settings.lease))
         if due is not None:
             self.store.look_at(run_id, due, sooner=True)
         if refused or left_out:
@@ -129,8 +129,17 @@ class LostWork:
         return f"{why}; " if why else ""
 
 
-def _next_message(rows: Collection[Sequence[str | None]]) -> int | None:
-    """The time at which the next parked retry is due or the next message counts as lost, ms."""
-    times = [as_number(due) for status, due, _ in rows if status == StepState.RETRYING and due]
-    times += [as_number(until) for status, _, until in rows if status == StepState.READY and until]
+def _next_message(rows: Collection[Sequence[str | None]], lease: int) -> int | None:
+    """The time at which the next parked retry is due or the next message counts as lost, ms.
+
+    The first message of a step is under way for one `lease`.
+    """
+    times: list[int | None] = []
+    for status, due, until, sent in rows:
+        if status == StepState.RETRYING and due:
+            times.append(as_number(due))
+        elif status == StepState.READY and until:
+            times.append(as_number(until))
+        elif status == StepState.READY and (at := as_number(sent)) is not None:
+            times.append(at + lease)
     return min((at for at in times if at is not None), default=None)

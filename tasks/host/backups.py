@@ -21,9 +21,11 @@ class Backups:
 
     def __init__(self, ctx: Context) -> None:
         self._path = file_of(ctx, "backups", ".bytes")
+        self._dry_run = ctx.dry_run
 
     def keep(self, data: bytes) -> None:
-        write_private(self._path, data)
+        if not self._dry_run:
+            write_private(self._path, data)
 
     def bytes_of(self, digest: str, what: str) -> bytes:
         """The backup with this digest. Raises OperationError if the backup is missing or damaged."""

@@ -19,6 +19,7 @@ from longshore.orchestration.operations.cache import (
 from longshore.orchestration.store.caches import Caches, Entry, Found
 from longshore.tasks.crash_points import point
 from longshore.tasks.implementation import (
+    Change,
     Context,
     Implementation,
     Outcome,
@@ -63,6 +64,7 @@ class Rebuild(Implementation[RebuildParams]):
         return Outcome(changed=True, data=data)
 
     def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
+        # Apart from `act`: the step decides under the lock of the cache.
         name, _ = self._builder(params)
         caches = ctx.caches()
         why = caches.get(params.cache).problem(caches.now(), params.fingerprint)
@@ -110,18 +112,16 @@ class Check(ReadOnly[CheckParams]):
 class Invalidate(Implementation[InvalidateParams]):
     """Marks the current generation as invalid."""
 
-    def act(self, ctx: Context, params: InvalidateParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: InvalidateParams, before: dict[str, Any]) -> Change:
         caches = ctx.caches()
         found = caches.get(params.cache)
+        if found.entry is None or found.entry.invalidated:
+            yield unchanged(ctx, f"cache {params.cache} is already invalid")
+        else:
+            yield Prediction(f"would invalidate generation {found.generation} of cache {params.cache}")
         # A redelivered attempt finds its own mark and still counts as the change.
         done = caches.mark(params.cache, ctx.op_id) or bool(found.entry and found.entry.invalidated == ctx.op_id)
         return Outcome(changed=done, data={"cache": params.cache, "generation": found.generation})
-
-    def predict(self, ctx: Context, params: InvalidateParams) -> Prediction:
-        found = ctx.caches().get(params.cache)
-        if found.entry is None or found.entry.invalidated:
-            return unchanged(ctx, f"cache {params.cache} is already invalid")
-        return Prediction(f"would invalidate generation {found.generation} of cache {params.cache}")
 
     def undo(
         self, ctx: Context, params: InvalidateParams, before: dict[str, Any], data: dict[str, Any] | None

@@ -57,6 +57,7 @@ class Command(Implementation[Any]):
         return Outcome(changed=params.changes, data=data)
 
     def predict(self, ctx: Context, params: CommandParams) -> Prediction:
+        # Apart from `act`: a dry run must not run the check of `unless`.
         machine = self.machine(ctx, params)
         if why := _created_already(machine, params):
             return Prediction(f"would run nothing: {why}", changed=False)

@@ -27,7 +27,16 @@ from longshore.tasks.host import downloads
 from longshore.tasks.host.backups import Backups, write_private
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, State, sha
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements, unchanged
+from longshore.tasks.implementation import (
+    Change,
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    ReadOnly,
+    implements,
+    unchanged,
+)
 
 _DEFAULT_MODE = 0o644
 #: The maximum bytes of a file in a plan; larger files belong in the object store.
@@ -130,11 +139,18 @@ class Deploy(Implementation[DeployParams]):
         Backups(ctx).keep(data)
         return {"file": state.as_json(), "made": []} | record
 
-    def act(self, ctx: Context, params: DeployParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: DeployParams, before: dict[str, Any]) -> Change:
         machine, path = machine_of(ctx), params.path
         was = _state_of(before)
         data = _content(ctx, params)
         wanted = _wanted(machine, params, data, was)
+        if was is None:
+            yield Prediction(f"would create {path} ({wanted.size} bytes)", undo=f"remove {path}")
+        elif wanted == was:
+            yield Prediction(f"{path} is up to date", changed=False)
+        else:
+            what = ", ".join(_differences(was, wanted))
+            yield Prediction(f"would change {path}: {what}", undo=f"restore {was.sha256[:12]}")
         found = machine.read(path)
         if found is None or found[0] != wanted:
             machine.make_folders(path)
@@ -144,21 +160,7 @@ class Deploy(Implementation[DeployParams]):
                 machine.remove_folders(before["made"])  # nothing was changed
                 raise
         _Deployed(ctx, path).note(ctx, path, wanted)
-        result = wanted.as_json() | {"path": path, "mode": f"{wanted.mode:04o}"}
-        return Outcome(changed=wanted != was, data=result)
-
-    def predict(self, ctx: Context, params: DeployParams) -> Prediction:
-        machine, path = machine_of(ctx), params.path
-        found = machine.read(path)
-        data = _content(ctx, params)
-        now = found[0] if found else None
-        wanted = _wanted(machine, params, data, now)
-        if wanted == now:
-            return Prediction(f"{path} is up to date", changed=False)
-        if now is None:
-            return Prediction(f"would create {path} ({wanted.size} bytes)", undo=f"remove {path}")
-        what = ", ".join(_differences(now, wanted))
-        return Prediction(f"would change {path}: {what}", undo=f"restore {now.sha256[:12]}")
+        return wanted.as_json() | {"path": path, "mode": f"{wanted.mode:04o}"}
 
     def undo(self, ctx: Context, params: DeployParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         machine, path, kept = machine_of(ctx), params.path, Backups(ctx)
@@ -215,17 +217,15 @@ class Undeploy(Implementation[UndeployParams]):
         Backups(ctx).keep(found[1])
         return {"file": found[0].as_json()}
 
-    def act(self, ctx: Context, params: UndeployParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: UndeployParams, before: dict[str, Any]) -> Change:
         machine, was = machine_of(ctx), _state_of(before)
+        if was is None:
+            yield unchanged(ctx, f"{params.path} does not exist")
+        else:
+            yield Prediction(f"would remove {params.path}", undo="restore the file")
         if machine.read(params.path) is not None:
             machine.remove(params.path)
-        data = {"path": params.path, "sha256": was.sha256 if was else None}
-        return Outcome(changed=was is not None, data=data)
-
-    def predict(self, ctx: Context, params: UndeployParams) -> Prediction:
-        if machine_of(ctx).read(params.path) is None:
-            return unchanged(ctx, f"{params.path} does not exist")
-        return Prediction(f"would remove {params.path}", undo="restore the file")
+        return {"path": params.path, "sha256": was.sha256 if was else None}
 
     def undo(
         self, ctx: Context, params: UndeployParams, before: dict[str, Any], data: dict[str, Any] | None
@@ -249,6 +249,8 @@ class Undeploy(Implementation[UndeployParams]):
 class Status(ReadOnly[StatusParams]):
     """Compares a file with its last deployment."""
 
+    reads = "read the state of {path}"
+
     def act(self, ctx: Context, params: StatusParams, before: dict[str, Any]) -> Outcome:
         found = machine_of(ctx).read(params.path)
         known = _Deployed(ctx, params.path).state()
@@ -258,9 +260,6 @@ class Status(ReadOnly[StatusParams]):
             data["differs"] = [text.split()[0] for text in _differences(known, found[0])]
             data["status"] = "drifted" if data["differs"] else "in-sync"
         return Outcome(changed=False, data=data)
-
-    def predict(self, ctx: Context, params: StatusParams) -> Prediction:
-        return Prediction(f"would read the state of {params.path}", changed=False)
 
 
 def _given(ctx: Context, params: UploadParams | ChangedParams) -> bytes:
@@ -277,30 +276,25 @@ class Upload(Implementation[UploadParams]):
             return {"sha256": None}
         if not params.force and found.sha256 != sha(_given(ctx, params)):
             raise _taken(params.name)
-        ctx.objects().keep(ctx.op_id, found, get_settings().retention + _LONGEST_RUN)
+        if not ctx.dry_run:
+            ctx.objects().keep(ctx.op_id, found, get_settings().retention + _LONGEST_RUN)
         return {"sha256": found.sha256, "content_type": found.content_type}
 
-    def act(self, ctx: Context, params: UploadParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: UploadParams, before: dict[str, Any]) -> Change:
         objects, entry = ctx.objects(), Entry(_given(ctx, params), params.content_type, ctx.run_id)
+        if before["sha256"] is None:
+            yield Prediction(f"would store {params.name}", undo=f"remove {params.name}")
+        elif (before["sha256"], before["content_type"]) == (entry.sha256, entry.content_type):
+            yield Prediction(f"the object store has this {params.name}", changed=False)
+        else:
+            yield Prediction(f"would replace {params.name}", undo=f"restore {before['sha256'][:12]}")
         found = objects.get(params.name)
         if found is None or (found.sha256, found.content_type) != (entry.sha256, entry.content_type):
             if found is not None and found.sha256 != before["sha256"] and not params.force:
                 raise _taken(params.name)
             if not objects.put(params.name, entry, was=found.sha256 if found else None):
                 raise Transient(f"object {params.name!r} was replaced by another run at the same moment")
-        data = {"name": params.name, "sha256": entry.sha256, "size": entry.size, "content_type": entry.content_type}
-        was = (before["sha256"], before.get("content_type"))
-        return Outcome(changed=was != (entry.sha256, entry.content_type), data=data)
-
-    def predict(self, ctx: Context, params: UploadParams) -> Prediction:
-        found = ctx.objects().get(params.name)
-        digest = sha(_given(ctx, params))
-        if found is None:
-            return Prediction(f"would store {params.name}", undo=f"remove {params.name}")
-        if (found.sha256, found.content_type) == (digest, params.content_type):
-            return Prediction(f"the object store has this {params.name}", changed=False)
-        impossible = None if params.force or found.sha256 == digest else str(_taken(params.name))
-        return Prediction(f"would replace {params.name}", undo=f"restore {found.sha256[:12]}", impossible=impossible)
+        return {"name": params.name, "sha256": entry.sha256, "size": entry.size, "content_type": entry.content_type}
 
     def undo(self, ctx: Context, params: UploadParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         objects, digest = ctx.objects(), sha(_given(ctx, params))
@@ -330,11 +324,10 @@ def _taken(name: str) -> Preflight:
 class Changed(ReadOnly[ChangedParams]):
     """Compares content with an object of the store."""
 
+    reads = "compare the content with object {name}"
+
     def act(self, ctx: Context, params: ChangedParams, before: dict[str, Any]) -> Outcome:
         digest = sha(_given(ctx, params))
         found = ctx.objects().get(params.name)
         differs = found is None or found.sha256 != digest
         return Outcome(changed=False, data={"name": params.name, "differs": differs, "sha256": digest})
-
-    def predict(self, ctx: Context, params: ChangedParams) -> Prediction:
-        return Prediction(f"would compare the content with object {params.name}", changed=False)

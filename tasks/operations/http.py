@@ -38,7 +38,7 @@ from longshore.tasks.host import addresses
 from longshore.tasks.host.http_session import session
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Program
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, ReadOnly, implements
 
 _BODY_LIMIT = 64 * 1024
 #: Maximum bytes of curl's configuration, and of the response, inside a container.
@@ -302,9 +302,11 @@ class HttpGet(ReadOnly[HttpGetParams]):
 class HttpRequest(Implementation[HttpRequestParams]):
     """Sends one request; the undo sends the request in `undo`."""
 
-    def act(self, ctx: Context, params: HttpRequestParams, before: dict[str, Any]) -> Outcome:
-        call = self._call(ctx, params)
+    def change(self, ctx: Context, params: HttpRequestParams, before: dict[str, Any]) -> Change:
+        undo = None if params.undo is None else Call(params.undo.method, params.undo.url).shown
         safe = params.method in {"GET", "HEAD"}
+        yield Prediction(f"would send {Call(params.method, params.url).shown}", changed=not safe, undo=undo)
+        call = self._call(ctx, params)
         idempotent = params.idempotent if params.idempotent is not None else safe or params.method in {"PUT", "DELETE"}
         try:
             answer = send(ctx, call)
@@ -319,17 +321,12 @@ class HttpRequest(Implementation[HttpRequestParams]):
         if answer.code in params.delayed_codes and not (params.ok_codes and answer.code in params.ok_codes):
             raise Delayed(what, after=_after(answer))
         if _is_successful(answer.code, params.ok_codes):
-            return Outcome(changed=not safe, data=data)
+            return data
         if answer.code in params.blocked_codes:
             raise Blocked(what, service=re.sub(r"^https?://(?:[^/@]*@)?([^/?]+).*$", r"\1", params.url))
         if answer.code in params.retried_codes:
             raise Transient(what, data=data)
         raise Unsuccessful(what, data=data)
-
-    def predict(self, ctx: Context, params: HttpRequestParams) -> Prediction:
-        undo = None if params.undo is None else Call(params.undo.method, params.undo.url).shown
-        safe = params.method in {"GET", "HEAD"}
-        return Prediction(f"would send {Call(params.method, params.url).shown}", changed=not safe, undo=undo)
 
     def undo(
         self, ctx: Context, params: HttpRequestParams, before: dict[str, Any], data: dict[str, Any] | None

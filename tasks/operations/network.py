@@ -18,7 +18,7 @@ from longshore.tasks.host import addresses
 from longshore.tasks.host.backups import Backups
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, Program, State, sha
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, ReadOnly, implements
 
 _PATH = "/etc/resolv.conf"
 
@@ -40,12 +40,11 @@ def _lists(text: str) -> tuple[list[str], list[str]]:
 class DnsGet(ReadOnly[DnsParams]):
     """Reads the name servers and search domains."""
 
+    reads = f"read {_PATH}"
+
     def act(self, ctx: Context, params: DnsParams, before: dict[str, Any]) -> Outcome:
         servers, domains = _lists(machine_of(ctx).text(_PATH) or "")
         return Outcome(changed=False, data={"servers": servers, "search_domains": domains, "path": _PATH})
-
-    def predict(self, ctx: Context, params: DnsParams) -> Prediction:
-        return Prediction(f"would read {_PATH}", changed=False)
 
 
 @implements(DNS_UPDATE)
@@ -62,23 +61,19 @@ class DnsUpdate(Implementation[DnsUpdateParams]):
         Backups(ctx).keep(found[1])
         return {"file": found[0].as_json()}
 
-    def act(self, ctx: Context, params: DnsUpdateParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: DnsUpdateParams, before: dict[str, Any]) -> Change:
         machine = machine_of(ctx)
         was = State(**before["file"]) if before["file"] else None
         found = self._read(machine)
         wanted = self._wanted(params, found[1].decode(errors="replace") if found else "").encode()
+        if was is not None and sha(wanted) == was.sha256:
+            yield Prediction(f"{_PATH} is up to date", changed=False)
+        else:
+            yield Prediction(f"would change {_PATH}", undo="restore its bytes")
         if found is None or found[1] != wanted:
             self._write(machine, wanted, found[0] if found else State("", 0, 0o644, *machine.me()))
         servers, domains = _lists(wanted.decode())
-        data: dict[str, Any] = {"servers": servers, "search_domains": domains, "path": _PATH}
-        return Outcome(was is None or sha(wanted) != was.sha256, data | {"sha256": sha(wanted)})
-
-    def predict(self, ctx: Context, params: DnsUpdateParams) -> Prediction:
-        found = self._read(machine_of(ctx))
-        now = found[1].decode(errors="replace") if found else ""
-        if self._wanted(params, now) == now:
-            return Prediction(f"{_PATH} is up to date", changed=False)
-        return Prediction(f"would change {_PATH}", undo="restore its bytes")
+        return {"servers": servers, "search_domains": domains, "path": _PATH, "sha256": sha(wanted)}
 
     def undo(
         self, ctx: Context, params: DnsUpdateParams, before: dict[str, Any], data: dict[str, Any] | None
@@ -145,6 +140,8 @@ _TIMES = re.compile(r"= ([\d.]+)/([\d.]+)/([\d.]+)")
 class Ping(ReadOnly[PingParams]):
     """Sends ICMP echo requests with the ping program."""
 
+    reads = "send {count} packets to {address}"
+
     def act(self, ctx: Context, params: PingParams, before: dict[str, Any]) -> Outcome:
         machine = machine_of(ctx)
         argv = ["ping", "-c", str(params.count), "-w", str(max(1, round(params.timeout))), self._target(ctx, params)]
@@ -177,6 +174,3 @@ class Ping(ReadOnly[PingParams]):
             return addresses.resolve(name, None)[0]
         except OSError as error:
             raise OperationError(f"ping {params.address}: {error.strerror}") from error
-
-    def predict(self, ctx: Context, params: PingParams) -> Prediction:
-        return Prediction(f"would send {params.count} packets to {params.address}", changed=False)

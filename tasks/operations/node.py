@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
-from longshore.orchestration.operations import node
-from longshore.orchestration.operations.node import DiskParams
+from longshore.orchestration.operations import Operation, node
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, Program
 from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnly, implements
@@ -83,94 +83,34 @@ def load(machine: Machine) -> dict[str, Any]:
     return {"load1": float(one), "load5": float(five), "load15": float(fifteen), "cpus": cpus}
 
 
-class _MachineQuery(ReadOnly[Any]):
-    """The base of read-only queries of the machine."""
-
-    what = ""
-
-    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def act(self, ctx: Context, params: Any, before: dict[str, Any]) -> Outcome:
-        return Outcome(changed=False, data=self.query(ctx, machine_of(ctx), params))
-
-    def predict(self, ctx: Context, params: Any) -> Prediction:
-        where = f" of container {ctx.container}" if ctx.container else ""
-        return Prediction(f"would read the {self.what}{where}", changed=False)
+def status(machine: Machine) -> dict[str, Any]:
+    return {
+        "hostname": hostname(machine),
+        "os": system(machine),
+        "uptime_s": uptime(machine),
+        "load": load(machine),
+        "memory": memory(machine),
+        "disks": disks(machine),
+    }
 
 
-@implements(node.HOSTNAME)
-class Hostname(_MachineQuery):
-    """Reads the host name and the labels."""
+def _query(operation: Operation, what: str, read: Callable[[Context, Machine, Any], dict[str, Any]]) -> None:
+    """Register the implementation of a read-only query of the machine."""
 
-    what = "name"
+    @implements(operation)
+    class MachineQuery(ReadOnly[Any]):
+        def act(self, ctx: Context, params: Any, before: dict[str, Any]) -> Outcome:
+            return Outcome(changed=False, data=read(ctx, machine_of(ctx), params))
 
-    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
-        return {"hostname": hostname(machine), "labels": dict(ctx.host.labels)}
-
-
-@implements(node.OS)
-class Os(_MachineQuery):
-    """Reads the distribution and the kernel."""
-
-    what = "distribution and kernel"
-
-    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
-        return system(machine)
+        def predict(self, ctx: Context, params: Any) -> Prediction:
+            where = f" of container {ctx.container}" if ctx.container else ""
+            return Prediction(f"would read the {what}{where}", changed=False)
 
 
-@implements(node.DISK)
-class Disk(_MachineQuery):
-    """Reads the sizes of the file systems."""
-
-    what = "disks"
-
-    def query(self, ctx: Context, machine: Machine, params: DiskParams) -> dict[str, Any]:
-        return {"disks": disks(machine, params.path)}
-
-
-@implements(node.MEMORY)
-class Memory(_MachineQuery):
-    """Reads the sizes of memory and swap."""
-
-    what = "memory"
-
-    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
-        return dict(memory(machine))
-
-
-@implements(node.UPTIME)
-class Uptime(_MachineQuery):
-    """Reads the seconds since the machine's start."""
-
-    what = "uptime"
-
-    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
-        return {"uptime_s": uptime(machine)}
-
-
-@implements(node.LOAD)
-class Load(_MachineQuery):
-    """Reads the load averages and the number of CPUs."""
-
-    what = "load"
-
-    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
-        return load(machine)
-
-
-@implements(node.STATUS)
-class Status(_MachineQuery):
-    """Reads all values of the other node operations."""
-
-    what = "state"
-
-    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
-        return {
-            "hostname": hostname(machine),
-            "os": system(machine),
-            "uptime_s": uptime(machine),
-            "load": load(machine),
-            "memory": memory(machine),
-            "disks": disks(machine),
-        }
+_query(node.HOSTNAME, "name", lambda ctx, on, _: {"hostname": hostname(on), "labels": dict(ctx.host.labels)})
+_query(node.OS, "distribution and kernel", lambda _ctx, on, _params: system(on))
+_query(node.DISK, "disks", lambda _ctx, on, params: {"disks": disks(on, params.path)})
+_query(node.MEMORY, "memory", lambda _ctx, on, _params: dict(memory(on)))
+_query(node.UPTIME, "uptime", lambda _ctx, on, _params: {"uptime_s": uptime(on)})
+_query(node.LOAD, "load", lambda _ctx, on, _params: load(on))
+_query(node.STATUS, "state", lambda _ctx, on, _params: status(on))

@@ -48,6 +48,42 @@ def test_more_runs_than_are_read_at_once_may_end_at_one_time(store: Store, monke
     assert told(store)[next(iter(DONE))] == expected[next(iter(DONE))] + 3
 
 
+def test_a_scrape_leaves_the_rest_of_many_runs_to_the_next_ones(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "_PAGE", 20)
+    monkeypatch.setattr(counters, "_LONGEST", 0.0)
+    ended(store, 70)
+    for left in (50, 30, 10):
+        found = counters.totals(store)
+        assert (found.counts, found.uncounted) == ({}, left), "the runs of the past would look like runs of now"
+    assert told(store) == {name: value * 70 for name, value in DONE.items()}
+    ended(store, 50, at=10**12 + 5, prefix="later")
+    for counted in (80, 100, 120, 120):
+        found = counters.totals(store)
+        assert (found.counts, found.uncounted) == (
+            {name: value * counted for name, value in DONE.items()},
+            120 - counted,
+        )
+
+
+def test_unreadable_runs_do_not_keep_others_from_being_counted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "_PAGE", 20)
+    monkeypatch.setattr(counters, "_LONGEST", 0.0)
+    known = counters.of_run
+    monkeypatch.setattr(counters, "of_run", lambda of, run: None if run.startswith("damaged") else known(of, run))
+    ended(store, 40, prefix="damaged")
+    ended(store, 5, at=10**12 + 10 * counters._OVERLAP)
+    for _ in range(3):
+        found = counters.totals(store)
+    assert found.counts == {name: value * 5 for name, value in DONE.items()}
+
+
+def test_counted_run_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended(store, 5)
+    before = told(store)
+    monkeypatch.setattr(counters, "of_run", lambda _store, run: pytest.fail(f"{run} was read again"))
+    assert told(store) == before
+
+
 def test_concurrent_scrapes_count_once(store: Store) -> None:
     ended(store, 40)
     threads = [threading.Thread(target=told, args=(Store(store.settings),)) for _ in range(6)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from longshore.orchestration.states import Cause
+from longshore.orchestration.states import RunState as R
 from tests.store.stored_run import LEASE, NOT_CLAIMABLE, SIDES, StoredRun, busy
 
 pytestmark = pytest.mark.store
@@ -298,6 +300,28 @@ def test_unclaimed_step_is_reported(stored: StoredRun, side: str) -> None:
 
     with stored.unchanged():
         assert stored.store.resend(stored.run_id, side, [0]) == ([], [0])
+
+
+def test_first_message_of_a_level_is_under_way_for_one_lease(stored: StoredRun) -> None:
+    stored.create()
+    stored.open_level(R.RUNNING, 0, [0])
+
+    stored.age(LEASE - 6)
+    assert stored.store.resend(stored.run_id, "", [0]) == ([], [])
+    stored.age(6)
+    assert stored.store.resend(stored.run_id, "", [0]) == ([0], [])
+
+
+def test_always_step_that_is_left_to_its_turn_keeps_no_message(stored: StoredRun) -> None:
+    """Otherwise the grace of a message before the abort would delay the resend of the one after it."""
+    stored.begin(0)
+    stored.age(LEASE + 1)
+    assert stored.store.resend(stored.run_id, "", [0]) == ([0], [])
+    assert stored.step("sent_until:0")
+    assert stored.store.abort(stored.run_id, Cause.CANCEL, "")
+    stored.store.drain(stored.run_id, [(0, True)])
+
+    assert stored.step("sent_until:0") is None
 
 
 def test_resend_checks_many_steps_in_one_call(stored: StoredRun) -> None:

@@ -9,7 +9,8 @@ import pytest
 from kombu import Connection, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
-from longshore.orchestration.messaging.canvas import ADVANCE, STEP, TASK_ENDED, UNDO
+from longshore.orchestration.messaging.canvas import ADVANCE, STEP, TASK_ENDED, UNDO, producer
+from longshore.orchestration.settings import Settings
 from longshore.workers import transport
 from tests.servers import RedisServer
 
@@ -78,3 +79,14 @@ def test_message_that_no_sweeper_resends_has_a_copy(connection: Connection, redi
     channel.close()
 
     assert (client.llen("work"), client.hlen("unacked")) == (0, 0)
+
+
+def test_channel_sends_through_one_client_for_as_long_as_its_pool_is_the_same(redis_server: RedisServer) -> None:
+    with producer(Settings(redis_url=redis_server.url)).connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+        channel._disconnect_pools()
+        with channel.conn_or_acquire() as third:
+            assert third is not first
+            assert third.ping()

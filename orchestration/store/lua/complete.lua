@@ -48,7 +48,7 @@ local total, err, counted = status, ARGV[8], true
 if whole_of(i) or status == 'skipped' then
   total, err = ended(p, i, status, ARGV[8])
   if not total then
-    return {'ok', can_advance(state), next_units(i, tonumber(ARGV[10]))}
+    return {'ok', can_advance(state), next_units(i)}
   end
   left, version = unpack(redis.call('HMGET', run, 'left', 'version'))
 else

@@ -3,8 +3,8 @@
 -- FROM     running (undoing), or waiting for an application's task, with an expired lease
 -- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  '1' if the step may be repeated  ARGV[4]  limit of lost attempts
 -- ARGV[5]  outcome JSON for unknown  ARGV[6]  its error  ARGV[7]  '1' if a failure aborts the run
--- ARGV[8]  '1' for an always step, which waits for its turn while the run is aborting  ARGV[9]  grace ms
--- ARGV[10] ms to wait for a person to resolve the step, '' for no wait  ARGV[11] the wait, JSON  ARGV[12] the same,
+-- ARGV[8]  '1' for an always step, which waits for its turn while the run is aborting
+-- ARGV[9]  ms to wait for a person to resolve the step, '' for no wait  ARGV[10] the wait, JSON  ARGV[11] the same,
 --          for people
 -- RETURNS  {what, next units}: 'again' the step is ready, or will be; 'unknown' the outcome is recorded;
 --          'asked' the step waits for a person, and the run is suspended; 'no' the lease is live. The next units were
@@ -43,7 +43,7 @@ if ARGV[3] == '1'
     return {'again', ''}
   -- guard: a lost always step of an aborting run runs in its turn
   elseif ARGV[8] == '1' then
-    redis.call('HDEL', steps, 'status:' .. i)
+    redis.call('HDEL', steps, 'status:' .. i, 'sent_until:' .. i)
     if not whole_of(i) then
       redis.call('HINCRBY', run, 'left', -1)
     end
@@ -57,12 +57,12 @@ if p == '' then
 end
 if p == ''
     -- guard: a person decides on a step that may have happened; without it: false
-    and ARGV[10] ~= ''
+    and ARGV[9] ~= ''
     -- guard: a person is asked only in a running run
     and state == 'running' then
-  redis.call('HSET', steps, 'status:' .. i, 'waiting', 'wait:' .. i, ARGV[11], 'delay:' .. i, ARGV[10])
-  redis.call('ZADD', waits, now + tonumber(ARGV[10]), i)
-  emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[12], 'until', now + tonumber(ARGV[10]))
+  redis.call('HSET', steps, 'status:' .. i, 'waiting', 'wait:' .. i, ARGV[10], 'delay:' .. i, ARGV[9])
+  redis.call('ZADD', waits, now + tonumber(ARGV[9]), i)
+  emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[11], 'until', now + tonumber(ARGV[9]))
   suspend('unknown', ARGV[6], '')
   return {'asked', ''}
 end
@@ -70,7 +70,7 @@ local status = p == '' and 'unknown' or 'undo_failed'
 redis.call('HSET', steps, p .. 'status:' .. i, status, p .. 'outcome:' .. i, ARGV[5], p .. 'ended:' .. i, now)
 local total, err = ended(p, i, status, ARGV[6])
 if not total then
-  return {'unknown', next_units(i, tonumber(ARGV[9]))}
+  return {'unknown', next_units(i)}
 end
 if ARGV[7] == '1'
     -- guard: a lost step does not abort a finishing run

@@ -3,8 +3,7 @@
 -- FROM     the state and level that the caller decided from, with no step of that batch left
 -- ARGV[1]  former state             ARGV[2]  former level
 -- ARGV[3]  new state                ARGV[4]  new level
--- ARGV[5]  grace ms                 ARGV[6]  epoch
--- ARGV[7]  index of the step whose failure aborts the run, or ''
+-- ARGV[5]  epoch                    ARGV[6]  index of the step whose failure aborts the run, or ''
 --          then for each step one of
 --            'r', index, host or ''                           becomes ready
 --            's', index, reason, '1' if for a dependency      is skipped
@@ -21,7 +20,7 @@ if state ~= ARGV[1]
     -- guard: a level opens once
     or level ~= ARGV[2]
     -- guard: a reopened run is not finished by an older decision
-    or (epoch or '0') ~= ARGV[6] then
+    or (epoch or '0') ~= ARGV[5] then
   return 0
 end
 -- guard: a level waits for the one before
@@ -32,13 +31,16 @@ end
 if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
   return 0
 end
-local grace, left, begun, later, whole = tonumber(ARGV[5]), 0, {}, {}, {}
+local left, begun, later, whole = 0, {}, {}, {}
 
--- The reasons of skipped units, by item and host; a new reason counts for known units, too.
+-- The reasons of skipped units, by item and host; a new reason counts for known units, too. nil where no unit is skipped.
 local function reasons_of(units, first)
-  local found = {}
-  for u = 0, units - 1 do
-    found[ARGV[first + 3 * u] .. '\n' .. ARGV[first + 3 * u + 1]] = ARGV[first + 3 * u + 2]
+  local found
+  for n = first, first + 3 * (units - 1), 3 do
+    if ARGV[n + 2] ~= '' then
+      found = found or {}
+      found[ARGV[n] .. '\n' .. ARGV[n + 1]] = ARGV[n + 2]
+    end
   end
   return found
 end
@@ -64,7 +66,9 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
     for u = 0, units - 1 do
       local id = i .. '.' .. u
       writes.add('item:' .. id, ARGV[first + 3 * u])
-      writes.add('host:' .. id, ARGV[first + 3 * u + 1])
+      if ARGV[first + 3 * u + 1] ~= '' then
+        writes.add('host:' .. id, ARGV[first + 3 * u + 1])
+      end
     end
     writes.flush()
   end
@@ -72,16 +76,18 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
   local statuses = known and statuses_of(i, 0, last) or {}
   for u = 0, last do
     local id, status = i .. '.' .. u, statuses[u]
-    local item, host = ARGV[first + 3 * u], ARGV[first + 3 * u + 1]
-    if known and not status then
-      item, host = unpack(redis.call('HMGET', steps, 'item:' .. id, 'host:' .. id))
+    local item, host, reason = ARGV[first + 3 * u], ARGV[first + 3 * u + 1], nil
+    if why and not status then
+      if known then
+        item, host = unpack(redis.call('HMGET', steps, 'item:' .. id, 'host:' .. id))
+      end
+      reason = why[(item or '') .. '\n' .. (host or '')]
     end
-    local reason = not status and why[(item or '') .. '\n' .. (host or '')] or ''
     -- guard: a unit whose host skips it gets no message
-    if reason ~= '' then
+    if reason then
       status = 'skipped'
       redis.call('HSET', steps, 'status:' .. id, status, 'reason:' .. id, reason)
-      later[#later + 1] = {'item_skipped', 'step', id, 'host', host, 'reason', reason}
+      later[#later + 1] = {'item_skipped', 'step', id, 'host', host or '', 'reason', reason}
     end
     if not status then
       open = open + 1
@@ -103,15 +109,15 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
   redis.call('HDEL', steps, 'canary_failed:' .. i)
   redis.call('HSET', steps, 'status:' .. i, 'running', 'fan_out_left:' .. i, open, 'fan_out_skipped:' .. i, skipped,
              'fan_out_sent:' .. i, 0, 'at_once:' .. i, at_once)
-  dispatch_units(i, begin, grace)
+  dispatch_units(i, begin)
   return open > 0
 end
 
-local n, writes = 8, collected()
+local n, writes = 7, collected()
 while n <= #ARGV do
   local what, i = ARGV[n], ARGV[n + 1]
   if what == 'r' then
-    writes.dispatched(i, grace)
+    writes.dispatched(i)
     if ARGV[n + 2] ~= '' then
       writes.add('host:' .. i, ARGV[n + 2])
     end
@@ -130,7 +136,7 @@ while n <= #ARGV do
     -- guard: a step that fails before it begins leaves no unit open
     close_units(i, 'not_run', ARGV[n + 3])
     later[#later + 1] = {'step_ended', 'step', i, 'status', 'failed', 'error', ARGV[n + 3]}
-    if i == ARGV[7] then
+    if i == ARGV[6] then
       later.err = ARGV[n + 3]
     end
     n = n + 4
@@ -170,7 +176,7 @@ end
 for _, i in ipairs(whole) do
   whole_ended(i)
 end
-if ARGV[7] ~= '' then
-  stop(ARGV[7], later.err)
+if ARGV[6] ~= '' then
+  stop(ARGV[6], later.err)
 end
 return 1

@@ -196,10 +196,10 @@ local function collected()
       self.flush()
     end
   end
-  function self.dispatched(id, grace)
+  -- Marks a step as dispatched for the first time: without `sent_until`, its message is under way for one lease.
+  function self.dispatched(id)
     self.add('status:' .. id, 'ready')
     self.add('sent:' .. id, now)
-    self.add('sent_until:' .. id, now + grace)
   end
   return self
 end
@@ -220,7 +220,7 @@ local function statuses_of(step, first, last)
 end
 
 -- Dispatches up to `at_most` held-back units of a step. Returns their ids.
-local function dispatch_units(step, at_most, grace)
+local function dispatch_units(step, at_most)
   local all, sent = unpack(redis.call('HMGET', steps, 'fan_out:' .. step, 'fan_out_sent:' .. step))
   local found, u, writes = {}, tonumber(sent), collected()
   local last = tonumber(all) - 1
@@ -234,7 +234,7 @@ local function dispatch_units(step, at_most, grace)
     local begun = known[u]
     -- guard: a unit that has ended is not dispatched again; without it: true
     if not begun then
-      writes.dispatched(step .. '.' .. u, grace)
+      writes.dispatched(step .. '.' .. u)
       found[#found + 1] = step .. '.' .. u
     end
     u = u + 1
@@ -245,7 +245,7 @@ local function dispatch_units(step, at_most, grace)
 end
 
 -- Dispatches the held-back units whose turn follows the end of a unit. Returns their ids, separated by spaces.
-local function next_units(id, grace)
+local function next_units(id)
   local step, state, free = whole_of(id), doing(), 1
   if state ~= 'running' and state ~= 'finishing' then
     return ''
@@ -261,7 +261,7 @@ local function next_units(id, grace)
       free = tonumber(redis.call('HGET', steps, 'at_once:' .. step))
     end
   end
-  return table.concat(dispatch_units(step, free, grace), ' ')
+  return table.concat(dispatch_units(step, free), ' ')
 end
 
 -- Aborts the run for the failure of a step.

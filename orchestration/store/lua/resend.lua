@@ -19,7 +19,7 @@ for n = 4, #ARGV, 2 do
     if now - math.max(tonumber(sent), claimed) >= tonumber(ARGV[3]) then
       found[#found + 1] = '!' .. i
     -- guard: a message under way is not doubled
-    elseif tonumber(due) <= now
+    elseif (tonumber(due) or sent + ARGV[2]) <= now
         -- guard: a retry is not sent before it is due
         and tonumber(not_before or 0) <= now then
       local again = redis.call('HINCRBY', steps, p .. 'resent:' .. i, 1)

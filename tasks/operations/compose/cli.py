@@ -18,9 +18,8 @@ from longshore.tasks.host.allow_lists import within
 from longshore.tasks.host.engine.factory import own_project
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.host.machine import process
-from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context, unfit
-from longshore.tasks.operations.compose import reads
+from longshore.tasks.operations.compose import command_lines, reads
 from longshore.tasks.operations.compose.injected import variables
 
 PROJECT = "com.docker.compose.project"
@@ -198,7 +197,7 @@ class Compose:
         The result includes a named service also if its profile is not active.
         """
         every = replace(source, profiles=("*",))
-        done = self._run(every if services else source, "config", "--format", "json")
+        done = self.execute(every if services else source, command_lines.CONFIG)
         config = json.loads(done.stdout)
         project, known = config["name"], config.get("services") or {}
         for name in services or []:
@@ -215,7 +214,7 @@ class Compose:
                 policy.check_existing_volume(self._docker.volume(name), own)
         # Compose labels containers with the hash of the resolved files; the hash of the files omits their includes.
         resolved = Source(project, source.directory, ("-",), (), ("*",))
-        listed = self._run(resolved, "config", "--hash", "*", stdin=done.stdout).stdout
+        listed = self.execute(resolved, command_lines.HASHES, stdin=done.stdout).stdout
         hashes = dict(line.split() for line in listed.splitlines() if line.strip())
         return Resolved(project, done.stdout, known, hashes, source)
 
@@ -229,58 +228,41 @@ class Compose:
         text = json.dumps({"services": {"x": {"image": "x", "environment": {name: f"${{{name}}}" for name in names}}}})
         directory = source.directory or (os.path.dirname(source.files[0]) if source.files else None)
         asked = replace(source, directory=directory, files=("-",), profiles=("*",))
-        self._run(asked, "config", "--quiet", stdin=text)
+        self.execute(asked, command_lines.CHECK, stdin=text)
 
     def services(self, source: Source) -> set[str]:
         """All services in the files, including the services of inactive profiles."""
-        return set(self._run(replace(source, profiles=("*",)), "config", "--services").stdout.split())
+        return set(self.execute(replace(source, profiles=("*",)), command_lines.SERVICES).stdout.split())
 
     def up(self, source: Source, services: list[str], options: list[str]) -> None:
-        words = ["up", "--detach", "--no-build", "--pull", "never", *options, *services]
+        command = command_lines.up(services, options)
         try:
-            self._run(source, *words)
+            self.execute(source, command)
         except Transient as error:
             # After a crash during a replacement, the first call cleans up and fails.
             if "already in use" not in error.message:
                 raise
             self._ctx.sleep(0.5)
-            self._run(source, *words)
+            self.execute(source, command)
 
-    def create(self, source: Source, services: list[str], scale: dict[str, int]) -> None:
-        """Create containers from the files and replace those that differ, without a start."""
-        words = [word for name, count in scale.items() for word in ("--scale", f"{name}={count}")]
-        self._run(source, "create", "--no-build", "--pull", "never", *words, *services)
-
-    def build(self, source: Source, services: list[str], options: list[str]) -> None:
-        self._run(source, "build", *options, *services, on_output=Live(self._ctx))
-
-    def run(self, source: Source, service: str, options: list[str], command: list[str]) -> None:
-        """Create and start a one-off container of a service."""
-        self._run(source, "run", "--detach", "--no-deps", "--no-TTY", *options, service, *command)
-
-    def stop(self, project: str, services: list[str], grace: float | None) -> None:
-        words = [] if grace is None else ["--timeout", str(round(grace))]
-        self._run(Source(project), "stop", *words, *services)
-
-    def down(self, source: Source, grace: float | None, *, orphans: bool) -> None:
-        words = [] if grace is None else ["--timeout", str(round(grace))]
-        self._run(source, "down", *words, *(["--remove-orphans"] if orphans else []))
-
-    def _run(
+    def execute(
         self,
         source: Source,
-        *words: str,
+        command: list[str],
+        *,
         stdin: str | None = None,
         on_output: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     ) -> process.Completed:
+        """Run a command of `command_lines` on the files of a project."""
         if stdin is None and not source.is_kept():
             reads.check(source.directory, source.files, source.env_files)
         own = {name: os.environ[name] for name in _PASSED if name in os.environ}
         # `config` queries the engine and needs no response.
-        own |= {"DOCKER_HOST": _NO_ENGINE if words[0] == "config" else self._url, "COMPOSE_MENU": "false"} | _NO_REMOTES
+        own["DOCKER_HOST"] = _NO_ENGINE if command[0] == "config" else self._url
+        own |= {"COMPOSE_MENU": "false"} | _NO_REMOTES
         try:
             done = process.run(
-                [*_program(), "--ansi", "never", *source.options(), *words],
+                [*_program(), "--ansi", "never", *source.options(), *command],
                 # Without files, Compose would read the files in the worker's folder.
                 cwd=source.directory or "/",
                 env=own,
@@ -294,22 +276,22 @@ class Compose:
             )
         except Preflight as error:
             raise unfit(self._ctx, error.message, error.remedy) from error
-        if words[0] == "config" and secret_sources.holds_own(done.stdout):
+        if command[0] == "config" and secret_sources.holds_own(done.stdout):
             # The files of a project refer to other files, such as env files.
             raise NotAllowed(
                 "the project's files refer to this worker's keys or Redis URL", remedy="remove these references"
             )
         done = replace(done, stderr=secret_sources.own_access().text(done.stderr))
         unset = dict.fromkeys(_UNSET.findall(done.stderr))
-        if unset and words[0] == "config":
+        if unset and command[0] == "config":
             what = f"the project's files use unset variables: {', '.join(unset)}"
             raise unfit(self._ctx, what, "set them in .env or in the step's env_file")
         if done.exit_code:
-            failure = _classified(words[0], done)
-            is_read_only_command = words[0] == "config" and not isinstance(failure, Transient)
+            failure = _classified(command[0], done)
+            is_read_only_command = command[0] == "config" and not isinstance(failure, Transient)
             raise unfit(self._ctx, failure.message, failure.remedy) if is_read_only_command else failure
         if done.truncated:
-            raise OperationError(f"the output of compose {words[0]} exceeds {_LIMIT} bytes")
+            raise OperationError(f"the output of compose {command[0]} exceeds {_LIMIT} bytes")
         return done
 
 

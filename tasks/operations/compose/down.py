@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import DOWN, DownParams
 from longshore.tasks.host.engine.factory import engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle
-from longshore.tasks.operations.compose import restoration, revisions, way_back
+from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.operations.compose import command_lines, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import members_of, named, names, project_lock, snapshot
 from longshore.tasks.operations.compose.state import Member, members
@@ -27,8 +26,15 @@ class Down(Implementation[DownParams]):
         way.require(params.no_way_back)
         return before | kept
 
-    def act(self, ctx: Context, params: DownParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: DownParams, before: dict[str, Any]) -> Change:
         docker, project, was = engine(), before["project"], members_of(before)
+        if was:
+            why_not = before["no_way_back"]
+            undo = "create the containers again, with the same volumes, and start those that ran"
+            yield Prediction(f"would remove {names(was)}", undo=f"none: {why_not}" if why_not else undo)
+        else:
+            changed = None if ctx.has_upstream else bool(before["networks"])
+            yield Prediction(f"project {project} has no containers", changed=changed)
         with project_lock(ctx, docker, project):
             if members(docker, project) or docker.networks({PROJECT: project}):
                 revisions.keep_images(ctx, docker, project, (member.image_id for member in was))
@@ -37,28 +43,12 @@ class Down(Implementation[DownParams]):
                 former = revisions.load(path) if before["revision"] else None
                 if former is not None and not former.containers:
                     source = Source(project, None, (str(path),), (), ("*",))
-                Compose(ctx, docker).down(source, params.grace, orphans=params.remove_orphans)
+                Compose(ctx, docker).execute(source, command_lines.down(params.grace, orphans=params.remove_orphans))
             left = {member.key for member in members(docker, project)}
             networks = docker.networks({PROJECT: project}).values()
         removed = [member.name for member in was if member.key not in left]
         changed = bool(removed) or any(name not in networks for name in before["networks"])
         return Outcome(changed=changed, data={"project": project, "removed": removed})
-
-    def predict(self, ctx: Context, params: DownParams) -> Prediction:
-        docker = engine()
-        try:
-            project, resolved = named(ctx, docker, params)
-        except Preflight as error:
-            return obstacle(ctx, str(error))
-        found = self._mine(params, resolved, members(docker, project))
-        if not found:
-            changed = None if ctx.has_upstream else bool(docker.networks({PROJECT: project}))
-            return Prediction(f"project {project} has no containers", changed=changed)
-        way = way_back.find(ctx, docker, project, found, resolved)
-        if way.why_not and params.no_way_back != "accept":
-            return obstacle(ctx, f"no way back: {way.why_not}")
-        undo = "create the containers again, with the same volumes, and start those that ran"
-        return Prediction(f"would remove {names(found)}", undo=way.undo if way.why_not else undo)
 
     def undo(self, ctx: Context, params: DownParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]

@@ -8,7 +8,9 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import BUILD, PULL, BuildParams, ProjectParams, PullParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, NotThere
+from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
+from longshore.tasks.operations.compose import command_lines
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import source_for
 from longshore.tasks.operations.docker.images import give_back, keep, release
@@ -85,6 +87,7 @@ class Pull(_Images):
                 touched = True
 
     def predict(self, ctx: Context, params: PullParams) -> Prediction:
+        # Apart from `act`: only a dry run asks the registries.
         docker = engine()
         try:
             target = _resolved(ctx, docker, params)
@@ -131,8 +134,8 @@ class Build(_Images):
         return built
 
     def get(self, ctx: Context, docker: Engine, params: BuildParams, target: Resolved, services: list[str]) -> None:
-        options = [*(["--no-cache"] if params.no_cache else []), *(["--pull"] if params.pull else [])]
-        Compose(ctx, docker).build(target.source, services, options)
+        command = command_lines.build(services, no_cache=params.no_cache, pull=params.pull)
+        Compose(ctx, docker).execute(target.source, command, on_output=Live(ctx))
         for ref in map(target.image, services):
             if image_id := docker.image_id(ref):
                 TagBackup(ctx).note(ref, image_id)

@@ -9,8 +9,9 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import RESTART, START, STOP, RestartParams, StartParams, StopParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
-from longshore.tasks.operations.compose.cli import Compose
+from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements, unchanged
+from longshore.tasks.operations.compose import command_lines
+from longshore.tasks.operations.compose.cli import Compose, Source
 from longshore.tasks.operations.compose.project import members_of, named, names, project_lock
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
@@ -69,14 +70,8 @@ def _refuse_missing(project: str, was: list[Member], found: Collection[str]) -> 
         raise OperationError(f"containers of project {project} were removed outside of this run: {names(gone)}")
 
 
-def _prediction(
-    step: Implementation[Any], ctx: Context, params: Any, verb: str, undo: str, *, running: bool
-) -> Prediction:
-    """The prediction of a step that changes the containers that run, or those that do not."""
-    try:
-        before = step.before(ctx, params)
-    except Preflight as error:
-        return obstacle(ctx, str(error))
+def _decision(ctx: Context, before: dict[str, Any], verb: str, undo: str, *, running: bool) -> Prediction:
+    """The decision of a step that changes the containers that run, or those that do not."""
     concerned = [member for member in members_of(before) if member.running is running]
     if not concerned:
         which = "none" if running else "all"
@@ -98,21 +93,20 @@ class Stop(Implementation[StopParams]):
         chosen = [member for member in found if not params.services or member.service in params.services]
         return {"project": project, "containers": [member.as_json() for member in chosen]}
 
-    def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Change:
+        yield _decision(ctx, before, "stop", "start {}", running=True)
         docker, project, was = engine(), before["project"], members_of(before)
         with project_lock(ctx, docker, project):
             ids = {member.id for member in was}
             running = [member for member in members(docker, project) if member.running and member.id in ids]
             if running:
-                Compose(ctx, docker).stop(project, sorted({member.service for member in running}), params.grace)
+                command = command_lines.stop(sorted({member.service for member in running}), params.grace)
+                Compose(ctx, docker).execute(Source(project), command)
             still = {member.id for member in members(docker, project) if member.running}
         stopped = [member.name for member in was if member.running and member.id not in still]
         if any(member.id in still for member in was):
             raise OperationError(f"project {project} was started outside of this run during the stop")
-        return Outcome(changed=bool(stopped), data={"project": project, "stopped": stopped})
-
-    def predict(self, ctx: Context, params: StopParams) -> Prediction:
-        return _prediction(self, ctx, params, "stop", "start {}", running=True)
+        return {"project": project, "stopped": stopped}
 
     def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
@@ -140,7 +134,8 @@ class Start(Implementation[StartParams]):
         chosen = self._chosen(found, params.services)
         return {"project": project, "containers": [member.as_json() for member in chosen]}
 
-    def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Change:
+        yield _decision(ctx, before, "start", "stop {}", running=False)
         docker, project, was = engine(), before["project"], members_of(before)
         with project_lock(ctx, docker, project):
             ids = {member.id for member in was}
@@ -152,10 +147,7 @@ class Start(Implementation[StartParams]):
             now = waiter.wait({member.service for member in was})
         ran = {member.id for member in was if member.running}
         started = [member.name for member in now if member.id in ids - ran]
-        return Outcome(changed=bool(started), data={"project": project, "started": started})
-
-    def predict(self, ctx: Context, params: StartParams) -> Prediction:
-        return _prediction(self, ctx, params, "start", "stop {}", running=False)
+        return {"project": project, "started": started}
 
     def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
@@ -209,7 +201,8 @@ class Restart(Implementation[RestartParams]):
         chosen = [m for m in found if m.running and (not params.services or m.service in params.services)]
         return {"project": project, "containers": [member.as_json() for member in chosen]}
 
-    def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Change:
+        yield _decision(ctx, before, "restart", "start the containers that it left stopped", running=True)
         docker, project, was = engine(), before["project"], members_of(before)
         began = {member.id: member.started_at for member in was}
         with project_lock(ctx, docker, project):
@@ -225,10 +218,7 @@ class Restart(Implementation[RestartParams]):
             start_in_order(waiter, [member for member in everything if member.id in began], everything)
             now = waiter.wait({member.service for member in was})
         restarted = [member.name for member in now if member.id in began]
-        return Outcome(changed=bool(was), data={"project": project, "restarted": restarted})
-
-    def predict(self, ctx: Context, params: RestartParams) -> Prediction:
-        return _prediction(self, ctx, params, "restart", "start the containers that it left stopped", running=True)
+        return {"project": project, "restarted": restarted}
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)

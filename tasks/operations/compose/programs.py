@@ -13,9 +13,9 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.host.machine.container import ContainerMachine
 from longshore.tasks.host.machine.port import Machine
-from longshore.tasks.implementation import Context, Prediction, implements, obstacle
+from longshore.tasks.implementation import Context, Prediction, implements
 from longshore.tasks.operations.command import Command
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose import command_lines, revisions
 from longshore.tasks.operations.compose.cli import Compose, Source
 from longshore.tasks.operations.compose.project import project_lock, source_for
 from longshore.tasks.operations.compose.state import members
@@ -54,12 +54,16 @@ class Run(RunsOnce[ServiceRunParams]):
             labels = {spec.OP: ctx.op_id, spec.RUN: ctx.run_id, spec.STEP: ctx.step, spec.KIND: "run"}
             labels |= {spec.SPEC: digest, spec.ATTEMPT: str(ctx.attempt)}
             labels |= {spec.KEEP_FAILED: "true"} if params.keep_failed else {}
-            options = ["--name", name]
-            options += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
-            options += ["--user", params.user] if params.user else []
-            options += ["--workdir", params.workdir] if params.workdir else []
+            command = command_lines.run(
+                params.service,
+                params.command or [],
+                name=name,
+                labels=labels,
+                user=params.user,
+                workdir=params.workdir,
+            )
             with project_lock(ctx, docker, before["project"]):
-                self._create(ctx, docker, params, options)
+                self._create(ctx, docker, params, command)
             found = docker.inspect(name)
         if found is None:
             raise Transient(f"container {name} was removed right after its creation")
@@ -68,7 +72,7 @@ class Run(RunsOnce[ServiceRunParams]):
         return found
 
     @staticmethod
-    def _create(ctx: Context, docker: Engine, params: ServiceRunParams, options: list[str]) -> None:
+    def _create(ctx: Context, docker: Engine, params: ServiceRunParams, command: list[str]) -> None:
         """Create the container from a private file: as an argument, the values of `env` would be visible in the
         process list, and in Compose's environment they would change the project's files.
         """
@@ -82,19 +86,11 @@ class Run(RunsOnce[ServiceRunParams]):
         write_private(path, json.dumps(config).encode())
         source = Source(target.project, target.source.directory, (str(path),), (), ("*",))
         try:
-            compose.run(source, params.service, options, params.command or [])
+            compose.execute(source, command)
         finally:
             path.unlink(missing_ok=True)
 
-    def predict(self, ctx: Context, params: ServiceRunParams) -> Prediction:
-        docker = engine()
-        try:
-            target = Compose(ctx, docker).resolve(source_for(docker, params), [params.service])
-        except Preflight as error:
-            return obstacle(ctx, str(error))
-        image = target.image(params.service)
-        if docker.image_id(image) is None:
-            return obstacle(ctx, f"image {image} is not on the Docker host")
+    def intent(self, ctx: Context, params: ServiceRunParams, before: dict[str, Any]) -> Prediction:
         command = " ".join(params.command or ["its own command"])
         undo = "remove its container; the effects of its program stay"
         return Prediction(f"would run {params.service}: {command}", undo=undo)

@@ -13,7 +13,7 @@ from typing import Any
 from longshore.orchestration.errors import OperationError, Transient
 from longshore.tasks.host.engine.port import Engine, NotThere
 from longshore.tasks.implementation import Context, Outcome
-from longshore.tasks.operations.compose import reconstruction
+from longshore.tasks.operations.compose import command_lines, reconstruction
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.revisions import keep_images, load, path_of, release_images
@@ -176,7 +176,7 @@ def _recreate(ctx: Context, docker: Engine, path: Path, was: list[Member]) -> No
     source = Source(revision.project, revision.source.directory, (str(path),), (), ("*",))
     there = {member.id for member in members(docker, revision.project)}
     try:
-        Compose(ctx, docker).create(source, sorted(counts), scale)
+        Compose(ctx, docker).execute(source, command_lines.create(sorted(counts), scale))
     finally:
         made = [m for m in map(Member.of, containers(docker, revision.project)) if m.id not in there]
         known = {(m.service, m.hash): revision.hashes[m.service] for m in made if m.service in counts}

@@ -92,10 +92,10 @@ class Revision:
     def path(self, project: str) -> Path:
         return folder(project) / f"r{self.number}.yml"
 
-    def scale(self) -> list[str]:
-        """The `--scale` options of Compose, since the counts may differ from the file."""
-        counts = {name: service["count"] for name, service in self.services.items()}
-        return [word for name, count in counts.items() for word in ("--scale", f"{name}={count}")]
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of containers of each service, which may differ from the file."""
+        return {name: int(service["count"]) for name, service in self.services.items()}
 
 
 def images_of(found: Iterable[Member]) -> dict[str, tuple[str, str]]:

@@ -9,12 +9,12 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
-from longshore.tasks.operations.compose import reconstruction, restoration, revisions, way_back
+from longshore.tasks.implementation import Context, Outcome, Prediction, implements, obstacle, unchanged
+from longshore.tasks.operations.compose import command_lines, reconstruction, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
-from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.rollout import Rollout, RolloutStep, difference, predicted
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
@@ -28,7 +28,7 @@ from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 
 @implements(ROLLBACK)
-class Rollback(Implementation[RollbackParams]):
+class Rollback(RolloutStep[RollbackParams]):
     """An `up` of a stored revision, with the undo of an `up`."""
 
     def before(self, ctx: Context, params: RollbackParams) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Rollback(Implementation[RollbackParams]):
                     docker.tag(recorded["image_id"], ref)
                     TagBackup(ctx).note(ref, recorded["image_id"])
             source = Source(project, target.source.directory, (str(path),), (), ("*",))
-            options = ["--remove-orphans", *revision.scale()]
+            options = ["--remove-orphans", *command_lines.scale(revision.counts)]
             extra = any(member.service not in revision.services for member in members(docker, project))
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
             if target.containers:
@@ -72,6 +72,7 @@ class Rollback(Implementation[RollbackParams]):
         return Outcome(changed=changed, data=data)
 
     def predict(self, ctx: Context, params: RollbackParams) -> Prediction:
+        # Apart from `act`: the step proves its way back before the journal.
         docker = engine()
         try:
             project = project_of(ctx, docker, params)
@@ -88,20 +89,8 @@ class Rollback(Implementation[RollbackParams]):
             return obstacle(ctx, str(error))
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
         way = way_back.find(ctx, docker, project, found)
-        if way.why_not and params.no_way_back != "accept":
-            return obstacle(ctx, f"no way back: {way.why_not}")
-        undo = f"none: {way.why_not}" if way.why_not else "restore the present state"
-        return Prediction(f"would roll back project {project} to revision {revision.number} ({listed})", undo=undo)
-
-    def undo(
-        self, ctx: Context, params: RollbackParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
-        docker, project = engine(), before["project"]
-        with project_lock(ctx, docker, project):
-            known = revisions.targets(ctx, project)
-            if not known:
-                return Outcome(changed=False)  # the target is stored before the first change
-            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
+        action = f"would roll back project {project} to revision {revision.number} ({listed})"
+        return predicted(ctx, params, way, action)
 
     @staticmethod
     def _require_variables(ctx: Context, docker: Engine, target: Resolved) -> None:
@@ -171,5 +160,4 @@ class Rollback(Implementation[RollbackParams]):
                     f"image {recorded['image_id'][7:19]} of service {service} in revision {number} is not on the host"
                 )
                 raise Preflight(what, remedy="pull the image, or choose another revision")
-        counts = {name: int(recorded["count"]) for name, recorded in found[0].services.items()}
-        return found[0], replace(target, counts=counts)
+        return found[0], replace(target, counts=found[0].counts)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
+from longshore.orchestration.operations import Params
+from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context
-from longshore.tasks.operations.compose import bad_versions, restoration, revisions, way_back
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, obstacle
+from longshore.tasks.operations.compose import bad_versions, command_lines, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.config_inputs import note_inputs
 from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
-from longshore.tasks.operations.compose.project import members_of
+from longshore.tasks.operations.compose.project import members_of, project_lock
 from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, is_well, members, to_do
 from longshore.tasks.operations.docker.evidence import collect, evidence_of, reason_of
+
+P = TypeVar("P", bound=Params)
 
 
 class RolloutLimits(Protocol):
@@ -30,6 +34,25 @@ class RolloutLimits(Protocol):
     def auto_revert(self) -> bool: ...
     @property
     def grace(self) -> float | None: ...
+
+
+class RolloutStep(Implementation[P]):
+    """The base of operations that roll out a configuration: the undo restores the project without pulls."""
+
+    def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker, project = engine(), before["project"]
+        with project_lock(ctx, docker, project):
+            known = revisions.targets(ctx, project)
+            if not known:
+                return Outcome(changed=False)  # the target is stored before the first change
+            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
+
+
+def predicted(ctx: Context, params: Any, way: way_back.WayBack, action: str) -> Prediction:
+    """The prediction of a rollout, which needs a way back."""
+    if way.why_not and params.no_way_back != "accept":
+        return obstacle(ctx, f"no way back: {way.why_not}")
+    return Prediction(action, undo=way.undo)
 
 
 @dataclass
@@ -118,8 +141,7 @@ class Rollout:
     def _up(
         self, waiter: HealthWaiter, source: Source, named: list[str], touched: list[str], options: list[str]
     ) -> None:
-        grace = self.params.grace
-        options = options + ([] if grace is None else ["--timeout", str(round(grace))])
+        options = options + command_lines.timeout(self.params.grace)
         compose = Compose(self.ctx, self.docker)
         if self.max_parallel is None or not touched:
             try:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
-from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose.cli import PROJECT, Resolved
 from longshore.tasks.operations.compose.config_hashes import aliases, hash_of_files
 from longshore.tasks.operations.docker.evidence import collect, reason_of
+from longshore.tasks.operations.docker.levels import HealthCheck, levels, stop_levels
 
 _LABEL = "com.docker.compose."
 _POLL = 0.2
@@ -67,6 +66,10 @@ class Member:
         )
 
     @property
+    def restarting(self) -> bool:
+        return self.status == "restarting"
+
+    @property
     def key(self) -> tuple[str, int]:
         return self.service, self.number
 
@@ -112,34 +115,14 @@ def in_order(found: Iterable[Member]) -> list[list[Member]]:
     return [[member for name in sorted(level) for member in groups[name]] for level in order]
 
 
-def levels(needs: Mapping[str, Set[str]]) -> list[list[str]]:
-    """Names in levels, each after the levels that it needs. Cycles share a level; missing dependencies are ignored."""
-    left = dict(needs)
-    found: list[list[str]] = []
-    while left:
-        free = [name for name, others in left.items() if not (others - {name}) & left.keys()] or list(left)
-        found.append(free)
-        for name in free:
-            del left[name]
-    return found
-
-
 def _waits_for(group: list[Member]) -> set[str]:
     return {name for member in group for name in member.depends_on}
 
 
 def stop_in_order(found: Iterable[Member], grace: float | None = None) -> None:
-    """Stop members, dependents first; one level in parallel, since each stop may take its whole grace."""
-
-    def stop(member: Member) -> None:
-        try:
-            engine().stop(member.id, grace)  # one client per thread
-        finally:
-            close_engine()
-
-    for level in reversed(in_order(found)):
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(stop, level))
+    """Stop members, dependents first."""
+    for _ in stop_levels(in_order(found), lambda docker, member: docker.stop(member.id, grace)):
+        pass
 
 
 def await_stops(ctx: Context, docker: Engine, found: Iterable[Member], grace: float | None = None) -> None:
@@ -220,42 +203,34 @@ class HealthWaiter:
         """The members, all healthy. Raises OperationError with the unhealthy containers and their last output."""
         wanted = set(services)
         end = time.monotonic() + self.deadline
-        since: dict[tuple[str, str | None], float] = {}
+        check = HealthCheck(self.settle)
         while True:
             there = members(self.docker, self.project)
             found = [member for member in there if member.service in wanted and member.key not in self.stopped]
             now = time.monotonic()
-            waiting = [why for member in found if (why := self._not_yet(member, since, now))]
+            waiting = [(member, why) for member in found if (why := self._not_yet(member, check))]
             if not waiting:
                 return found
             if now >= end:
-                late = [member for member in found if self._not_yet(member, since, now)]
-                raise self._failure(late, f"not healthy after {self.deadline:g} s: {{}}", waiting)
+                late, reasons = [member for member, _ in waiting], [f"{member.name} {why}" for member, why in waiting]
+                raise self._failure(late, f"not healthy after {self.deadline:g} s: {{}}", reasons)
             self.ctx.sleep(min(_POLL, max(0.01, end - now)))
 
-    def _not_yet(self, member: Member, since: dict[tuple[str, str | None], float], now: float) -> str | None:
-        """The reason to wait longer; None if the member is healthy. Raises if it cannot become healthy."""
-        if member.service in self.jobs and member.status == "exited":
-            if member.exit_code:
-                raise self._failed(member, f"exited with code {member.exit_code}")
-            return None
-        if member.status == "restarting":
-            return f"{member.name} keeps restarting (exit code {member.exit_code})"
-        if not member.running and member.status == "exited" and not member.exit_code and member.service in self.may_end:
-            return None
+    def _not_yet(self, member: Member, check: HealthCheck) -> str:
+        """The reason to wait longer; '' if the member is healthy. Raises if it cannot become healthy."""
+        if member.status == "exited" and not member.exit_code and member.service in self.jobs | self.may_end:
+            return ""
+        why = check.problem(member)
+        if member.restarting:
+            return why
         if not member.running:
             hint = "" if member.exit_code else "; a one-shot service needs another service that depends on its end"
-            raise self._failed(member, f"exited with code {member.exit_code}{hint}")
-        if member.health is not None:
-            if member.health == "unhealthy":
-                raise self._failed(member, "is unhealthy")
-            return None if member.health == "healthy" else f"{member.name} is {member.health}"
-        if member.service in self.jobs:
-            return f"{member.name} still runs"
-        if self.steady.get(member.id) == member.started_at:
-            return None
-        steady = now - since.setdefault((member.id, member.started_at), now)
-        return None if steady >= self.settle else f"{member.name} has run for {steady:.0f} s"
+            raise self._failed(member, why + hint)
+        if member.health == "unhealthy":
+            raise self._failed(member, why)
+        if member.health is None and member.service in self.jobs:
+            return "still runs"
+        return "" if member.health is None and self.steady.get(member.id) == member.started_at else why
 
     def _failed(self, member: Member, how: str) -> OperationError:
         others = [one for one in members(self.docker, self.project) if not is_well(one) and one.id != member.id]

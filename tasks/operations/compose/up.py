@@ -8,18 +8,18 @@ from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import UP, UpParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unfit
-from longshore.tasks.operations.compose import restoration, revisions, way_back
+from longshore.tasks.implementation import Context, Outcome, Prediction, implements, obstacle, unfit
+from longshore.tasks.operations.compose import revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import project_lock, snapshot, source_for
-from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.rollout import Rollout, RolloutStep, difference, predicted
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import Member, members, to_do
 from longshore.tasks.operations.docker.registry import fetch, login_of
 
 
 @implements(UP)
-class Up(Implementation[UpParams]):
+class Up(RolloutStep[UpParams]):
     """Brings services up. The undo restores the former configuration from its stored file, without pulls."""
 
     def before(self, ctx: Context, params: UpParams) -> dict[str, Any]:
@@ -56,6 +56,7 @@ class Up(Implementation[UpParams]):
         return Outcome(changed=changed or pulled, data=data)
 
     def predict(self, ctx: Context, params: UpParams) -> Prediction:
+        # Apart from `act`: the step proves its way back before the journal.
         docker = engine()
         try:
             target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
@@ -75,17 +76,7 @@ class Up(Implementation[UpParams]):
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
         mine = [member for member in found if member.service in {*services, *orphans}]
         way = way_back.find(ctx, docker, project, mine, target)
-        if way.why_not and params.no_way_back != "accept":
-            return obstacle(ctx, f"no way back: {way.why_not}")
-        return Prediction(f"would bring up {project} ({listed})", undo=way.undo)
-
-    def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker, project = engine(), before["project"]
-        with project_lock(ctx, docker, project):
-            known = revisions.targets(ctx, project)
-            if not known:
-                return Outcome(changed=False)  # the target is stored before the first change
-            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
+        return predicted(ctx, params, way, f"would bring up {project} ({listed})")
 
     @staticmethod
     def _orphans(ctx: Context, params: UpParams, target: Resolved, found: list[Member]) -> list[str]:

@@ -67,7 +67,7 @@ def keep(
 ) -> tuple[WayBack, dict[str, Any]]:
     """The way back, stored for the undo; and the part of the step's `before` that describes it."""
     way = find(ctx, docker, project, found, likely)
-    if way.configuration is not None:
+    if way.configuration is not None and not ctx.dry_run:
         revisions.save(ctx, "before", way.configuration)
     if way.why_not:
         ctx.log(f"no way back: {way.why_not}")

@@ -19,13 +19,15 @@ from longshore.orchestration.operations.docker.containers import (
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Conflict, Container, Engine
 from longshore.tasks.implementation import (
+    Change,
     Context,
     Implementation,
     Outcome,
     Prediction,
+    absent,
     implements,
+    obstacle,
     unchanged,
-    would_fail,
 )
 from longshore.tasks.operations.docker import spec
 
@@ -72,17 +74,31 @@ class ContainerSnapshot:
         return container
 
 
-def there(docker: Engine, name: str) -> Container:
+def there(docker: Engine, name: str, verb: str) -> Container:
+    """The container that the step would `verb`. Raises Preflight."""
     container = docker.inspect(name)
     if container is None:
-        raise Preflight(f"container {name!r} does not exist", remedy="list the containers with: docker ps -a")
+        raise absent(
+            f"container {name!r} does not exist",
+            later=f"would {verb} {name}, which an earlier step would have to create",
+            remedy="list the containers with: docker ps -a",
+        )
     return container
 
 
-def missing(ctx: Context, name: str, verb: str) -> Prediction:
-    if ctx.has_upstream:
-        return Prediction(f"would {verb} {name}, which an earlier step would have to create", changed=None)
-    return would_fail(f"container {name!r} does not exist")
+def still_there(docker: Engine, container_id: str, name: str) -> Container:
+    """The container that existed before the step."""
+    container = docker.inspect(container_id)
+    if container is None:
+        raise OperationError(f"container {name} was removed outside of this run")
+    return container
+
+
+def startable(container: Container) -> None:
+    if container.paused:
+        raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
+    if container.labels.get(spec.KIND) == "run":
+        raise Preflight(f"container {container.name} belongs to a docker.run step and runs only once")
 
 
 def result(container: Container) -> dict[str, Any]:
@@ -107,32 +123,23 @@ class Create(Implementation[CreateParams]):
     """Creates a container, found again by its label. An equal container of another run is attached unchanged."""
 
     def before(self, ctx: Context, params: CreateParams) -> dict[str, Any]:
-        return {"image_id": spec.need(engine(), params.image).id}
+        return {"image_id": spec.need(engine(), params.image, "create a container from").id}
 
-    def act(self, ctx: Context, params: CreateParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: CreateParams, before: dict[str, Any]) -> Change:
+        spec.allow(ctx, params)
+        name = spec.name_of(ctx, params)
+        holder = engine().inspect(name)
+        if holder is None:
+            yield Prediction(f"would create container {name} from {params.image}", undo=f"remove {name}")
+        elif holder.labels.get(spec.SPEC) == spec.spec_of(ctx, params, before["image_id"]):
+            yield Prediction(f"container {name} exists with these parameters", changed=False)
+        else:
+            yield obstacle(ctx, f"the name {name} belongs to another container")
         found = {container.id for container in spec.own(engine(), ctx)}
         container, warnings = spec.make(engine(), ctx, params, before["image_id"], kind="create")
         data: dict[str, Any] = {"id": container.id, "name": container.name, "image_id": container.image_id}
         data |= {"attached": container.id in found, "warnings": warnings}
         return Outcome(changed=container.labels[spec.OP] == ctx.op_id, data=data)
-
-    def predict(self, ctx: Context, params: CreateParams) -> Prediction:
-        spec.allow(ctx, params)
-        docker, name = engine(), spec.name_of(ctx, params)
-        image_id = docker.image_id(params.image)
-        container = docker.inspect(name)
-        if image_id is None:
-            what = f"image {params.image!r} is not on the Docker host"
-            if ctx.has_upstream:
-                return Prediction(f"would create container {name}; {what} yet", changed=None, undo=f"remove {name}")
-            return would_fail(what)
-        if container is None:
-            return Prediction(f"would create container {name} from {params.image}", undo=f"remove {name}")
-        if container.labels.get(spec.SPEC) == spec.spec_of(ctx, params, image_id):
-            return Prediction(f"container {name} exists with these parameters", changed=False)
-        if ctx.has_upstream:
-            return Prediction(f"would create container {name}, if an earlier step frees its name", changed=None)
-        return would_fail(f"the name {name} belongs to another container")
 
     def undo(self, ctx: Context, params: CreateParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, name = engine(), spec.name_of(ctx, params)
@@ -151,39 +158,20 @@ class Start(Implementation[StartParams]):
     """Starts a container once: a container that was started since `before` is not started again, even if it ended."""
 
     def before(self, ctx: Context, params: StartParams) -> dict[str, Any]:
-        container = there(engine(), params.container)
-        if container.paused:
-            raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
-        if container.labels.get(spec.KIND) == "run":
-            raise Preflight(f"container {container.name} belongs to a docker.run step and runs only once")
+        container = there(engine(), params.container, "start")
+        startable(container)
         return ContainerSnapshot.of(container)
 
-    def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Change:
         docker, was = engine(), ContainerSnapshot(**before)
-        container = docker.inspect(was.id)
-        if container is None:
-            raise OperationError(f"container {was.name} was removed outside of this run")
+        if was.running:
+            yield unchanged(ctx, f"container {was.name} is running")
+        else:
+            yield Prediction(f"would start {was.name}", undo=f"stop {was.name}")
+        container = still_there(docker, was.id, was.name)
         if not container.running and container.started_at == was.started_at:
             docker.start(was.id)
-            container = docker.inspect(was.id) or container
-        changed = container.started_at != was.started_at or container.running != was.running
-        return Outcome(changed=changed, data=result(container))
-
-    def predict(self, ctx: Context, params: StartParams) -> Prediction:
-        container = engine().inspect(params.container)
-        if container is None:
-            return missing(ctx, params.container, "start")
-        if container.running and not container.paused:
-            return unchanged(ctx, f"container {container.name} is running")
-        impossible = None
-        if (container.paused and not ctx.has_upstream) or container.labels.get(spec.KIND) == "run":
-            impossible = f"container {container.name} is {'paused' if container.paused else 'a run that has ended'}"
-        return Prediction(
-            f"would start {container.name}",
-            changed=impossible is None,
-            undo=f"stop {container.name}",
-            impossible=impossible,
-        )
+        return result(docker.inspect(was.id) or container)
 
     def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), ContainerSnapshot(**before)
@@ -206,29 +194,22 @@ class Stop(Implementation[StopParams]):
     """Stops a container. The undo starts it only if it ran before, and pauses it if it was paused."""
 
     def before(self, ctx: Context, params: StopParams) -> dict[str, Any]:
-        container = there(engine(), params.container)
+        container = there(engine(), params.container, "stop")
         stoppable(container)
         return ContainerSnapshot.of(container)
 
-    def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Change:
         docker, was = engine(), ContainerSnapshot(**before)
-        container = docker.inspect(was.id)
-        if container is None:
-            raise OperationError(f"container {was.name} was removed outside of this run")
-        stopped = container.running and docker.stop(was.id, params.grace)
-        container = docker.inspect(was.id) or container
+        if was.running:
+            yield Prediction(f"would stop {was.name}", undo=f"start {was.name}")
+        else:
+            yield unchanged(ctx, f"container {was.name} is not running")
+        container = still_there(docker, was.id, was.name)
+        if container.running:
+            docker.stop(was.id, params.grace)
+            container = docker.inspect(was.id) or container
         killed = was.running and container.exit_code == 137 and not container.oom_killed
-        data = result(container) | {"exit_code": container.exit_code, "killed": killed}
-        return Outcome(changed=was.running or stopped, data=data)
-
-    def predict(self, ctx: Context, params: StopParams) -> Prediction:
-        container = engine().inspect(params.container)
-        if container is None:
-            return missing(ctx, params.container, "stop")
-        if not container.running:
-            return unchanged(ctx, f"container {container.name} is not running")
-        impossible = f"container {container.name} was created with --rm" if container.auto_remove else None
-        return Prediction(f"would stop {container.name}", undo=f"start {container.name}", impossible=impossible)
+        return result(container) | {"exit_code": container.exit_code, "killed": killed}
 
     def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), ContainerSnapshot(**before)
@@ -255,12 +236,15 @@ class Remove(Implementation[RemoveParams]):
         stoppable(container)
         return ContainerSnapshot.of(container)
 
-    def act(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Change:
         docker = engine()
         was = ContainerSnapshot(**before) if before else None
         container = docker.inspect(was.id) if was else None
         if was is None or container is None:
-            return Outcome(changed=False, data={"name": params.container})
+            yield unchanged(ctx, f"container {params.container} does not exist")
+            return {"name": params.container}
+        verb, again = ("stop and remove", " and start it") if was.running else ("remove", "")
+        yield Prediction(f"would {verb} {was.name}", undo=f"rename it back to {was.name}{again}")
         if container.running and not params.force:
             raise OperationError(
                 f"container {was.name} was started outside of this run", remedy="stop it, or set force: true"
@@ -272,22 +256,7 @@ class Remove(Implementation[RemoveParams]):
             docker.stop(was.id, params.grace)
         if container.name != backup_name:
             self._rename(docker, was.id, backup_name)
-        return Outcome(changed=True, data={"id": was.id, "name": was.name, "kept_as": backup_name})
-
-    def predict(self, ctx: Context, params: RemoveParams) -> Prediction:
-        container = engine().inspect(params.container)
-        if container is None:
-            if ctx.has_upstream:
-                return missing(ctx, params.container, "remove")
-            return Prediction(f"container {params.container} does not exist", changed=False)
-        impossible = None
-        if container.auto_remove:
-            impossible = f"container {container.name} was created with --rm"
-        elif container.running and not params.force and not ctx.has_upstream:
-            impossible = f"container {container.name} is running, and force is not set"
-        verb = "stop and remove" if container.running else "remove"
-        undo = f"rename it back to {container.name}" + (" and start it" if container.running else "")
-        return Prediction(f"would {verb} {container.name}", undo=undo, impossible=impossible)
+        return {"id": was.id, "name": was.name, "kept_as": backup_name}
 
     def undo(self, ctx: Context, params: RemoveParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         if not before:

@@ -21,7 +21,7 @@ from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, seconds_of
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.docker.spec import KEEP, KIND, RUN, safe
 
 _PROJECT = "com.docker.compose.project"
@@ -46,9 +46,6 @@ class Garbage:
     containers: list[tuple[str, str]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     receipts: list[Path] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.images or self.containers or self.files or self.receipts)
 
 
 class _Runs:
@@ -84,12 +81,11 @@ class _Runs:
 class Gc(Implementation[GcParams]):
     """Removes the garbage of forgotten runs."""
 
-    def act(self, ctx: Context, params: GcParams, before: dict[str, Any]) -> Outcome:
-        return self.collect(params)
-
-    def collect(self, params: GcParams) -> Outcome:
-        """Remove the garbage; also called by the workers themselves, once an hour."""
+    def change(self, ctx: Context, params: GcParams, before: dict[str, Any]) -> Change:
         docker, found = engine(), self._find(params)
+        what = [*found.images, *(name for _, name in found.containers), *map(str, found.files)]
+        what += [f"{len(found.receipts)} receipts"] if found.receipts else []
+        yield Prediction(f"would remove {', '.join(what)}" if what else "nothing to remove", changed=bool(what))
         size = 0
         for name in found.images:
             docker.untag(name)
@@ -101,21 +97,13 @@ class Gc(Implementation[GcParams]):
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        data = {
+        return {
             "images": found.images,
             "containers": [name for _, name in found.containers],
             "files": [str(path) for path in found.files],
             "receipts": len(found.receipts),
             "bytes": size,
         }
-        return Outcome(bool(found), data)
-
-    def predict(self, ctx: Context, params: GcParams) -> Prediction:
-        found = self._find(params)
-        what = [*found.images, *(name for _, name in found.containers), *map(str, found.files)]
-        what += [f"{len(found.receipts)} receipts"] if found.receipts else []
-        text = f"would remove {', '.join(what)}" if what else "nothing to remove"
-        return Prediction(text, changed=bool(found))
 
     def undo(self, ctx: Context, params: GcParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         raise OperationError("docker.gc has no undo: the removed objects cannot be restored")

@@ -22,6 +22,7 @@ from longshore.tasks.host.engine.port import Engine, Image, NotThere
 from longshore.tasks.host.engine.sdk import sdk
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import (
+    Change,
     Context,
     Implementation,
     Outcome,
@@ -30,7 +31,6 @@ from longshore.tasks.implementation import (
     obstacle,
     unchanged,
     unfit,
-    would_fail,
 )
 from longshore.tasks.operations.docker.kept_names import bound
 from longshore.tasks.operations.docker.spec import KEEP, RUN, need, one_offs, safe
@@ -127,19 +127,18 @@ def familiar(ref: str) -> str:
     return ref if ":" in ref.rpartition("/")[2] else f"{ref}:latest"
 
 
-def lacking(ctx: Context, ref: str, verb: str) -> Prediction:
-    if ctx.has_upstream:
-        return Prediction(f"would {verb} {ref}, which an earlier step would have to provide", changed=None)
-    return would_fail(f"image {ref!r} is not on the Docker host")
-
-
 @implements(BUILD)
 class Build(Named):
     """Builds an image from a folder, sent as an archive without the files that .dockerignore excludes."""
 
-    def act(self, ctx: Context, params: BuildParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: BuildParams, before: dict[str, Any]) -> Change:
         docker, was = engine(), before["image_id"]
         policy.check_build(params.image)
+        if _has_dockerfile(params):
+            undo = "move the name back to its present image, or remove it"
+            yield Prediction(f"would build {params.image} from {params.context}", changed=None, undo=undo)
+        else:
+            yield obstacle(ctx, f"{params.dockerfile} does not exist in {params.context}")
         archive = _archive(ctx, params)
         keep(ctx, docker, was)
         live = Live(ctx)
@@ -172,12 +171,6 @@ class Build(Named):
             release(ctx, docker, image.id)
         data = {"name": params.image, "image_id": image.id, "before_id": was}
         return Outcome(changed=image.id != was, data=data)
-
-    def predict(self, ctx: Context, params: BuildParams) -> Prediction:
-        if not _has_dockerfile(params):
-            return obstacle(ctx, f"{params.dockerfile} does not exist in {params.context}")
-        undo = "move the name back to its present image, or remove it"
-        return Prediction(f"would build {params.image} from {params.context}", changed=None, undo=undo)
 
 
 def _has_dockerfile(params: BuildParams) -> bool:
@@ -226,26 +219,21 @@ class Tag(Named):
         return params.name
 
     def before(self, ctx: Context, params: TagParams) -> dict[str, Any]:
-        return note(engine(), params.name) | {"wanted": need(engine(), params.image).id}
+        return note(engine(), params.name) | {"wanted": need(engine(), params.image, "tag").id}
 
-    def act(self, ctx: Context, params: TagParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: TagParams, before: dict[str, Any]) -> Change:
         docker, was, wanted = engine(), before["image_id"], before["wanted"]
         policy.check_image(params.image)  # a new name could bypass the allow-list
+        if wanted == was:
+            yield unchanged(ctx, f"{params.name} is {params.image}")
+        else:
+            undo = f"move {params.name} back to {was[7:19]}" if was else f"remove the name {params.name}"
+            yield Prediction(f"would move {params.name} to {params.image} ({wanted[7:19]})", undo=undo)
         if docker.image_id(params.name) != wanted:
             keep(ctx, docker, was)
             docker.tag(wanted, params.name)
             TagBackup(ctx).note(params.name, wanted)
-        return Outcome(wanted != was, {"name": params.name, "image_id": wanted, "before_id": was})
-
-    def predict(self, ctx: Context, params: TagParams) -> Prediction:
-        docker = engine()
-        wanted, now = docker.image_id(params.image), docker.image_id(params.name)
-        if wanted is None:
-            return lacking(ctx, params.image, "tag")
-        if wanted == now:
-            return unchanged(ctx, f"{params.name} is {params.image}")
-        undo = f"remove the name {params.name}" if now is None else f"move {params.name} back to {now[7:19]}"
-        return Prediction(f"would move {params.name} to {params.image} ({wanted[7:19]})", undo=undo)
+        return {"name": params.name, "image_id": wanted, "before_id": was}
 
     def undo(self, ctx: Context, params: TagParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, wanted = engine(), before["wanted"]
@@ -269,30 +257,19 @@ class ImageRemove(Implementation[ImageRemoveParams]):
             self._unused(docker, image, tags)
         return {"image_id": image.id, "tags": tags}
 
-    def act(self, ctx: Context, params: ImageRemoveParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: ImageRemoveParams, before: dict[str, Any]) -> Change:
         docker, was = engine(), before["image_id"]
         if was is None:
-            return Outcome(changed=False, data={"image": params.image})
+            yield unchanged(ctx, f"image {params.image} does not exist")
+            return {"image": params.image}
+        size = getattr(docker.image(was), "size", 0)
+        yield Prediction(f"would remove {params.image} ({size} bytes)", undo="restore its name")
         try:
             kept = keep(ctx, docker, was)
         except NotThere as error:
             raise OperationError(f"image {params.image} was removed outside of this run") from error
         untagged = [tag for tag in before["tags"] if docker.image_id(tag) != was or docker.untag(tag)]
-        data = {"image": params.image, "image_id": was, "untagged": untagged, "kept_as": kept}
-        return Outcome(changed=True, data=data)
-
-    def predict(self, ctx: Context, params: ImageRemoveParams) -> Prediction:
-        docker = engine()
-        image = docker.image(params.image)
-        try:
-            tags = self._names(image, params.image) if image is not None else []
-            if image is None or (not tags and image.tags):
-                return unchanged(ctx, f"image {params.image} does not exist")
-            if not params.force:
-                self._unused(docker, image, tags)
-        except Preflight as error:
-            return obstacle(ctx, error.message)
-        return Prediction(f"would remove {params.image} ({image.size} bytes)", undo="restore its name")
+        return {"image": params.image, "image_id": was, "untagged": untagged, "kept_as": kept}
 
     def undo(
         self, ctx: Context, params: ImageRemoveParams, before: dict[str, Any], data: dict[str, Any] | None

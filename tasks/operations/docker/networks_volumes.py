@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
@@ -23,6 +24,7 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Conflict, Engine
 from longshore.tasks.host.file_lock import exclusive
 from longshore.tasks.implementation import (
+    Change,
     Context,
     Implementation,
     Outcome,
@@ -30,10 +32,10 @@ from longshore.tasks.implementation import (
     ReadOnly,
     implements,
     unchanged,
-    would_fail,
 )
 from longshore.tasks.operations.docker.spec import OP
 
+_REMOVE_OTHER = "choose another name, or remove it"
 _REMOVE_USERS = "remove these containers, then resume the undo"
 
 
@@ -41,6 +43,11 @@ class _CreatedIfMissing(Implementation[Any]):
     """The base of operations that create a named object unless it exists."""
 
     kind = ""
+    state: Callable[[dict[str, Any] | None, str], dict[str, Any]]
+
+    def note(self, found: dict[str, Any] | None) -> dict[str, Any]:
+        """The state before the step, for its undo."""
+        raise NotImplementedError
 
     def find(self, docker: Engine, name: str) -> dict[str, Any] | None:
         raise NotImplementedError
@@ -59,14 +66,28 @@ class _CreatedIfMissing(Implementation[Any]):
         """Raise NotAllowed for an object that this worker may not create."""
         raise NotImplementedError
 
-    def predict(self, ctx: Context, params: Any) -> Prediction:
-        self.allow(params)
+    def create(self, ctx: Context, docker: Engine, params: Any) -> dict[str, Any] | None:
+        """The object, created unless it exists."""
+        raise NotImplementedError
+
+    def before(self, ctx: Context, params: Any) -> dict[str, Any]:
         found = self.find(engine(), params.name)
+        if found is not None and (why := self.difference(params, found)):
+            raise Preflight(f"{self.kind} {params.name} exists with {why}", remedy=_REMOVE_OTHER)
+        return self.note(found)
+
+    def change(self, ctx: Context, params: Any, before: dict[str, Any]) -> Change:
+        self.allow(params)
+        if before != self.note(None):
+            yield unchanged(ctx, f"{self.kind} {params.name} exists")
+        else:
+            yield Prediction(f"would create {self.kind} {params.name}", undo=f"remove {params.name}")
+        found = self.create(ctx, engine(), params)
         if found is None:
-            return Prediction(f"would create {self.kind} {params.name}", undo=f"remove {params.name}")
-        if (why := self.difference(params, found)) and not ctx.has_upstream:
-            return would_fail(f"{self.kind} {params.name} exists with {why}")
-        return unchanged(ctx, f"{self.kind} {params.name} exists")
+            raise OperationError(f"{self.kind} {params.name} was removed right after its creation")
+        if why := self.difference(params, found):
+            raise OperationError(f"{self.kind} {params.name} exists with {why}", remedy=_REMOVE_OTHER)
+        return Outcome(before == self.note(None) and _ours(found, ctx), self.state(found, params.name))
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker = engine()
@@ -104,29 +125,28 @@ def _body(params: NetworkCreateParams, op_id: str) -> dict[str, Any]:
     return body | ({"IPAM": {"Config": [{"Subnet": params.subnet}]}} if params.subnet else {})
 
 
-def _network_difference(params: NetworkCreateParams, found: dict[str, Any]) -> str:
-    """The difference of the existing network from the parameters; '' if none."""
-    existing = _network(found, params.name)
-    if existing["driver"] != params.driver:
-        return f"driver {existing['driver']}"
-    if existing["internal"] != params.internal:
-        return f"internal: {str(existing['internal']).lower()}"
-    if params.subnet and params.subnet not in existing["subnets"]:
-        return f"subnet {', '.join(existing['subnets'])}"
-    return ""
-
-
 @implements(NETWORK_CREATE)
 class NetworkCreate(_CreatedIfMissing):
     """Creates a network. A lock guards the look-up by name, since the engine allows two networks of one name."""
 
     kind = "network"
+    state = staticmethod(_network)
+
+    def note(self, found: dict[str, Any] | None) -> dict[str, Any]:
+        return {"id": found["Id"] if found else None}
 
     def find(self, docker: Engine, name: str) -> dict[str, Any] | None:
         return docker.network(name)
 
     def difference(self, params: NetworkCreateParams, found: dict[str, Any]) -> str:
-        return _network_difference(params, found)
+        existing = _network(found, params.name)
+        if existing["driver"] != params.driver:
+            return f"driver {existing['driver']}"
+        if existing["internal"] != params.internal:
+            return f"internal: {str(existing['internal']).lower()}"
+        if params.subnet and params.subnet not in existing["subnets"]:
+            return f"subnet {', '.join(existing['subnets'])}"
+        return ""
 
     def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
         return _members(docker, found)
@@ -137,15 +157,7 @@ class NetworkCreate(_CreatedIfMissing):
     def allow(self, params: NetworkCreateParams) -> None:
         policy.check_network(params.driver)
 
-    def before(self, ctx: Context, params: NetworkCreateParams) -> dict[str, Any]:
-        found = engine().network(params.name)
-        if found is not None and (why := _network_difference(params, found)):
-            raise Preflight(f"network {params.name} exists with {why}", remedy="choose another name, or remove it")
-        return {"id": found["Id"] if found else None}
-
-    def act(self, ctx: Context, params: NetworkCreateParams, before: dict[str, Any]) -> Outcome:
-        docker = engine()
-        self.allow(params)
+    def create(self, ctx: Context, docker: Engine, params: NetworkCreateParams) -> dict[str, Any] | None:
         with exclusive(f"network {docker.url} {params.name}", ctx.check):
             found = docker.network(params.name)
             if found is None:
@@ -155,15 +167,11 @@ class NetworkCreate(_CreatedIfMissing):
                     if docker.network(params.name) is None:
                         raise OperationError(f"network {params.name}: {error.message}") from error
                 found = docker.network(params.name)
-        if found is None:
-            raise OperationError(f"network {params.name} was removed right after its creation")
-        if why := _network_difference(params, found):
-            raise OperationError(f"network {params.name} exists with {why}", remedy="choose another name, or remove it")
-        return Outcome(changed=before["id"] is None and _ours(found, ctx), data=_network(found, params.name))
+        return found
 
 
 @implements(NETWORK_REMOVE)
-class NetworkRemove(ReadOnly[NetworkParams]):
+class NetworkRemove(Implementation[NetworkParams]):
     """Removes an unused network; the undo creates it again with the same settings."""
 
     def before(self, ctx: Context, params: NetworkParams) -> dict[str, Any]:
@@ -178,21 +186,14 @@ class NetworkRemove(ReadOnly[NetworkParams]):
         kept = ("Id", "Name", "Driver", "Internal", "Labels", "Options", "IPAM", "Attachable", "EnableIPv6")
         return {"network": {key: found[key] for key in kept if key in found}}
 
-    def act(self, ctx: Context, params: NetworkParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: NetworkParams, before: dict[str, Any]) -> Change:
         was = before["network"]
         if was is None:
-            return Outcome(changed=False, data={"name": params.name, "exists": False})
+            yield unchanged(ctx, f"network {params.name} does not exist")
+            return {"name": params.name, "exists": False}
+        yield Prediction(f"would remove network {params.name}", undo="create it again")
         engine().remove_network(was["Id"])
-        return Outcome(changed=True, data={"name": was["Name"], "id": was["Id"], "exists": False})
-
-    def predict(self, ctx: Context, params: NetworkParams) -> Prediction:
-        found = engine().network(params.name)
-        if found is None:
-            return unchanged(ctx, f"network {params.name} does not exist")
-        users = _members(engine(), found)
-        what = f"network {params.name} is used by {', '.join(users)}"
-        impossible = what if users and not ctx.has_upstream else None
-        return Prediction(f"would remove network {params.name}", undo="create it again", impossible=impossible)
+        return {"name": was["Name"], "id": was["Id"], "exists": False}
 
     def undo(self, ctx: Context, params: NetworkParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), before["network"]
@@ -216,11 +217,10 @@ class NetworkRemove(ReadOnly[NetworkParams]):
 class NetworkInspect(ReadOnly[NetworkParams]):
     """Reads the state of a network."""
 
+    reads = "inspect network {name}"
+
     def act(self, ctx: Context, params: NetworkParams, before: dict[str, Any]) -> Outcome:
         return Outcome(changed=False, data=_network(engine().network(params.name), params.name))
-
-    def predict(self, ctx: Context, params: NetworkParams) -> Prediction:
-        return Prediction(f"would inspect network {params.name}", changed=False)
 
 
 def _volume(found: dict[str, Any] | None, name: str) -> dict[str, Any]:
@@ -228,13 +228,6 @@ def _volume(found: dict[str, Any] | None, name: str) -> dict[str, Any]:
         return {"exists": False, "name": name}
     state = {"exists": True, "name": found["Name"], "driver": found["Driver"], "mountpoint": found.get("Mountpoint")}
     return state | {"labels": found.get("Labels") or {}, "options": found.get("Options") or {}}
-
-
-def _volume_difference(params: VolumeCreateParams, found: dict[str, Any]) -> str:
-    existing = _volume(found, params.name)
-    if existing["driver"] != params.driver:
-        return f"driver {existing['driver']}"
-    return "other options" if existing["options"] != params.options else ""
 
 
 def _members(docker: Engine, network: dict[str, Any]) -> list[str]:
@@ -256,12 +249,19 @@ class VolumeCreate(_CreatedIfMissing):
     """Creates a volume. The engine silently keeps an existing volume of the name."""
 
     kind = "volume"
+    state = staticmethod(_volume)
+
+    def note(self, found: dict[str, Any] | None) -> dict[str, Any]:
+        return {"exists": found is not None}
 
     def find(self, docker: Engine, name: str) -> dict[str, Any] | None:
         return docker.volume(name)
 
     def difference(self, params: VolumeCreateParams, found: dict[str, Any]) -> str:
-        return _volume_difference(params, found)
+        existing = _volume(found, params.name)
+        if existing["driver"] != params.driver:
+            return f"driver {existing['driver']}"
+        return "other options" if existing["options"] != params.options else ""
 
     def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
         return _users(docker, found["Name"])
@@ -272,23 +272,10 @@ class VolumeCreate(_CreatedIfMissing):
     def allow(self, params: VolumeCreateParams) -> None:
         policy.check_volume(params.options, params.driver)
 
-    def before(self, ctx: Context, params: VolumeCreateParams) -> dict[str, Any]:
-        found = engine().volume(params.name)
-        if found is not None and (why := _volume_difference(params, found)):
-            raise Preflight(f"volume {params.name} exists with {why}", remedy="choose another name")
-        return {"exists": found is not None}
-
-    def act(self, ctx: Context, params: VolumeCreateParams, before: dict[str, Any]) -> Outcome:
-        docker = engine()
-        self.allow(params)
+    def create(self, ctx: Context, docker: Engine, params: VolumeCreateParams) -> dict[str, Any] | None:
         body = {"Name": params.name, "Driver": params.driver, "DriverOpts": params.options}
         docker.create_volume(body | {"Labels": params.labels | {OP: ctx.op_id}})
-        found = docker.volume(params.name)
-        if found is None:
-            raise OperationError(f"volume {params.name} was removed right after its creation")
-        if why := _volume_difference(params, found):
-            raise OperationError(f"volume {params.name} exists with {why}", remedy="choose another name")
-        return Outcome(changed=not before["exists"] and _ours(found, ctx), data=_volume(found, params.name))
+        return docker.volume(params.name)
 
 
 @implements(VOLUME_REMOVE)
@@ -298,53 +285,38 @@ class VolumeRemove(Implementation[VolumeRemoveParams]):
     def before(self, ctx: Context, params: VolumeRemoveParams) -> dict[str, Any]:
         found = engine().volume(params.name)
         if found is not None:
-            self._check(params)
+            if not params.data_loss:
+                what = f"the removal of volume {params.name} deletes its data for good"
+                raise Preflight(what, remedy="set data_loss: true")
             if users := _users(engine(), params.name):
                 what = f"volume {params.name} is used by {', '.join(users)}"
                 raise Preflight(what, remedy="remove these containers in an earlier step")
         return {"exists": found is not None}
 
-    def act(self, ctx: Context, params: VolumeRemoveParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: VolumeRemoveParams, before: dict[str, Any]) -> Change:
         docker = engine()
+        if before["exists"]:
+            yield Prediction(f"would remove volume {params.name} and its data")
+        else:
+            yield unchanged(ctx, f"volume {params.name} does not exist")
         if docker.volume(params.name) is not None:
             if not before["exists"]:
                 raise OperationError(f"volume {params.name} was created outside of this run")
             if not docker.remove_volume(params.name) and docker.volume(params.name) is not None:
                 raise OperationError(f"volume {params.name} is used by {', '.join(_users(docker, params.name))}")
-        return Outcome(changed=before["exists"], data={"name": params.name, "exists": False})
-
-    def predict(self, ctx: Context, params: VolumeRemoveParams) -> Prediction:
-        docker = engine()
-        if docker.volume(params.name) is None:
-            return unchanged(ctx, f"volume {params.name} does not exist")
-        impossible = None
-        try:
-            self._check(params)
-        except Preflight as error:
-            impossible = str(error)
-        if (users := _users(docker, params.name)) and not ctx.has_upstream:
-            impossible = f"volume {params.name} is used by {', '.join(users)}"
-        return Prediction(f"would remove volume {params.name} and its data", impossible=impossible)
+        return {"name": params.name, "exists": False}
 
     def undo(
         self, ctx: Context, params: VolumeRemoveParams, before: dict[str, Any], data: dict[str, Any] | None
     ) -> Outcome:
         raise OperationError(f"the data of volume {params.name} cannot be restored", remedy="restore it from a backup")
 
-    @staticmethod
-    def _check(params: VolumeRemoveParams) -> None:
-        if not params.data_loss:
-            raise Preflight(
-                f"the removal of volume {params.name} deletes its data for good", remedy="set data_loss: true"
-            )
-
 
 @implements(VOLUME_INSPECT)
 class VolumeInspect(ReadOnly[VolumeParams]):
     """Reads the state of a volume."""
 
+    reads = "inspect volume {name}"
+
     def act(self, ctx: Context, params: VolumeParams, before: dict[str, Any]) -> Outcome:
         return Outcome(changed=False, data=_volume(engine().volume(params.name), params.name))
-
-    def predict(self, ctx: Context, params: VolumeParams) -> Prediction:
-        return Prediction(f"would inspect volume {params.name}", changed=False)

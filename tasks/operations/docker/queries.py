@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
@@ -19,9 +20,10 @@ from longshore.orchestration.operations.docker.queries import (
 )
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine
-from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnly, implements
-from longshore.tasks.operations.docker.containers import COMPOSE_HASH, missing, there
+from longshore.tasks.implementation import Change, Context, NoUndo, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.operations.docker.containers import COMPOSE_HASH, there
 from longshore.tasks.operations.docker.evidence import collect, reason_of
+from longshore.tasks.operations.docker.levels import HealthCheck
 
 _PROJECT = "com.docker.compose.project"
 _POLL = 0.2
@@ -32,6 +34,8 @@ _STOPPED = ["created", "exited", "dead"]
 @implements(LIST)
 class List(ReadOnly[Any]):
     """Lists containers by label, project, name and state."""
+
+    reads = "list containers"
 
     def act(self, ctx: Context, params: ListParams, before: dict[str, Any]) -> Outcome:
         labels = params.label | ({_PROJECT: params.project} if params.project else {})
@@ -59,13 +63,12 @@ class List(ReadOnly[Any]):
         ]
         return Outcome(changed=False, data={"containers": found[: params.limit], "count": len(found)})
 
-    def predict(self, ctx: Context, params: ListParams) -> Prediction:
-        return Prediction("would list containers", changed=False)
-
 
 @implements(INSPECT)
 class Inspect(ReadOnly[Any]):
     """Reads a container in a normalized form and, as `full`, in the engine's form without the environment."""
+
+    reads = "inspect container {container}"
 
     def act(self, ctx: Context, params: InspectParams, before: dict[str, Any]) -> Outcome:
         raw = engine().raw(params.container)
@@ -93,43 +96,36 @@ class Inspect(ReadOnly[Any]):
         }
         return Outcome(changed=False, data=data | {"full": full})
 
-    def predict(self, ctx: Context, params: InspectParams) -> Prediction:
-        return Prediction(f"would inspect container {params.container}", changed=False)
-
 
 @implements(LOGS)
-class Logs(ReadOnly[Any]):
+class Logs(NoUndo[LogsParams]):
     """Reads the end of a container's output."""
 
-    def act(self, ctx: Context, params: LogsParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: LogsParams, before: dict[str, Any]) -> Change:
         docker = engine()
-        container = there(docker, params.container)
+        container = there(docker, params.container, "read the output of")
+        yield Prediction(f"would read the output of container {params.container}", changed=False)
         since = None if params.since is None else time.time() - params.since
         output = docker.logs(container.id, params.max_bytes, tail=params.tail, since=since)
-        data = {"stdout": output.stdout, "stderr": output.stderr, "truncated": output.truncated}
-        return Outcome(changed=False, data=data)
-
-    def predict(self, ctx: Context, params: LogsParams) -> Prediction:
-        if engine().inspect(params.container) is None:
-            return missing(ctx, params.container, "read the output of")
-        return Prediction(f"would read the output of container {params.container}", changed=False)
+        return {"stdout": output.stdout, "stderr": output.stderr, "truncated": output.truncated}
 
 
 @implements(WAIT)
-class Wait(ReadOnly[Any]):
+class Wait(NoUndo[WaitParams]):
     """Polls a container until it runs, is healthy or has exited. The engine's `Running` is true during a restart."""
 
-    def act(self, ctx: Context, params: WaitParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: WaitParams, before: dict[str, Any]) -> Change:
         docker, began = engine(), time.monotonic()
-        container = there(docker, params.container)
-        steady: tuple[Any, float] = (None, began)
+        container = there(docker, params.container, "wait for")
+        health = f", {container.health}" if container.health else ""
+        action = f"would wait until {container.name} is {params.until}; it is {container.status}{health}"
+        yield Prediction(action, changed=False)
+        check = HealthCheck(params.min_healthy_time)
         while True:
             now = time.monotonic()
-            if (container.started_at, container.restart_count) != steady[0]:
-                steady = ((container.started_at, container.restart_count), now)
-            why = self._not_yet(ctx, docker, params, container, now - steady[1])
+            why = self._not_yet(ctx, docker, params, container, check)
             if not why:
-                return Outcome(changed=False, data=_data(container, now - began))
+                return _data(container, now - began)
             if now - began >= params.healthy_deadline:
                 late = f"{why} after {params.healthy_deadline:g} s"
                 raise _failure(ctx, docker, container, late, waited=now - began)
@@ -139,16 +135,8 @@ class Wait(ReadOnly[Any]):
                 raise OperationError(f"container {container.name} was removed during the wait")
             container = found
 
-    def predict(self, ctx: Context, params: WaitParams) -> Prediction:
-        container = engine().inspect(params.container)
-        if container is None:
-            return missing(ctx, params.container, "wait for")
-        health = f", {container.health}" if container.health else ""
-        action = f"would wait until {container.name} is {params.until}; it is {container.status}{health}"
-        return Prediction(action, changed=False)
-
     @staticmethod
-    def _not_yet(ctx: Context, docker: Engine, params: WaitParams, container: Container, steady: float) -> str:
+    def _not_yet(ctx: Context, docker: Engine, params: WaitParams, container: Container, check: HealthCheck) -> str:
         """The reason to wait longer; '' if the condition holds. Raises if it cannot hold any more."""
         if params.until == "exited":
             if container.running or container.started_at is None:
@@ -156,17 +144,13 @@ class Wait(ReadOnly[Any]):
             if container.exit_code not in params.ok_codes:
                 raise _failure(ctx, docker, container, f"exited with code {container.exit_code}")
             return ""
-        if container.restarting:
-            return f"keeps restarting (exit code {container.exit_code})"
-        if not container.running:
-            if container.started_at is None:
-                return "has not been started"
-            raise _failure(ctx, docker, container, f"exited with code {container.exit_code}")
-        if params.until == "healthy" and container.health is not None:
-            if container.health == "unhealthy":
-                raise _failure(ctx, docker, container, "is unhealthy")
-            return "" if container.health == "healthy" else f"is {container.health}"
-        return "" if steady >= params.min_healthy_time else f"has run for {steady:.0f} s without a restart"
+        if container.started_at is None:
+            return "has not been started"
+        seen = container if params.until == "healthy" else replace(container, health=None)
+        why = check.problem(seen)
+        if not seen.restarting and (not seen.running or seen.health == "unhealthy"):
+            raise _failure(ctx, docker, container, why)
+        return why
 
 
 def _data(container: Container, waited: float) -> dict[str, Any]:

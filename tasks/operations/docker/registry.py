@@ -19,6 +19,7 @@ from longshore.tasks.host import policy
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Image, Login, NotThere
 from longshore.tasks.implementation import (
+    Change,
     Context,
     Implementation,
     Outcome,
@@ -29,7 +30,7 @@ from longshore.tasks.implementation import (
     unchanged,
     unfit,
 )
-from longshore.tasks.operations.docker.images import Named, give_back, keep, lacking, release
+from longshore.tasks.operations.docker.images import Named, give_back, keep, release
 from longshore.tasks.operations.docker.spec import need
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
@@ -106,6 +107,7 @@ class Pull(Named):
         return Outcome(changed=changed, data=data | {"digest": _digest_of(image, params.image)})
 
     def predict(self, ctx: Context, params: PullParams) -> Prediction:
+        # Apart from `act`: only a dry run asks the registry first.
         docker = engine()
         image = docker.image(params.image)
         undo = f"move {params.image} back to {image.id[7:19]}" if image else f"remove the name {params.image}"
@@ -155,12 +157,16 @@ class Push(Implementation[PushParams]):
     """Pushes an image to its registry, which has no undo."""
 
     def before(self, ctx: Context, params: PushParams) -> dict[str, Any]:
-        image = need(engine(), params.image)
+        image = need(engine(), params.image, "push")
         return {"image_id": image.id, "remote": _remote(engine(), params)}
 
-    def act(self, ctx: Context, params: PushParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: PushParams, before: dict[str, Any]) -> Change:
         docker = engine()
-        image = need(docker, params.image)
+        image = need(docker, params.image, "push")
+        if before["remote"] is not None and image.is_at(before["remote"]):
+            yield unchanged(ctx, f"the registry has this {params.image}")
+        else:
+            yield Prediction(f"would push {params.image}")
         remote = _remote(docker, params)
         if remote is None or not image.is_at(remote):
             try:
@@ -176,19 +182,11 @@ class Push(Implementation[PushParams]):
         return Outcome(changed=digest != before["remote"], data=data)
 
     def predict(self, ctx: Context, params: PushParams) -> Prediction:
-        docker = engine()
-        image = docker.image(params.image)
-        if image is None:
-            return lacking(ctx, params.image, "push")
         try:
-            remote = _remote(docker, params)
-        except Transient as error:
-            return Prediction(
-                f"would push {params.image}; its registry does not respond: {error.message}", changed=None
-            )
-        if remote is not None and image.is_at(remote):
-            return unchanged(ctx, f"the registry has this {params.image}")
-        return Prediction(f"would push {params.image}")
+            return super().predict(ctx, params)
+        except Transient as error:  # the registry may respond by then
+            what = f"would push {params.image}; its registry does not respond: {error.message}"
+            return Prediction(what, changed=None)
 
     def undo(self, ctx: Context, params: PushParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         raise OperationError(f"the push of {params.image} has no undo", remedy="give the step an undo")
@@ -197,6 +195,8 @@ class Push(Implementation[PushParams]):
 @implements(DIGEST)
 class Digest(ReadOnly[DigestParams]):
     """Compares the digests of a name at its registry and on this host."""
+
+    reads = "query the registry for the digest of {image}"
 
     def act(self, ctx: Context, params: DigestParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
@@ -208,6 +208,3 @@ class Digest(ReadOnly[DigestParams]):
         local = [text.partition("@")[2] for text in image.digests] if image else []
         data = {"image": params.image, "digest": remote, "local": local}
         return Outcome(changed=False, data=data | {"stale": remote not in local if image else None})
-
-    def predict(self, ctx: Context, params: DigestParams) -> Prediction:
-        return Prediction(f"would query the registry for the digest of {params.image}", changed=False)

@@ -14,7 +14,7 @@ from longshore.orchestration.operations.docker.programs import RUN, RunParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.host.file_lock import exclusive
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, would_fail
+from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements, obstacle
 from longshore.tasks.operations.docker import spec
 
 #: Bytes kept of each stream of its output: the end.
@@ -73,7 +73,12 @@ class RunsOnce(Implementation[P]):
         """The step's container, created and started by this attempt or an earlier one."""
         raise NotImplementedError
 
-    def act(self, ctx: Context, params: Any, before: dict[str, Any]) -> Outcome:
+    def intent(self, ctx: Context, params: Any, before: dict[str, Any]) -> Prediction:
+        """The prediction of the run."""
+        raise NotImplementedError
+
+    def change(self, ctx: Context, params: Any, before: dict[str, Any]) -> Change:
+        yield self.intent(ctx, params, before)
         docker = engine()
         # Without the lock two deliveries could both start a short container, which would run twice.
         with exclusive(f"run {docker.url} {ctx.op_id}", ctx.check):
@@ -83,7 +88,7 @@ class RunsOnce(Implementation[P]):
         container = self._wait(docker, ctx, params, container)
         data = data_of(ctx, docker, container)
         if container.exit_code in params.ok_codes and not container.oom_killed:
-            return Outcome(changed=True, data=data)
+            return data
         self._report(docker, ctx, container)
         why = "ran out of memory" if container.oom_killed else f"exited with code {container.exit_code}"
         last_line = (data["stderr"] or data["stdout"]).strip().splitlines()[-1:]
@@ -160,17 +165,11 @@ class Run(RunsOnce[RunParams]):
             docker.start(container.id)
         return container
 
-    def predict(self, ctx: Context, params: RunParams) -> Prediction:
+    def intent(self, ctx: Context, params: RunParams, before: dict[str, Any]) -> Prediction:
         spec.allow(ctx, params)
         name = spec.name_of(ctx, params)
-        undo = f"remove {name}; the effects of its program stay"
-        if engine().image_id(params.image) is None:
-            what = f"image {params.image!r} is not on the Docker host"
-            if ctx.has_upstream:
-                return Prediction(f"would run {name}; {what} yet", undo=undo)
-            return would_fail(what)
-        if params.name and engine().inspect(name) is not None:
-            what = f"the name {name} belongs to another container"
-            return Prediction(f"would run {name}", undo=undo, impossible=None if ctx.has_upstream else what)
+        if ctx.dry_run and params.name and engine().inspect(name) is not None:
+            return obstacle(ctx, f"the name {name} belongs to another container")
         command = " ".join([*(params.entrypoint or []), *(params.command or [])])
+        undo = f"remove {name}; the effects of its program stay"
         return Prediction(f"would run {params.image} {command}".rstrip(), undo=undo)

@@ -15,7 +15,7 @@ from longshore.orchestration.operations.docker.fields import parse_size
 from longshore.tasks.host import policy
 from longshore.tasks.host.engine.factory import engine, own_project
 from longshore.tasks.host.engine.port import Conflict, Container, Engine, Image, NotThere
-from longshore.tasks.implementation import Context
+from longshore.tasks.implementation import Context, absent
 
 OP = "longshore.op"
 RUN = "longshore.run"
@@ -60,11 +60,15 @@ def spec_of(ctx: Context, params: CreateParams, image_id: str) -> str:
     return hashlib.sha256(ctx.redact(text).encode()).hexdigest()
 
 
-def need(engine: Engine, ref: str) -> Image:
-    """The image of that name on the Docker host. Raises Preflight if it is missing; never pulls."""
+def need(engine: Engine, ref: str, verb: str = "run") -> Image:
+    """The image of that name on the Docker host, which the step would `verb`. Raises Preflight; never pulls."""
     found = engine.image(ref)
     if found is None:
-        raise Preflight(f"image {ref!r} is not on the Docker host", remedy="pull or build it in an earlier step")
+        raise absent(
+            f"image {ref!r} is not on the Docker host",
+            later=f"would {verb} {ref}, which an earlier step would have to provide",
+            remedy="pull or build it in an earlier step",
+        )
     return found
 
 

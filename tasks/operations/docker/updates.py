@@ -16,13 +16,14 @@ from longshore.orchestration.operations.docker.containers import (
 from longshore.orchestration.operations.docker.fields import parse_size
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Conflict, Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unchanged
+from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements, unchanged
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.containers import (
     ContainerSnapshot,
-    missing,
     result,
     start_again,
+    startable,
+    still_there,
     stoppable,
     there,
 )
@@ -33,35 +34,22 @@ class Restart(Implementation[RestartParams]):
     """Stops and starts a container as two calls, so that a later attempt resumes in between."""
 
     def before(self, ctx: Context, params: RestartParams) -> dict[str, Any]:
-        container = there(engine(), params.container)
-        if container.paused:
-            raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
-        if container.labels.get(spec.KIND) == "run":
-            raise Preflight(f"container {container.name} belongs to a docker.run step and runs only once")
+        container = there(engine(), params.container, "restart")
+        startable(container)
         stoppable(container)
         return ContainerSnapshot.of(container)
 
-    def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Change:
         docker, was = engine(), ContainerSnapshot(**before)
-        container = docker.inspect(was.id)
-        if container is None:
-            raise OperationError(f"container {was.name} was removed outside of this run")
+        yield Prediction(f"would {'restart' if was.running else 'start'} {was.name}", undo="nothing, if it runs")
+        container = still_there(docker, was.id, was.name)
         if container.started_at == was.started_at:
             if container.running:
                 docker.stop(was.id, params.grace)
             docker.start(was.id)
         elif not container.running and was.running:
             docker.start(was.id)
-        return Outcome(changed=True, data=result(docker.inspect(was.id) or container))
-
-    def predict(self, ctx: Context, params: RestartParams) -> Prediction:
-        container = engine().inspect(params.container)
-        if container is None:
-            return missing(ctx, params.container, "restart")
-        verb = "restart" if container.running else "start"
-        certain = container.paused and not ctx.has_upstream
-        impossible = f"container {container.name} is paused" if certain else None
-        return Prediction(f"would {verb} {container.name}", undo="nothing, if it runs", impossible=impossible)
+        return result(docker.inspect(was.id) or container)
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), ContainerSnapshot(**before)
@@ -79,44 +67,26 @@ class Rename(Implementation[RenameParams]):
 
     def before(self, ctx: Context, params: RenameParams) -> dict[str, Any]:
         docker = engine()
-        container = docker.inspect(params.container) or there(docker, params.name)
         other = docker.inspect(params.name)
+        container = docker.inspect(params.container) or other or there(docker, params.container, "rename")
         if other is not None and other.id != container.id:
             what = f"the name {params.name} belongs to another container ({other.id[:12]})"
             raise Preflight(what, remedy="choose another name, or rename that container in an earlier step")
         return {"id": container.id, "name": container.name}
 
-    def act(self, ctx: Context, params: RenameParams, before: dict[str, Any]) -> Outcome:
-        docker = engine()
-        container = docker.inspect(before["id"])
-        if container is None:
-            raise OperationError(f"container {before['name']} was removed outside of this run")
-        if container.name != params.name:
-            _renamed(docker, container.id, params.name)
-        data = {"id": before["id"], "name": params.name, "was": before["name"]}
-        return Outcome(changed=before["name"] != params.name, data=data)
-
-    def predict(self, ctx: Context, params: RenameParams) -> Prediction:
-        docker = engine()
-        container, other = docker.inspect(params.container), docker.inspect(params.name)
-        if container is None and other is None:
-            return missing(ctx, params.container, "rename")
-        if container is None or (other is not None and other.id == container.id):
-            return unchanged(ctx, f"the container is named {params.name}")
-        impossible = (
-            None if other is None or ctx.has_upstream else f"the name {params.name} belongs to another container"
-        )
-        return Prediction(
-            f"would rename {container.name} to {params.name}",
-            undo=f"rename it back to {container.name}",
-            impossible=impossible,
-        )
+    def change(self, ctx: Context, params: RenameParams, before: dict[str, Any]) -> Change:
+        docker, was = engine(), before["name"]
+        if was == params.name:
+            yield unchanged(ctx, f"the container is named {params.name}")
+        else:
+            yield Prediction(f"would rename {was} to {params.name}", undo=f"rename it back to {was}")
+        if still_there(docker, before["id"], was).name != params.name:
+            _renamed(docker, before["id"], params.name)
+        return {"id": before["id"], "name": params.name, "was": was}
 
     def undo(self, ctx: Context, params: RenameParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker = engine()
-        container = docker.inspect(before["id"])
-        if container is None:
-            raise OperationError(f"container {before['name']} was removed outside of this run")
+        container = still_there(docker, before["id"], before["name"])
         if container.name == before["name"]:
             return Outcome(changed=False)
         if container.name != params.name:
@@ -156,40 +126,31 @@ class Update(Implementation[UpdateParams]):
     """Changes the limits and the restart policy of a container; the undo restores the former values."""
 
     def before(self, ctx: Context, params: UpdateParams) -> dict[str, Any]:
-        container = there(engine(), params.container)
+        container = there(engine(), params.container, "update")
         if container.auto_remove and params.restart not in {None, "no"}:
             raise Preflight(f"container {container.name} was created with --rm and cannot have a restart policy")
         now = self._now(engine(), container.id, _everything(engine()))
         return {"id": container.id, "name": container.name, "was": now}
 
-    def act(self, ctx: Context, params: UpdateParams, before: dict[str, Any]) -> Outcome:
-        docker, everything = engine(), _everything(engine())
+    def change(self, ctx: Context, params: UpdateParams, before: dict[str, Any]) -> Change:
+        docker, everything, was = engine(), _everything(engine()), before["was"]
         requested = self._wanted(params, everything)
-        wanted = before["was"] | requested
+        if what := ", ".join(f"{key} {was[key]} → {value}" for key, value in requested.items() if was[key] != value):
+            yield Prediction(f"would change {before['name']}: {what}", undo="restore the former values")
+        else:
+            yield unchanged(ctx, f"container {before['name']} has these values")
+        wanted = was | requested
         if self._now(docker, before["id"], everything) != wanted:
-            docker.update(before["id"], self._body(wanted, before["was"], everything))
+            docker.update(before["id"], self._body(wanted, was, everything))
         now = self._now(docker, before["id"], everything)
         wrong = sorted(key for key in requested if now[key] != wanted[key])
         if wrong:
             raise OperationError(f"the engine did not change {', '.join(wrong)} of {before['name']}")
-        return Outcome(changed=wanted != before["was"], data=self._data(before, now))
-
-    def predict(self, ctx: Context, params: UpdateParams) -> Prediction:
-        container = engine().inspect(params.container)
-        if container is None:
-            return missing(ctx, params.container, "update")
-        everything = _everything(engine())
-        now = self._now(engine(), container.id, everything)
-        differs = {key: value for key, value in self._wanted(params, everything).items() if now[key] != value}
-        if not differs:
-            return unchanged(ctx, f"container {container.name} has these values")
-        what = ", ".join(f"{key} {now[key]} → {value}" for key, value in differs.items())
-        return Prediction(f"would change {container.name}: {what}", undo="restore the former values")
+        return self._data(before, now)
 
     def undo(self, ctx: Context, params: UpdateParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), before["was"]
-        if docker.inspect(before["id"]) is None:
-            raise OperationError(f"container {before['name']} was removed outside of this run")
+        still_there(docker, before["id"], before["name"])
         everything = _everything(docker)
         now, wanted = self._now(docker, before["id"], everything), self._wanted(params, everything)
         foreign = [key for key in wanted if now[key] not in {was[key], wanted[key]}]

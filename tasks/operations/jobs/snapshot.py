@@ -15,8 +15,9 @@ from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import PROJECT, Source
-from longshore.tasks.operations.compose.state import Member, levels
+from longshore.tasks.operations.compose.state import Member
 from longshore.tasks.operations.docker import spec
+from longshore.tasks.operations.docker.levels import levels
 
 #: The kind label of a job container.
 KIND = "job"

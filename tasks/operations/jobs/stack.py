@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ from longshore.orchestration.operations.jobs import (
 )
 from longshore.orchestration.states import STEP_GOOD, StepState
 from longshore.tasks.crash_points import point
-from longshore.tasks.host.engine.factory import close_engine, engine
+from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine, NotThere
 from longshore.tasks.implementation import Context, NoUndo, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.compose.cli import PROJECT, Compose
@@ -30,6 +29,7 @@ from longshore.tasks.operations.compose.reconstruction import Description, creat
 from longshore.tasks.operations.compose.standing import standing
 from longshore.tasks.operations.compose.state import Member, members
 from longshore.tasks.operations.docker.evidence import collect, reason_of
+from longshore.tasks.operations.docker.levels import HealthCheck, stop_levels
 from longshore.tasks.operations.jobs import way_back
 from longshore.tasks.operations.jobs.snapshot import (
     ContainerSnapshot,
@@ -63,18 +63,15 @@ def stop_all(docker: Engine, kept: tuple[ContainerSnapshot, ...], timeout: float
     Raises OperationError with the containers that did not stop, after all stops of a level.
     """
 
-    def stop(one: ContainerSnapshot) -> tuple[str, bool, OperationError | None]:
+    def stop(mine: Engine, one: ContainerSnapshot) -> tuple[ContainerSnapshot, bool, OperationError | None]:
         try:
-            mine = engine()  # one client per thread
             container = now_of(mine, one)
             stopped = container is not None and mine.stop(container.id, max(timeout, one.grace))
-            return one.name, stopped, None
+            return one, stopped, None
         except NotThere:
-            return one.name, False, None  # a removed container counts as stopped
+            return one, False, None  # a removed container counts as stopped
         except OperationError as error:
-            return one.name, False, error
-        finally:
-            close_engine()
+            return one, False, error
 
     stopped: list[str] = []
 
@@ -82,13 +79,11 @@ def stop_all(docker: Engine, kept: tuple[ContainerSnapshot, ...], timeout: float
         now = now_of(docker, one)
         return now is not None and now.running
 
-    for level in reversed(in_order(kept)):
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            done = list(pool.map(stop, level))
-        stopped += [name for name, was_stopped, _ in done if was_stopped]
+    for done in stop_levels(in_order(kept), stop):
+        stopped += [one.name for one, was_stopped, _ in done if was_stopped]
         errors = [error for _, _, error in done if error is not None]
-        failed = [f"{name}: {error.message}" for name, _, error in done if error is not None]
-        failed += [f"{one.name} still runs" for one in level if is_running(one)]
+        failed = [f"{one.name}: {error.message}" for one, _, error in done if error is not None]
+        failed += [f"{one.name} still runs" for one, _, _ in done if is_running(one)]
         if failed:
             transient = bool(errors) and all(isinstance(error, Transient) for error in errors)
             kind = Transient if transient else OperationError
@@ -119,6 +114,7 @@ class Stop(NoUndo[StopParams]):
         return Outcome(changed=bool(stopped), data={"stopped": stopped})
 
     def predict(self, ctx: Context, params: StopParams) -> Prediction:
+        # Apart from `act`: no worker has the snapshot yet.
         order = _order_text(reversed(in_order(take(engine(), params.stacks, params.containers).kept)))
         return Prediction(f"would stop {order}" if order else "none of these containers runs", changed=bool(order))
 
@@ -149,6 +145,7 @@ class Start(NoUndo[StartParams]):
         return Outcome(changed=bool(stack.started), data=data)
 
     def predict(self, ctx: Context, params: StartParams) -> Prediction:
+        # Apart from `act`: no worker has the snapshot yet.
         order = _order_text(in_order(take(engine(), params.stacks, params.containers).kept))
         return Prediction(f"would start {order}" if order else "nothing to start", changed=bool(order))
 
@@ -251,15 +248,14 @@ def wait_until_well(
     """Wait until all are healthy, and return the others with the reasons. A container that was unhealthy before the job
     only has to run.
     """
-    end, settle = time.monotonic() + timeout, min(settle, timeout / 2)
-    since: dict[tuple[str, str | None], float] = {}
+    end, check = time.monotonic() + timeout, HealthCheck(min(settle, timeout / 2))
     while True:
         now = time.monotonic()
         waiting: dict[str, str] = {}
         hopeless = True
         for one in kept:
             container = now_of(docker, one)
-            why = "was removed" if container is None else _not_yet(one, container, since, now, settle)
+            why = "was removed" if container is None else _not_yet(one, container, check)
             if container is not None and not container.running and not container.exit_code and one.ends:
                 why = ""
             if why:
@@ -271,21 +267,11 @@ def wait_until_well(
         ctx.sleep(min(_POLL, max(0.01, end - now)))
 
 
-def _not_yet(
-    one: ContainerSnapshot, container: Container, since: dict[tuple[str, str | None], float], now: float, settle: float
-) -> str:
-    if one.ill == "restarting":
+def _not_yet(one: ContainerSnapshot, container: Container, check: HealthCheck) -> str:
+    if one.ill == "restarting" or (one.paused and container.running):
         return ""
-    if one.paused and container.running:
-        return ""
-    if container.restarting:
-        return f"keeps restarting (exit code {container.exit_code})"
-    if not container.running:
-        return f"exited with code {container.exit_code}"
-    if container.health is not None:
-        return "" if container.health == "healthy" or one.ill else f"is {container.health}"
-    steady = now - since.setdefault((container.id, container.started_at), now)
-    return "" if steady >= settle else "has just started"
+    runs_ill = one.ill and container.running and not container.restarting and container.health is not None
+    return "" if runs_ill else check.problem(container)
 
 
 def _colon(reason: str | None) -> str:
@@ -323,5 +309,6 @@ class Healthy(ReadOnly[HealthyParams]):
         return Outcome(changed=False, data=data)
 
     def predict(self, ctx: Context, params: HealthyParams) -> Prediction:
+        # Apart from `act`: no worker has the snapshot yet.
         kept = take(engine(), params.stacks, params.containers).kept
         return Prediction(f"would wait until these are healthy: {names(kept)}", changed=False)

@@ -24,7 +24,7 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine, seconds_of
 from longshore.tasks.host.file_lock import exclusive
-from longshore.tasks.implementation import Context, NoUndo, Outcome, Prediction, implements, would_fail
+from longshore.tasks.implementation import Change, Context, NoUndo, Outcome, Prediction, implements, would_fail
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.run import captured_output, data_of
 from longshore.tasks.operations.jobs import way_back
@@ -96,6 +96,7 @@ class Worker(NoUndo[WorkerParams]):
         return Outcome(changed=made, data={"id": worker.id, "name": worker.name, "snapshot": known})
 
     def predict(self, ctx: Context, params: WorkerParams) -> Prediction:
+        # Apart from `act`: no container of this run exists yet.
         docker = engine()
         try:
             self._check(docker, params)
@@ -180,7 +181,8 @@ def in_use(docker: Engine, params: WorkerParams, snapshot: Snapshot) -> dict[str
 class Work(NoUndo[WorkParams]):
     """Runs the worker once: a later attempt waits for a started container and never starts it again."""
 
-    def act(self, ctx: Context, params: WorkParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: WorkParams, before: dict[str, Any]) -> Change:
+        yield Prediction(f"would run the worker of job {params.job}, for at most {params.timeout:g} s")
         docker = engine()
         worker, snapshot = recall(docker, ctx, params)
         if worker is None:
@@ -197,7 +199,7 @@ class Work(NoUndo[WorkParams]):
         point("job.waited")
         data = data_of(ctx, docker, ended) | {"timed_out": timed_out}
         if ended.exit_code == 0 and not timed_out:
-            return Outcome(changed=True, data=data)
+            return data
         why = f"was stopped after {params.timeout:g} s" if timed_out else f"exited with code {ended.exit_code}"
         why = "ran out of memory" if ended.oom_killed else why
         last = (data["stderr"] or data["stdout"]).strip().splitlines()[-1:]
@@ -249,9 +251,6 @@ class Work(NoUndo[WorkParams]):
                 raise type(end)(f"worker {worker.name} {end.message}", data=data) from end
             pause = min(pause * 1.5, longest)
 
-    def predict(self, ctx: Context, params: WorkParams) -> Prediction:
-        return Prediction(f"would run the worker of job {params.job}, for at most {params.timeout:g} s")
-
 
 def _engine_time(docker: Engine) -> float:
     """The time on the engine's clock, which dates the starts of containers."""
@@ -270,7 +269,8 @@ def _ran_for(container: Container, now: float) -> float:
 class Remove(NoUndo[RemoveParams]):
     """Removes the worker, unless the stack is not up: its label holds the snapshot."""
 
-    def act(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Change:
+        yield Prediction("would remove the worker, once its result is recorded")
         docker = engine()
         point("job.recorded")
         worker = worker_of(docker, ctx, params)
@@ -286,7 +286,7 @@ class Remove(NoUndo[RemoveParams]):
         docker.remove(worker.id)
         way_back.forget(ctx, docker, params)
         point("job.removed")
-        return Outcome(changed=True, data={"removed": True})
+        return {"removed": True}
 
     @staticmethod
     def _needed(ctx: Context, params: RemoveParams, worker: Container) -> str:
@@ -297,6 +297,3 @@ class Remove(NoUndo[RemoveParams]):
         if "work" in ctx.results:
             failed = ctx.results["work"].status not in STEP_GOOD
         return _FAILED if failed and worker.started_at is not None and params.keep_failed else ""
-
-    def predict(self, ctx: Context, params: RemoveParams) -> Prediction:
-        return Prediction("would remove the worker, once its result is recorded")

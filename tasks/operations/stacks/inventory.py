@@ -88,6 +88,7 @@ class Rebuild(Implementation[RebuildParams]):
         return Outcome(changed=True, data=data)
 
     def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
+        # Apart from `act`: the step decides under the lock of the cache.
         caches, name = ctx.caches(), STACK_CACHE + ctx.host.name
         found = caches.get(name)
         seen, why = _read(caches, found)

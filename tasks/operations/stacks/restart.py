@@ -15,29 +15,21 @@ from longshore.orchestration.store.caches import STACK_CACHE
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Login
-from longshore.tasks.implementation import (
-    Context,
-    Implementation,
-    Outcome,
-    Prediction,
-    implements,
-    obstacle,
-    unfit,
-)
-from longshore.tasks.operations.compose import restoration, revisions, way_back
+from longshore.tasks.implementation import Context, Outcome, Prediction, implements, obstacle, unfit
+from longshore.tasks.operations.compose import command_lines, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import members_of, project_lock, snapshot
-from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.rollout import Rollout, RolloutStep, difference, predicted
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
     containers,
-    levels,
     members,
     start_in_order,
     stop_in_order,
 )
+from longshore.tasks.operations.docker.levels import levels
 from longshore.tasks.operations.docker.registry import fetch
 from longshore.tasks.operations.stacks.inspect_host import HostInspection
 
@@ -57,7 +49,7 @@ class _Found:
 
 
 @implements(RESTART)
-class Restart(Implementation[RestartParams]):
+class Restart(RolloutStep[RestartParams]):
     """Repairs services. Replaced or restarted containers show the progress of an earlier attempt."""
 
     def before(self, ctx: Context, params: RestartParams) -> dict[str, Any]:
@@ -105,6 +97,7 @@ class Restart(Implementation[RestartParams]):
         return Outcome(changed=fetched or any(what[k] for k in ("created", "recreated", "started")), data=data)
 
     def predict(self, ctx: Context, params: RestartParams) -> Prediction:
+        # Apart from `act`: the step proves its way back before the journal.
         docker = engine()
         try:
             found = self._inspect(ctx, docker, params)
@@ -118,17 +111,7 @@ class Restart(Implementation[RestartParams]):
             return obstacle(ctx, f"image {found.target.image(missing[0])} is not on the Docker host")
         listed = "; ".join(f"{name}: {one.do} ({', '.join(one.why)})" for name, one in sorted(found.todo.items()))
         way = way_back.find(ctx, docker, params.project, found.was, found.target)
-        if way.why_not and params.no_way_back != "accept":
-            return obstacle(ctx, f"no way back: {way.why_not}")
-        return Prediction(f"would repair project {params.project}: {listed}", undo=way.undo)
-
-    def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker, project = engine(), params.project
-        with project_lock(ctx, docker, project):
-            known = revisions.targets(ctx, project)
-            if not known:
-                return Outcome(changed=False)  # the target is stored before the first change
-            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
+        return predicted(ctx, params, way, f"would repair project {params.project}: {listed}")
 
     @staticmethod
     def _inspect(ctx: Context, docker: Engine, params: RestartParams) -> _Found:
@@ -196,13 +179,13 @@ class Restart(Implementation[RestartParams]):
         began = {member.id: member.started_at for member in was}
         there = [member for member in members(docker, project) if member.service in do]
         untouched = {m.service for m in there if m.id in began and m.started_at == began[m.id]}
-        grace = [] if params.grace is None else ["--timeout", str(round(params.grace))]
         anew = [name for name, what in do.items() if what == "redeploy" and name in untouched]
         # Containers that an earlier attempt has redeployed may need a start only.
         up = [name for name, what in do.items() if what == "up" or (what == "redeploy" and name not in untouched)]
         for names, options in ((up, []), (anew, ["--force-recreate"])):
             if names:
-                rollout.up_alone(source, names, [*options, *grace, *_scale(target, names, was)])
+                more = command_lines.scale(_more(target, names, was))
+                rollout.up_alone(source, names, [*options, *command_lines.timeout(params.grace), *more])
         point("stacks.restarting")
         # Containers that ran are started again; of a service that did not run at all, all containers.
         ran = {member.id: member.running for member in was}
@@ -268,8 +251,7 @@ def _add_sharers(target: Resolved, todo: dict[str, ServiceAction], there: list[M
                     found = True
 
 
-def _scale(target: Resolved, names: list[str], was: list[Member]) -> list[str]:
-    """The `--scale` options that preserve more containers than the files specify."""
+def _more(target: Resolved, names: list[str], was: list[Member]) -> dict[str, int]:
+    """The counts of services with more containers than the files specify, which stay."""
     counts = {name: sum(member.service == name for member in was) for name in names}
-    more = {name: count for name, count in counts.items() if count > target.replicas(name)}
-    return [word for name, count in more.items() for word in ("--scale", f"{name}={count}")]
+    return {name: count for name, count in counts.items() if count > target.replicas(name)}

@@ -61,8 +61,9 @@ def test_every_operation_is_implemented_and_documented(name: str) -> None:
     assert said["notes"]
     assert said["result_notes"]
     kind = type(done)
-    assert kind.act is not Implementation.act
-    assert kind.predict is not Implementation.predict
+    if kind.change is Implementation.change:
+        assert kind.act is not Implementation.act
+        assert kind.predict is not Implementation.predict
     assert kind.undo is not Implementation.undo
 
 
