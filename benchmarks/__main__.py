@@ -25,8 +25,8 @@ MEASURES: dict[str, tuple[str, Callable[[Bench], list[Figure]], bool]] = {
     "latencies": ("Latencies", speed.latencies, False),
     "starts": ("Starts of large plans", speed.large_starts, False),
     "undo": ("Undo", speed.undo, False),
-    "footprint": ("Redis a step", cost.footprint, False),
-    "behind": ("Behind runs that wait for a key", waiting.behind, False),
+    "footprint": ("Redis use per step", cost.footprint, False),
+    "behind": ("Behind runs that wait for a concurrency key", waiting.behind, False),
     "admission": ("Admission", waiting.admission, True),
     "reading": ("Many stored runs", waiting.reading, False),
     "recovery": ("Recovery", recovery.recovery, False),
@@ -92,7 +92,7 @@ def measured(bench: Bench, chosen: Sequence[str]) -> list[Section]:
         scripts.append((*bench.site.longest_script(), title))
     longest, script, title = max(scripts)
     if longest:
-        note = f"{script}, in: {title}"
+        note = f"script `{script}`, in the section *{title}*"
         sections.append(
             Section("Scripts", [Figure("the longest run of a script", longest, "ms", target=at_most(20), note=note)])
         )

@@ -24,20 +24,25 @@ _PACKAGES = {
 }
 
 _METHOD = f"""\
-`make bench` measures all of this in one run, and `make bench BENCH_ARGS='--large --write'` writes this page. Shares are
-of the same run, and peers are measured turn and turn about. Longshore and Celery have a Redis and a worker each,
-prefork with {CONCURRENCY} processes. Redis writes neither an append-only file nor snapshots.
+`make bench` measures all of this in one run, and `make bench BENCH_ARGS='--large --write'` writes this page. The column
+*beside* has the other systems, which are measured alternately with Longshore, in the same run. *Share* is the figure of
+Longshore divided by that of the system in the target, or of the first one. Longshore and Celery have a Redis and a
+worker each, prefork with {CONCURRENCY} processes. Redis writes neither an append-only file nor snapshots.
 
-- A *bare Celery task* has no result and is not waited for; a chain of such tasks records nothing. Celery's *canvas* is
-  a chord a level. Longshore's no-ops are recorded steps of a plan.
+- `50 levels × 10` is a plan of 50 levels with 10 steps each; `/s` is steps per second.
+- A *bare Celery task* has no result, and nothing waits for it; a chain of such tasks records nothing. The *Celery
+  canvas* has one chord for each level. Longshore's no-ops are recorded steps of a plan.
 - *DBOS* runs workflows of no-op steps in one process, with its threads. SQLite and PostgreSQL have their own defaults;
   PostgreSQL writes each commit to the disk.
 - *Redis commands* include those inside of scripts. *Redis memory* is the growth of `used_memory`.
 - A *start* is the call of `Client.start`, until it returns. Plans of 1,000 and 10,000 steps start without a worker
   beside them.
-- *Recovery* ends with the report of the run. After the loss of a whole worker, the next attempt begins when the lease
-  of the lost one has expired: 15 s by default, `LONGSHORE_LEASE`.
-- The stored runs of *Many stored runs* are copies of one finished run of five steps, 30 s apart.
+- Right after many starts, a worker first reads the messages of these starts. A run that is started then waits for that,
+  and not for the runs that wait for the key.
+- *Recovery* ends with the report of the run. After the loss of a worker or of one of its processes, the next attempt
+  begins when the lease of the lost attempt has expired: 15 s by default, `LONGSHORE_LEASE`.
+- The stored runs of *Many stored runs* are copies of one finished run of five steps, 30 s apart. If `runs ls` takes no
+  longer than `runs ls --help`, the difference is 0.
 - Scripts that took less than 1 ms are not timed.
 """
 

@@ -20,15 +20,15 @@
     ├── JobFailed                     a job did not succeed; carries its report
     │   ├── ImageMissing              the image could not be pulled; nothing was stopped
     │   ├── StopFailed                the stack, or a part of it, did not stop
-    │   ├── WorkerFailed              the worker container failed or did not start
-    │   ├── JobTimeout                the worker container exceeded its timeout
+    │   ├── WorkerFailed              the job container failed or did not start
+    │   ├── JobTimeout                the job container exceeded its timeout
     │   ├── JobCancelled              the run was cancelled
     │   └── StartFailed               the stack was not fully restarted
     ├── DecodeError                   a step's data does not match the requested type
     ├── WaitTimeout                   waiting timed out; the run continues
     └── OperationError                an operation failed on a worker
         ├── Transient                 a temporary error: the step is retried
-        ├── Permanent                 an error that no retry policy repeats
+        ├── Permanent                 an error that is not retried
         ├── Unsuccessful              the effect was attempted and failed: retried only under an explicit policy
         ├── Delayed                   the outcome is not known yet: the operation is polled
         ├── InDoubt                   the effect may have happened, and a retry could repeat it
@@ -36,7 +36,7 @@
         ├── Preflight                 failed before any effect
         │   └── NotAllowed            denied by the worker's settings; recorded in the audit trail
         ├── StepTimeout               the attempt exceeded its timeout
-        └── StepCancelled             the attempt stopped because its run was cancelled
+        └── StepCancelled             the attempt was stopped, because its run ended early
 
 Each error states what failed, where, and the remedy. `exit_code` is the exit code of the command line,
 through any wrapping (`exit_code_of`).
@@ -261,13 +261,13 @@ class StopFailed(JobFailed):
 
 
 class WorkerFailed(JobFailed):
-    """The worker container failed or did not start."""
+    """The job container failed or did not start."""
 
     code = "worker-failed"
 
 
 class JobTimeout(JobFailed):
-    """The worker container exceeded its timeout and was killed."""
+    """The job container exceeded its timeout and was killed."""
 
     code = "job-timeout"
 
@@ -285,7 +285,7 @@ class StartFailed(JobFailed):
 
 
 class OperationError(LongshoreError):
-    """An operation failed: permanently unless `Transient`, with an unknown effect unless `Preflight`."""
+    """An operation failed, and may have acted in part unless the error is `Preflight`."""
 
     code = "operation-failed"
 
@@ -295,19 +295,19 @@ class OperationError(LongshoreError):
 
 
 class Transient(OperationError):
-    """A temporary error: a busy engine, an unreachable registry. The step's policy retries the attempt."""
+    """A temporary error, such as a busy engine or an unreachable registry: the step is retried."""
 
     code = "transient"
 
 
 class Permanent(OperationError):
-    """An error that another attempt would meet again, such as a declined card: no policy retries it."""
+    """An error that another attempt would meet again, such as a declined card: the step is not retried."""
 
     code = "permanent"
 
 
 class Unsuccessful(OperationError):
-    """A completed effect without success, such as an exit code. Retried only where step or plan has a policy."""
+    """A completed effect without success, such as an exit code. Retried only if the step or the plan has `retry`."""
 
     code = "unsuccessful"
 
@@ -365,7 +365,7 @@ class StepTimeout(OperationError):
 
 
 class StepCancelled(OperationError):
-    """The attempt stopped because its run was cancelled."""
+    """The attempt was stopped, because its run ended early."""
 
     code = "step-cancelled"
 

@@ -95,11 +95,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LONGSHORE_", env_ignore_empty=True, extra="forbid", frozen=True)
 
-    #: By default the client starts an embedded server, whose data is in the state folder.
+    #: URL of Redis. Without it, the client starts an embedded server, whose data is in the state folder.
     redis_url: str | None = None
     #: Prefix of every key and queue, which separates installations on one Redis.
     namespace: str = Field(default="longshore", pattern=r"^[A-Za-z0-9_-]{1,32}$")
-    #: Folder of the embedded server, and of backups for compensations on this host.
+    #: Folder of this host for receipts, backups for compensations, and the embedded server. By default
+    #: $XDG_STATE_HOME/longshore, or ~/.local/state/longshore.
     state_dir: Path = Field(default_factory=_state_home)
     #: Folders of plans that can be run by name, separated by `:`.
     plans: str = ""
@@ -109,7 +110,7 @@ class Settings(BaseSettings):
     stacks: str = ""
     #: Lifetime of the cached stack inventory of a host; after that the whole host is inspected again.
     cache_ttl: Duration = Field(default=3600.0, gt=0)
-    #: Interval at which beat reconciles stale stacks; never by default.
+    #: Interval at which beat restarts stale stacks (`longshore orchestrate`); never by default.
     orchestrate_every: Duration | None = Field(default=None, gt=0)
     #: Scheduled plans by schedule name; in the settings file, or as JSON.
     schedules: dict[ScheduleName, Scheduled] = Field(default_factory=dict)
@@ -117,9 +118,10 @@ class Settings(BaseSettings):
     beat: Literal["celery", "redbeat"] = "celery"
     #: Interval at which beat checks for due plans and jobs.
     tick: Duration = 5.0
-    #: Name of this installation on Docker engines; set it if workers use different Redis URLs, or before Redis moves.
+    #: Name that Longshore writes into the labels of its containers, to recognise them later. By default it is derived
+    #: from the address of Redis and the name space: set it if workers use different addresses, or before Redis moves.
     installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
-    #: The most jobs that run at once, over all stacks; others queue in order.
+    #: The most jobs that run at once, over all stacks; further jobs wait in order.
     max_jobs: int | None = Field(default=None, ge=1)
     #: Modules with custom operations, imported by client and worker, separated by commas.
     imports: str = ""
@@ -131,11 +133,13 @@ class Settings(BaseSettings):
     tracing: bool = False
     #: Events that trigger a notification: failed, undo_failed, approval_wanted, breaker_open.
     notify_on: str = "failed,undo_failed,approval_wanted,breaker_open"
-    #: Receivers of notifications: a URL for JSON by POST, signed if a secret is set; a program with its arguments;
-    #: Apprise addresses, separated by blanks.
+    #: URL that receives notifications as JSON by POST.
     notify_webhook: str = ""
+    #: Key that signs these POST requests; unsigned by default.
     notify_secret: str = ""
+    #: Program with its arguments that receives notifications as JSON on its standard input.
     notify_command: str = ""
+    #: Apprise addresses that receive notifications, separated by blanks.
     notify_apprise: str = ""
     #: URL of Flower, for links to runs.
     notify_link: str = ""
@@ -183,46 +187,49 @@ class Settings(BaseSettings):
 
     #: Name of this host; by default HOST in the worker's node name (`worker@HOST`).
     host: str = ""
-    #: Labels and custom facts of this host: `role=web,group=web.dev.eu`.
+    #: Labels of this host, by which targets select it: `role=web,group=web.dev.eu`.
     labels: str = ""
+    #: Facts of this host in addition to the detected ones, for `when_fact` and templates: `rack=12,zone=eu-1`.
     facts: str = ""
     #: Replicas of Redis that must acknowledge a write; by default 1 with sentinels, else 0.
     replicas: int | None = Field(default=None, ge=0, le=10)
     #: Lease of a claimed step; a worker that does not renew it in this time loses the step.
     lease: Duration = 15.0
-    #: Interval of each worker's sweep for due work: the precision of long retry delays.
+    #: Interval at which each worker looks for due runs. This is also the precision of long retry delays.
     sweep_interval: Duration = 1.0
-    #: Longest time from dispatch to claim; then the step fails, as no worker consumes its queue.
+    #: A step that no worker has claimed in this time since its dispatch fails, also if all workers of its queue are
+    #: busy with other runs. Each claim of another step of the run restarts this time.
     claim_timeout: Duration = 600.0
-    #: Timeout of an attempt whose step sets none.
+    #: Time limit of an attempt at a step without a `timeout`.
     step_timeout: Duration = 3600.0
-    #: The most live runs, in total and per plan; others queue in order.
+    #: The most admitted runs that have not ended; further runs are pending, in order. No limit by default.
     max_runs: int | None = Field(default=None, ge=1)
+    #: The same limit for the runs of one plan.
     max_runs_per_plan: int | None = Field(default=None, ge=1)
-    #: The most queued runs; further ones are refused.
+    #: The most pending runs; further starts are refused.
     max_queued: int = Field(default=10_000, ge=0)
-    #: How many times a step may lose its worker before the step fails.
+    #: A step that has lost its worker this many times is not repeated: its outcome is unknown.
     max_lost: int = Field(default=3, ge=1, le=1000)
-    #: Time for a decision about a step in doubt (`on_unknown: ask`).
+    #: Time for a person's decision about a step of unknown outcome (`on_unknown: ask`).
     ask_timeout: Duration = 86_400.0
     #: Time from the opening of a breaker to the trial by one run; also the poll interval of delayed operations.
     slow_retry: Duration = 30.0
-    #: Delay of the other runs after the breaker has closed.
+    #: Delay of the suspended runs after their breaker has closed.
     fast_retry: Duration = 0.0
     #: Period over which these runs are spread, to avoid a burst.
     retry_spread: Duration = 2.0
-    #: How long an ended run is kept, with the backups for its undo.
+    #: Time for which an ended run is stored, with the backups for its undo.
     retention: Duration = 7 * 86_400.0
-    #: Whether new runs that need a down service are queued or refused.
+    #: Whether a new run that needs a service that is down is pending (queue) or refused.
     on_blocked: Literal["queue", "refuse"] = "queue"
-    #: Timeout of the whole undo of a run.
+    #: Time limit of all compensations of a run: those that have not begun then fail.
     undo_timeout: Duration = 3600.0
     #: Time after which Celery redelivers an unacknowledged message. Should exceed the longest step; a shorter one is
     #: safe, but causes redundant deliveries.
     visibility_timeout: Duration = 86_400.0
     #: How long a client waits for Redis before it raises StoreUnavailable.
     connect_timeout: Duration = 5.0
-    #: Redis connections of one process. Threads beyond half of them that wait for runs poll instead.
+    #: Redis connections of one process. At most half of them wait for events of runs; further waiting threads poll.
     max_connections: int = Field(default=100, ge=2, le=10_000)
     #: Idle time after which an embedded server stops.
     idle_timeout: Duration = 20.0

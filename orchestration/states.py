@@ -77,7 +77,7 @@ class Cause(StrEnum):
 _R = RunState
 
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
-    _R.PENDING: frozenset({_R.RUNNING, _R.FINISHING, _R.FAILED, _R.CANCELLED}),
+    _R.PENDING: frozenset({_R.RUNNING, _R.CANCELLED}),
     _R.RUNNING: frozenset({_R.SUSPENDED, _R.ABORTING, _R.SUCCEEDED, _R.PARTIAL, _R.FAILED}),
     _R.ABORTING: frozenset({_R.SUSPENDED, _R.UNDOING, _R.FINISHING, _R.FAILED, _R.UNDONE, _R.UNDO_FAILED}),
     _R.UNDOING: frozenset({_R.SUSPENDED, _R.FINISHING, _R.UNDONE, _R.UNDO_FAILED}),

@@ -1,6 +1,6 @@
-"""Job discovery, recovery of orphaned worker containers, and removal of one-off ones, in each worker with an engine.
+"""Job discovery, recovery of orphaned job containers, and removal of one-off ones, in each worker with an engine.
 
-A worker container is orphaned when Redis has lost its run, or when the run could not restart its stack. The
+A job container is orphaned when Redis has lost its run, or when the run could not restart its stack. The
 container's labels hold all that recovery needs.
 """
 
@@ -109,10 +109,10 @@ class JobWatch:
             self.discovery.publish(seen)
         self._answered = asked
 
-    # --- orphaned worker containers ---------------------------------------------------------------
+    # --- orphaned job containers ---------------------------------------------------------------
 
     def finish(self) -> None:
-        """Recover each worker container that no live run owns. Idempotent, and safe for several workers at once."""
+        """Recover each job container that no live run owns. Idempotent, and safe for several workers at once."""
         suspects = set()
         for left in workers(engine()):
             try:
@@ -123,9 +123,9 @@ class JobWatch:
             except (StoreUnavailable, EngineTimeout):
                 raise
             except LongshoreError as error:
-                log.warning("worker container %s: %s", left.name, error)
+                log.warning("job container %s: %s", left.name, error)
             except Exception:  # the error of one container must not block the others
-                log.exception("worker container %s cannot be recovered", left.name)
+                log.exception("job container %s cannot be recovered", left.name)
         self._suspects = suspects
         self._remove_one_offs()
 
@@ -202,7 +202,7 @@ class JobWatch:
         self._start(left.run_id, plan, "Redis has no record of it")
 
     def _start(self, run_id: str, plan: Plan, why: str) -> None:
-        log.warning("run %s recovers an orphaned worker container: %s", run_id, why)
+        log.warning("run %s recovers an orphaned job container: %s", run_id, why)
         try:
             Client(self.store.settings).start(plan, run_id=run_id)
         except RunConflict:
@@ -223,4 +223,4 @@ class JobWatch:
         if left.running:
             docker.stop(left.id, None)
         docker.remove(left.id)
-        log.warning("worker container %s is removed: its run %s has ended", left.name, left.run_id)
+        log.warning("job container %s is removed: its run %s has ended", left.name, left.run_id)

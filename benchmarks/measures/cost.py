@@ -1,4 +1,4 @@
-"""Commands, bytes and memory of Redis a step."""
+"""Commands, bytes and memory of Redis use per step."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ def footprint(bench: Bench) -> list[Figure]:
     canvas = _per_step(bench, bench.celery_site, 200, lambda: celery.canvas(5, 40))
     return [
         Figure(
-            "Redis commands a step, 500 independent",
+            "Redis commands per step, 500 independent",
             wide[0], peers={"bare Celery tasks": bare[0]}, target=at_most(20),
         ),
-        Figure("Redis commands a step, 100 runs of 5", runs[0], peers={"Celery chains": chains[0]}, target=at_most(30)),
-        Figure("KiB into Redis a step, 5 × 40", small[1], "KiB", {"Celery canvas": canvas[1]}, at_most(4)),
-        Figure("KiB into Redis a step, 40 × 50", large[1], "KiB", target=at_most(4)),
+        Figure(
+            "Redis commands per step, 100 runs of 5",
+            runs[0], peers={"Celery chains": chains[0]}, target=at_most(30),
+        ),
+        Figure("KiB sent to Redis per step, 5 × 40", small[1], "KiB", {"Celery canvas": canvas[1]}, at_most(4)),
+        Figure("KiB sent to Redis per step, 40 × 50", large[1], "KiB", target=at_most(4)),
         Figure("ratio of the two", large[1] / small[1], target=at_most(1.1)),
-        Figure("Redis memory a finished no-op step, 500 independent", wide[2], "KiB", target=at_most(2.5)),
-        Figure("Redis memory a finished no-op step, 100 runs of 5", runs[2], "KiB"),
+        Figure("Redis memory per finished no-op step, 500 independent", wide[2], "KiB", target=at_most(2.5)),
+        Figure("Redis memory per finished no-op step, 100 runs of 5", runs[2], "KiB"),
     ]  # fmt: skip
 
 

@@ -65,15 +65,15 @@ def _rates(bench: Bench, others: Mapping[str, DbosPeer | str]) -> list[Figure]:
         rate("500 independent no-ops", "wide", 500, bare, "wide Celery", at_least(0.75, bare), dbos=True),
         rate("50 levels × 10", "deep", 500, bare, "wide Celery", at_least(0.6, bare), dbos=False),
         rate("5 levels × 40", "levels", 200, canvas, "levels Celery", at_least(3, canvas), dbos=False),
-        rate("100 sagas of 5 at once, steps", "sagas", 500, chains, "sagas Celery", at_least(0.8, chains), dbos=True),
+        rate("100 runs of 5 steps at once", "sagas", 500, chains, "sagas Celery", at_least(0.8, chains), dbos=True),
         Figure(
-            "a chain of 40, a step",
+            "a chain of 40 steps, time per step",
             seconds["chain"] * 25,
             "ms",
             {"Celery chain": seconds["chain Celery"] * 25} | beside("chain", lambda took: took * 25),
             at_most(1.3, "Celery chain"),
         ),
-        Figure("a chain of 40, from start to report", seconds["chain"], "s", target=at_most(0.25)),
+        Figure("a chain of 40 steps, from start to report", seconds["chain"], "s", target=at_most(0.25)),
     ]
 
 

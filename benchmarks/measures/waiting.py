@@ -151,12 +151,12 @@ def behind(bench: Bench) -> list[Figure]:
         worst = max(worst, *delays)
         figures.append(Figure(f"an unrelated run behind {count:,} waiting runs, p50", 1000 * medians[-1], "ms"))
         # The messages of these starts, which no worker has read yet, come first.
-        figures.append(Figure(f"the same right after the start of {count:,} runs", 1000 * at_once, "ms"))
+        figures.append(Figure(f"the same, right after the start of {count:,} runs", 1000 * at_once, "ms"))
     site.fresh()
     return [
         *figures,
-        Figure("the slowest of these medians, of the fastest", max(medians) / min(medians), target=at_most(1.2)),
-        Figure("the longest delay behind runs that wait", worst, "s", target=at_most(0.5)),
+        Figure("slowest p50 of these, divided by the fastest", max(medians) / min(medians), target=at_most(1.2)),
+        Figure("the longest single delay, without those right after a start", worst, "s", target=at_most(0.5)),
     ]
 
 
@@ -212,8 +212,9 @@ def reading(bench: Bench) -> list[Figure]:
     site.fresh()
     return [
         Figure(
-            f"runs ls with {_STORED:,} stored runs, beyond the start of the command",
-            seconds["listing"] - seconds["alone"], "s", target=at_most(0.3), note=f"{seconds['listing']:.2f} s in all",
+            f"runs ls with {_STORED:,} stored runs, beyond runs ls --help",
+            max(0.0, seconds["listing"] - seconds["alone"]), "s",
+            target=at_most(0.3), note=f"{seconds['listing']:.2f} s in all",
         ),
         Figure(f"a scrape of the metrics with {_STORED:,} stored runs", scrapes["scrape"], "s", target=at_most(0.5)),
         Figure("the first scrape of them", first, "s", target=at_most(0.5)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -17,9 +17,10 @@ from typing import Any
 import click
 from pydantic import BeforeValidator
 
+from docs._site.page_text import first_sentence
 from longshore import orchestration
 from longshore.orchestration import celery, errors, testing
-from longshore.orchestration.cli.error_texts import error_reference
+from longshore.orchestration.cli.error_texts import ERRORS, error_reference
 from longshore.orchestration.cli.lazy import LazyCommand
 from longshore.orchestration.cli.main import cli
 from longshore.orchestration.language.durations import format_duration
@@ -68,7 +69,7 @@ def _options(command: click.Command, without: Collection[str | None] = ()) -> li
     context = click.Context(command, **cli.context_settings)
     options = [each for each in command.params if isinstance(each, click.Option) and each.name not in without]
     records = [option.get_help_record(context) for option in options]
-    rows = [f"| `{_cell(names)}` | {_cell(text)} |" for names, text in filter(None, records)]
+    rows = [f"| `{_cell(names)}` | {_cell(_bounds(text))} |" for names, text in filter(None, records)]
     return ["| option | meaning |", "|---|---|", *rows] if rows else []
 
 
@@ -82,6 +83,12 @@ def _paragraphs(text: str) -> list[str]:
     return lines[:-1]
 
 
+def _bounds(text: str) -> str:
+    """The help of an option, with the bounds of a number in words."""
+    text = re.sub(r"(\d+)<=x<=(\d+)", r"from \1 to \2", text)
+    return re.sub(r"x>=(\d+)", r"at least \1", text)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
@@ -90,11 +97,12 @@ def _cell(text: str) -> str:
 _EXIT_CODES = (
     (
         "0", "The run or command has done what was asked.",
-        "A run `succeeded`; failures that a plan tolerates (`tolerate`) count as success.",
+        "A run `succeeded`, also with failures that `tolerate` admits.",
     ),
     (
-        "1", "The run or command failed, and no effect remains or is in doubt.",
-        "A run is `undone`; a cancelled run; a refused command; Redis does not answer.",
+        "1", "A run failed, and no effect remains or is in doubt; or a command failed.",
+        "A run is `undone`, without steps in `left_over` and `in_doubt`; it is `failed` and had no effect; it is"
+        " `cancelled`. A command is refused. Redis does not answer.",
     ),
     (
         "2", "The request is invalid; nothing was stored.",
@@ -122,16 +130,20 @@ def exit_codes() -> str:
         " returns 0, or 1 if a step is certain to fail. An error is one line on stderr, with the next thing to do;"
         " [Errors](errors.md) lists the errors. `-v` adds the traceback."
         " [Compensation](../concepts/compensation.md#effects-that-remain) explains `left_over` and `in_doubt`.", "",
-        "## Commands", "", "These commands define the codes more closely:", "",
+        "A command can fail while its run continues: after the errors `wait-timeout` and `store-unavailable`, code 1"
+        " does not tell how the run ends. After `run-lost`, nothing is known about the run.", "",
+        "## Commands", "", "The codes of these commands have a more exact meaning:", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
         f"All others return 0, or the code of the error: {others}.", "",
-        "## Errors", "", "| code | exceptions |", "|---|---|",
+        "## Errors", "",
+        "An error of a run or of one of its steps has the exit code of the run: 3 if an effect remains or is in doubt,"
+        " otherwise 1.", "",
+        "| code | exceptions |", "|---|---|",
     ]  # fmt: skip
     by_code: dict[str, list[str]] = {}
     for error in _error_classes():
-        is_fixed = "exit_code" not in inspect.signature(error).parameters
-        by_code.setdefault(str(error.exit_code) if is_fixed else "that of the run", []).append(f"`{error.__name__}`")
+        by_code.setdefault(ERRORS[error.code].exit_codes, []).append(f"`{error.__name__}`")
     lines += [f"| {code} | {', '.join(classes)} |" for code, classes in sorted(by_code.items())]
     return "\n".join(lines) + "\n"
 
@@ -155,7 +167,8 @@ def all_settings() -> str:
         "# Settings", "",
         "Each setting is an environment variable, or the name in lower case without the prefix in the settings file"
         " (YAML or TOML) of `--config` or `LONGSHORE_CONFIG`. A flag overrides the environment, and the environment"
-        " overrides the file.", "",
+        " overrides the file. A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m` or `1h`.",
+        "",
         "| variable | type | default | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
     described = _described_fields(inspect.getsource(Settings))
@@ -164,7 +177,7 @@ def all_settings() -> str:
         is_duration = any(isinstance(part, BeforeValidator) for part in field.metadata) or "duration" in str(
             field.annotation
         )
-        kind = "duration" if is_duration else _type(kinds[name])
+        kind = "duration" if is_duration else _type(kinds[name]).replace("(#", "(plan.md#")
         default = "" if field.default_factory or field.default in (None, "") else field.default
         shown = format_duration(default) if is_duration and default != "" else str(default)
         cells = (f"`LONGSHORE_{name.upper()}`", kind, f"`{shown}`" if shown else "", _cell(described[name]))
@@ -196,11 +209,14 @@ def plan() -> str:
         "# Plan schema", "",
         "Every field of a plan, with its type and default. `longshore plan schema` prints the JSON schema, which"
         " editors use for completion and checks.", "",
+        "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. A *map* has names"
+        " with values. [Retries](../concepts/plan-language.md#retries) lists the errors that are retried.", "",
         "## Plan", "", *_fields(schema),
     ]  # fmt: skip
     for name, part in schema["$defs"].items():
-        if part.get("properties"):
-            lines += ["", f"## {name}", "", " ".join(part.get("description", "").split()), "", *_fields(part)]
+        # A part with a short form has its fields in one of several schemas.
+        whole = next(each for each in (part, *part.get("anyOf", ())) if each.get("properties"))
+        lines += ["", f"## {name}", "", " ".join(whole.get("description", "").split()), "", *_fields(whole)]
     return "\n".join(lines) + "\n"
 
 
@@ -227,7 +243,7 @@ def _type(field: dict[str, Any]) -> str:
         return _type(choices[0])
     if reference := field.get("$ref"):
         name = reference.rpartition("/")[2]
-        return f"[{name}](#{name.lower()})" if name not in {"Param", "When"} else name
+        return f"[{name}](#{name.lower()})"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:
@@ -235,12 +251,21 @@ def _type(field: dict[str, Any]) -> str:
     if field.get("type") == "array":
         return f"list of {_type(field.get('items', {}))}"
     kind = field.get("type", "any")
+    if kind == "object":
+        values = [*field.get("patternProperties", {}).values(), field.get("additionalProperties")]
+        return next((f"map of {_type(value)}" for value in values if isinstance(value, dict) and value), "map")
+    if kind == ["string", "number"] and "30s" in field.get("examples", ()):
+        return "duration"
     return ", ".join(kind) if isinstance(kind, list) else str(kind)
 
 
 def python() -> str:
     """The public names of Python, each with its entry by mkdocstrings."""
-    lines = ["# Python API", "", "The public names of Longshore in Python, by module, with their signatures.", ""]
+    lines = [
+        "# Python API", "",
+        "The public names of Longshore in Python, by module. The built site (`make docs`) adds the signatures and the"
+        " documentation of each name.", "",
+    ]  # fmt: skip
     parts: list[tuple[str, str, ModuleType]] = [
         ("longshore.orchestration", "Plans, runs, clients and errors", orchestration),
         ("longshore.orchestration.celery", "Celery applications", celery),
@@ -249,17 +274,29 @@ def python() -> str:
     ]
     for name, title, module in parts:
         lines += [f"## {title}", "", f"Import these names from `{name}`.", ""]
-        for public in sorted(module.__all__, key=str.lower):
+        offered = {public: getattr(module, public) for public in sorted(module.__all__, key=str.lower)}
+        lines += [*_summaries(offered), ""]
+        for public in offered:
             lines += [f"::: {_home(module, public)}", ""]
-    lines += ["## Errors", "", "All errors are in `longshore.orchestration.errors`.", ""]
     shown = {_home(module, public) for _, _, module in parts for public in module.__all__}
-    for error in _error_classes():
-        if (name := f"{error.__module__}.{error.__qualname__}") not in shown:
-            lines += [f"::: {name}", ""]
+    further = {error.__name__: error for error in _error_classes() if _home(errors, error.__name__) not in shown}
+    lines += [
+        "## Further errors", "",
+        "Import these names from `longshore.orchestration.errors`, which has the errors above, too.", "",
+        *_summaries(further), "",
+    ]  # fmt: skip
+    for error in further:
+        lines += [f"::: {_home(errors, error)}", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _error_classes() -> list[type[Exception]]:
+def _summaries(offered: Mapping[str, Any]) -> list[str]:
+    """A table of names with the first sentences of their docstrings."""
+    rows = [f"| `{name}` | {_cell(first_sentence(inspect.getdoc(value) or ''))} |" for name, value in offered.items()]
+    return ["| name | meaning |", "|---|---|", *rows]
+
+
+def _error_classes() -> list[type[errors.LongshoreError]]:
     found = [
         each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.LongshoreError)
     ]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longshore.orchestration import errors
+from longshore.orchestration.errors import LongshoreError
+
 
 @dataclass(frozen=True)
 class ErrorText:
@@ -16,13 +19,14 @@ class ErrorText:
     remedy: str
 
 
-_STEP = "1 or 3"  # a run ends with 3 where an effect of the failed step remains
+_STEP = "1 or 3"  # a run ends with 3 where an effect of one of its steps remains, or is in doubt
 
 ERRORS: dict[str, ErrorText] = {
     "general": ErrorText(
         "1",
-        "A command or a call of the library failed, and no other code applies.",
-        "The message names the object and the reason.",
+        "A command or a call of the library failed, and no other code applies. The message names the object and the "
+        "reason.",
+        "Any failure without a code of its own.",
         "Follow the remedy in the message. `-v` before the command prints the traceback.",
     ),
     # --- invalid requests
@@ -43,8 +47,8 @@ ERRORS: dict[str, ErrorText] = {
     "plan-denied": ErrorText(
         "2",
         "The plan is valid, but the policy of the installation refuses it. The refusal is in the audit trail.",
-        "The plan with its parameters and files is larger than `max_plan`, contains a plaintext secret, leaves its "
-        "folder with `..`, or has a template that would cost too much.",
+        "The plan with its parameters and files is larger than LONGSHORE_MAX_PLAN, contains a plaintext secret, has a "
+        "file path with `..`, or has templates with a forbidden name or with too much code.",
         "Replace plaintext secrets with `secret('file:/run/secrets/NAME')`, and pass large data as files of the hosts "
         "or as objects.",
     ),
@@ -123,21 +127,22 @@ ERRORS: dict[str, ErrorText] = {
     "queue-full": ErrorText(
         "1",
         "The run queue is full. Nothing was stored, and the same request may be repeated.",
-        "As many runs wait as `max_queued` allows, because `max_runs` or `max_runs_per_plan` limits the active runs.",
+        "As many runs are pending as LONGSHORE_MAX_QUEUED allows, because LONGSHORE_MAX_RUNS, "
+        "LONGSHORE_MAX_RUNS_PER_PLAN or a concurrency key limits the admitted runs.",
         "Try again later, or raise LONGSHORE_MAX_RUNS or LONGSHORE_MAX_QUEUED.",
     ),
     "service-down": ErrorText(
         "1",
-        "A service that the plan needs is down, and `on_blocked` is `refuse`. Nothing was stored.",
+        "A service that the plan needs is down, and LONGSHORE_ON_BLOCKED is `refuse`. Nothing was stored.",
         "The breaker of the service is open, because recent calls found the service down.",
         "`longshore breaker ls` prints the open breakers. `longshore breaker reset SERVICE` closes one by hand.",
     ),
     "run-lost": ErrorText(
         "1",
-        "The record of the run is no longer in Redis.",
+        "The record of the run is no longer in Redis, and the run cannot continue or be undone.",
         "The run was pruned, or Redis lost its data: by a restart without persistence, an eviction or a flush.",
-        "Let Redis persist its data, which `longshore doctor` checks. `longshore runs replay` repeats the steps of a "
-        "host or service that has lost its data.",
+        "Check the effects of the run on its hosts by hand, then start it again under a new id. `longshore doctor` "
+        "checks that Redis persists its data.",
     ),
     # --- ended runs and jobs
     "run-failed": ErrorText(
@@ -149,12 +154,12 @@ ERRORS: dict[str, ErrorText] = {
     "job-failed": ErrorText(
         "1 or 3",
         "The job has ended without success. Exit code 3: its stack is not fully up.",
-        "A step of the job failed that has no code of its own.",
+        "A step of the job failed, and none of the more specific codes below applies.",
         "`longshore runs show RUN` prints each step with its error.",
     ),
     "image-missing": ErrorText(
         "1",
-        "The image of a job's worker container is missing and could not be pulled. The stack was not stopped.",
+        "The image of a job container is missing and could not be pulled. The stack was not stopped.",
         "The name of the image is wrong, the registry does not answer, or the host is not logged in there.",
         "Pull the image on the host, then start the job again: `longshore job run NAME`. A step of a plan whose image "
         "is missing fails with `preflight`.",
@@ -167,13 +172,13 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "worker-failed": ErrorText(
         "1 or 3",
-        "The worker container of the job failed or did not start.",
+        "The job container failed or did not start.",
         "Its command returned another exit code than 0, or a volume, network or command of the job is wrong.",
         "`longshore runs logs RUN work` prints the output of the container.",
     ),
     "job-timeout": ErrorText(
         "1 or 3",
-        "The worker container of the job exceeded its timeout and was killed.",
+        "The job container exceeded its timeout and was killed.",
         "The work takes longer than the timeout of the job, or does not end.",
         "Raise the timeout in the labels of the job, or for one run: `longshore job run NAME --timeout 2h`.",
     ),
@@ -192,27 +197,29 @@ ERRORS: dict[str, ErrorText] = {
     # --- errors of operations, recorded as the error of a step
     "operation-failed": ErrorText(
         _STEP,
-        "An operation failed on a worker. The effect of the step is not known, so that its undo runs.",
-        "The error of the step has the reason. No policy of the plan retried the step, or all retries failed.",
+        "An operation failed on a worker. The step is `failed` and may have acted in part; its undo therefore runs.",
+        "The operation found an error, and there was no further retry. The error of the step has the reason.",
         "`longshore runs show RUN` prints the error, `longshore runs logs RUN STEP` the output of the step.",
     ),
     "transient": ErrorText(
         _STEP,
-        "An operation met a temporary error. The step is retried within its policy, and fails after the last attempt.",
+        "An operation met a temporary error. The step is retried, and fails after the last attempt.",
         "An engine is busy, a registry is unreachable, or a connection broke.",
-        "Wait for the retries. Give the step more with `retry` in the plan if the error lasts longer.",
+        "Wait for the retries. If the error lasts longer, give the step more attempts with `retry` in the plan.",
     ),
     "permanent": ErrorText(
         _STEP,
-        "An operation met an error that another attempt would meet again. No policy retries the step.",
+        "An operation met an error that another attempt would meet again. The step is not retried, not even with "
+        "`retry`.",
         "The operation itself marked the error, such as a declined payment.",
         "Correct the cause, then start a new run, or resume a failed one: `longshore runs resume RUN`.",
     ),
     "unsuccessful": ErrorText(
         _STEP,
-        "The operation was completed without success. Only an explicit policy retries the step.",
+        "The operation was completed without success. The step is retried only if the step or the plan has `retry`.",
         "A command or container returned another exit code than 0, or a service another status than expected.",
-        "Read the output: `longshore runs logs RUN STEP`. List further exit codes of success in the step.",
+        "Read the output: `longshore runs logs RUN STEP`. If another exit code or status means success, add it to "
+        "`ok_codes` of the step.",
     ),
     "delayed": ErrorText(
         _STEP,
@@ -224,38 +231,41 @@ ERRORS: dict[str, ErrorText] = {
         _STEP,
         "The effect of the step may have happened and cannot be verified. The step ends `unknown`.",
         "A worker or a connection was lost after the request was sent, and a repetition could double the effect.",
-        "Find out the outcome on the host or service, then record it with `longshore runs resolve RUN STEP`.",
+        "Find out the outcome on the host or service. If the run waits for a decision, or has ended without an undo of "
+        "the step, record the outcome with `longshore runs resolve RUN STEP`.",
     ),
     "blocked": ErrorText(
         _STEP,
         "The service is down, and no effect happened. Its breaker opens, and the run is suspended until it closes.",
-        "The service refused connections, or returned a status that the plan lists as blocked.",
+        "The service refused connections, or returned a status in `blocked_codes` of the step.",
         "Repair the service; the run continues by itself. `longshore breaker ls` prints the open breakers.",
     ),
     "preflight": ErrorText(
-        "1",
-        "The operation failed before any effect, so that the step has nothing to undo.",
+        _STEP,
+        "The operation failed before any effect: the step has nothing to undo.",
         "A check before the effect failed: a missing file, program, image, container or secret.",
         "Correct the cause in the error of the step, then start a new run, or resume a failed one. For a missing "
         "image, set `pull: missing` on `compose.up.execute`, or add a step `docker.pull.execute` before.",
     ),
     "not-allowed": ErrorText(
-        "1",
+        _STEP,
         "The settings of the worker deny the operation. No effect happened; the denial is in the audit trail.",
-        "A path, command, image, host, secret or operation is outside of the `allowed_*` settings of the worker.",
+        "A path, command, image, host, secret or operation is outside of the worker's settings LONGSHORE_ALLOWED_….",
         "`longshore audit` prints the denials. Extend the setting on the worker, or change the step.",
     ),
     "step-timeout": ErrorText(
         _STEP,
         "An attempt at a step exceeded its timeout.",
-        "The operation takes longer than the `timeout` of the step or the setting `step_timeout`, or does not end.",
+        "The operation takes longer than the `timeout` of the step (LONGSHORE_STEP_TIMEOUT without one), or does not "
+        "end.",
         "Raise the `timeout` of the step; `longshore runs logs RUN STEP` prints its last output.",
     ),
     "step-cancelled": ErrorText(
         _STEP,
-        "An attempt at a step stopped because its run was cancelled.",
+        "An attempt at a step was stopped, because its run ended early.",
         "A person or an application cancelled the run, another step failed, or the deadline of the run passed.",
-        "`longshore runs show RUN` prints the cause. Nothing needs to be done for the step itself.",
+        "`longshore runs show RUN` prints the cause. If the report names the step in `in_doubt`, check its effect by "
+        "hand.",
     ),
     # --- errors of workers
     "foreign-run": ErrorText(
@@ -315,9 +325,11 @@ def error_text(code: str) -> str:
 
 def error_reference() -> str:
     """All entries as Markdown, one heading a code, in the order of the exception hierarchy."""
+    found = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, LongshoreError)]
+    exceptions = {each.code: f"- **Exception:** `{each.__name__}`\n" for each in found}
     parts = [
-        f"## {code}\n\n{entry.means}\n\n"
-        f"- **Exit code:** {entry.exit_codes}\n- **Raised when:** {entry.raised}\n- **Remedy:** {entry.remedy}\n"
+        f"## {code}\n\n{entry.means}\n\n{exceptions.get(code, '')}"
+        f"- **Exit code:** {entry.exit_codes}\n- **Causes:** {entry.raised}\n- **Remedy:** {entry.remedy}\n"
         for code, entry in ERRORS.items()
     ]
     return "\n".join(parts)

@@ -33,8 +33,8 @@ _HOST = click.option("--host", metavar="HOST", help="Host of the job; required i
 def job_group() -> None:
     """List, show and run jobs.
 
-    A job stops a stack, runs a worker container on the volumes of the stack, and then starts the stack again, even if
-    the worker container fails.
+    A job stops a stack, runs a job container on the volumes of the stack, and then starts the stack again, even if
+    the job container fails.
 
     """
 
@@ -85,11 +85,11 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 
 @command(job_group, "run")
 @click.argument("name")
-@click.option("--timeout", metavar="TIME", help="Time limit of the worker container, e.g. 90s or 2h.")
+@click.option("--timeout", metavar="TIME", help="Time limit of the job container, e.g. 90s or 2h.")
 @click.option("--stop-timeout", metavar="TIME", help="Time for each container to stop before Docker kills it.")
 @click.option("--start-timeout", metavar="TIME", help="Time for the stopped containers to become healthy again.")
 @click.option("--keep-stopped", is_flag=True, help="Do not start the stack again.")
-@click.option("--keep-failed-worker", is_flag=True, help="Do not remove the worker container if it fails.")
+@click.option("--keep-failed-worker", is_flag=True, help="Do not remove the job container if it fails.")
 @click.option(
     "--run-id", metavar="ID", help="Id of the run. An existing run with this id is watched, not started again."
 )
@@ -97,11 +97,11 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 @_HOST
 @_FILE
 def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None, detach: bool, **options: Any) -> None:
-    """Run the job NAME and print the output of its worker container and the result.
+    """Run the job NAME and print the output of its job container and the result.
 
-    Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: the worker
-    container succeeded, and the stack is up, or kept stopped by --keep-stopped; 1: the worker container failed, and the
-    stack is up; 2: no such job, or wrong usage; 3: the stack is not fully up, even if the worker container succeeded.
+    Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: the job
+    container succeeded, and the stack is up, or kept stopped by --keep-stopped; 1: the job container failed, and the
+    stack is up; 2: no such job, or wrong usage; 3: the stack is not fully up, even if the job container succeeded.
     """
     connected = client()
     listing = Jobs(connected).list(files=files)

@@ -68,7 +68,7 @@ def cli(ctx: click.Context) -> None:
     command starts a Redis and a worker on this machine.
 
     Exit codes of all commands, unless a command's help has others: 0: success; 1: failure; 2: wrong usage or wrong
-    configuration; 3: some changes could not be undone, or are in doubt; 130: interrupted. An error message has the form
+    configuration; 3: an effect remains, or is in doubt; 130: interrupted. An error message has the form
     error[CODE]: …, and `longshore explain CODE` explains the error.
     """
     if ctx.invoked_subcommand is None:

@@ -101,7 +101,7 @@ def run(
 
     A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping. A repeated KEY makes
     a list. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: succeeded;
-    1: failed; 2: wrong usage; 3: some changes could not be undone, or are in doubt.
+    1: failed; 2: wrong usage; 3: an effect remains, or is in doubt.
     """
     values = typed(find(operation), read_values(params))
     plan = single(operation, values, target=target, inside=inside, timeout=timeout)

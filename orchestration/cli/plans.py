@@ -115,7 +115,7 @@ def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     """Simulate PLAN in memory: once without a failure, then once for each step with that step failing.
 
     The command prints how each simulated run ends, and changes nothing. Exit codes: the exit code of the run without a
-    failure, if that is not 0; otherwise 3 if some changes of any simulated run could not be undone; otherwise 0.
+    failure, if that is not 0; otherwise 3 if a simulated run ends with 3; otherwise 0.
     """
     checked = load_plan(plan)
     found = list(testing.simulate(checked, read_params(checked, pairs, file)))

@@ -166,8 +166,8 @@ def dev() -> None:
     """Start Redis, a worker, beat and Flower in the foreground.
 
     The command needs no configuration, and is made for development on one machine. Flower starts if the package flower
-    is installed. The data stays in the state folder. Exit code 2 if LONGSHORE_REDIS_URL is set, or if a server runs
-    already.
+    is installed. The data stays in the state folder. Exit code 2 if LONGSHORE_REDIS_URL is set, or if an embedded
+    server already runs in this state folder.
     """
     settings = get_settings()
     if settings.redis_url is not None:

@@ -93,8 +93,8 @@ def _report_or_none(run: Run) -> Report | None:
 def show(run: str) -> None:
     """Print the report of RUN.
 
-    Exit codes: 0: succeeded or not ended; 1: failed and undone, or cancelled; 2: unknown run; 3: some changes could not
-    be undone, or are in doubt.
+    Exit codes: 0: succeeded or not ended; 1: failed and undone, or cancelled; 2: unknown run; 3: an effect remains, or
+    is in doubt.
     """
     options = current_options()
     found = client().get(run)
@@ -115,7 +115,7 @@ def watch(run: str) -> None:
     """Watch RUN until it ends, and print its report.
 
     Ctrl-C stops watching, and the run continues; a second Ctrl-C within two seconds cancels the run. Exit codes: 0:
-    succeeded; 1: failed and undone, or cancelled; 2: unknown run; 3: some changes could not be undone, or are in doubt;
+    succeeded; 1: failed and undone, or cancelled; 2: unknown run; 3: an effect remains, or is in doubt;
     130: watching was interrupted.
     """
     exit_with(watch_to_end(client().get(run)))
@@ -161,7 +161,7 @@ def logs(run: str, step: str, follow: bool) -> None:
 def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
     """Cancel RUN: start no further steps, and undo the finished ones.
 
-    Exit codes: 0: cancelled; 1: refused; 2: unknown run; 3: some changes could not be undone, or are in doubt.
+    Exit codes: 0: cancelled; 1: refused; 2: unknown run; 3: an effect remains, or is in doubt.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -178,8 +178,8 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
 def undo(run: str, reason: str, detach: bool) -> None:
     """Undo the changes of RUN, which has ended, or retry a failed undo.
 
-    The finished steps are undone in reverse order. Exit codes: 0: undone; 1: refused; 2: unknown run; 3: some changes
-    could not be undone, or are in doubt.
+    The finished steps are undone in reverse order. Exit codes: 0: undone; 1: refused; 2: unknown run; 3: an effect
+    remains, or is in doubt.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -198,9 +198,9 @@ def undo(run: str, reason: str, detach: bool) -> None:
 def resume(run: str, reason: str, detach: bool) -> None:
     """Resume RUN after a suspension, a failure or a failed undo.
 
-    A suspended run continues. A failed run whose changes were kept continues with the first step that has not
-    succeeded. A failed undo is retried. An undone run cannot be resumed. For a step that waits for a decision use
-    `longshore runs resolve`. Exit codes: the same as `longshore run`, or 1 if the resume is refused.
+    A suspended run continues, unless it waits for a decision: use `longshore runs resolve` for that. A failed, partial
+    or cancelled run continues with the first step that has not succeeded. A failed undo is retried. An undone run
+    cannot be resumed. Exit codes: the same as `longshore run`, or 1 if the resume is refused.
     """
     found, options = client().get(run), current_options()
     if options.dry_run:
@@ -338,8 +338,8 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
 
     The command deletes the given RUNs, or without RUN all runs older than --older-than (default: the retention time,
     after which ended runs also expire by themselves). Child runs are deleted, too. A given RUN that is too young or not
-    of --plan is named and skipped. Exit codes: 0: deleted or skipped; 1: some runs were refused because they have not
-    ended; 2: wrong usage or an unknown run.
+    of --plan is named and skipped. Exit codes: 0: each run was deleted, or skipped by --older-than or --plan; 1: some
+    runs were refused because they have not ended; 2: wrong usage or an unknown run.
     """
     options, connected = current_options(), client()
     seconds = read_duration(older_than, "--older-than") if older_than is not None else connected.settings.retention

@@ -102,7 +102,7 @@ def _stacks() -> Stacks:
 
 @click.command("check")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
-@_image_option("Also list all services that run this image, stale or not")
+@_image_option("Also list all services that run this image, whether they are out of date (stale) or not")
 @_HOST
 @_REGISTRY
 @global_options
@@ -207,7 +207,7 @@ def _confirmed(question: str) -> bool:
 
 @click.command("select")
 @_LABEL
-@_image_option("List all services that run this image, stale or not")
+@_image_option("List all services that run this image, whether they are out of date (stale) or not")
 @_HOST
 @_REGISTRY
 @_RETRY

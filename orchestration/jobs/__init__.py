@@ -1,4 +1,4 @@
-"""Jobs: stop a stack, run a worker container on its volumes, and always restart the stack.
+"""Jobs: stop a stack, run a job container on its volumes, and always restart the stack.
 
 Labels and files describe jobs (`labels`, `file`); each host with an engine publishes its labels (`discovery`). A job
 runs as an ordinary plan (`plan`); its outcome is in the run's report (`longshore.orchestration.runs.job_outcome`). The

@@ -55,7 +55,7 @@ class JobSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    image: str | None = Field(None, min_length=1, description="Image of the worker container")
+    image: str | None = Field(None, min_length=1, description="Image of the job container")
     command: Annotated[list[str], BeforeValidator(lambda v: shlex.split(v) if isinstance(v, str) else v)] = []
     env: dict[str, str] = Field({}, description="Environment of the worker; may hold {{ secret('env:NAME') }}")
     pull: Pull = "missing"

@@ -7,7 +7,7 @@ longshore.job.schedule         when beat starts it: five fields of cron, or @dai
 longshore.job.timezone         time zone of the schedule, UTC by default
 longshore.job.missed           skip, once or all: which missed times are made up for
 longshore.job.overlap-policy   queue, skip or cancel_running: how a start while the job runs is handled
-longshore.job.worker.image     image of the worker container
+longshore.job.worker.image     image of the job container
 longshore.job.worker.command   its command, as a shell would split it
 longshore.job.worker.pull      missing, always or never
 longshore.job.worker.env.NAME  a variable of its environment
@@ -66,7 +66,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Mount:
-    """A named volume, mounted into the worker container."""
+    """A named volume, mounted into the job container."""
 
     volume: str
     path: str

@@ -53,7 +53,7 @@ def job_plan(
 ) -> Plan:
     """The plan of a job.
 
-    `reconstructed`: the worker container exists, and its image is not pulled. `begin`: whether that worker is started,
+    `reconstructed`: the job container exists, and its image is not pulled. `begin`: whether that worker is started,
     and the stack stopped for it, if it never was. `host` overrides the host of the job.
 
     The plan creates the worker before it stops anything, and records the running containers in its labels, so that the
@@ -67,7 +67,7 @@ def job_plan(
     image = plan.step("image", "docker.pull.execute", image=_literal(job.image), policy=job.pull).undo("none")
     image.describe("Pull the image before anything is stopped")
     if reconstructed:
-        image.when("false", reason="the worker container exists")
+        image.when("false", reason="the job container exists")
     create = {"make": False} if reconstructed else {}
     worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, options), **create).undo("none")
     worker.after(image)
@@ -168,7 +168,7 @@ _FLAGS = ("keep_stopped", "keep_failed_worker")
 
 
 def plan_record(job: Job, options: JobOptions) -> str:
-    """The job and its options as text, for a label of the worker container."""
+    """The job and its options as text, for a label of the job container."""
     kept = {name: getattr(job, name) for name in _KEPT} | {"env": _templates(job)}
     kept |= {name: options.get(name, False) for name in _FLAGS}
     return _literal(json.dumps(kept))

@@ -127,16 +127,18 @@ class Scheduled(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    plan: str = Field("", description="Name of a stored plan, or a file; inside a plan, that plan")
+    plan: str = Field("", description="Name or file of the plan; in a schedule inside a plan, always that plan")
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the plan")
     cron: Annotated[str, BeforeValidator(parse_cron)] | None = Field(
         None, description="Five cron fields, or a descriptor such as @daily"
     )
-    every: Annotated[Duration, Field(gt=0)] | None = Field(None, description="Interval, counted from 1970")
+    every: Annotated[Duration, Field(gt=0)] | None = Field(
+        None, description="Interval between starts, counted from 1970-01-01 00:00 UTC"
+    )
     timezone: Annotated[str, BeforeValidator(parse_zone)] = Field("UTC", description="Time zone of cron")
     jitter: Duration = Field(0.0, description="Largest random delay of each start")
-    overlap: Overlap = Field("queue", description="Policy for a start while the previous run is live")
-    missed: Missed = Field("once", description="Which missed starts are caught up")
+    overlap: Overlap = Field("queue", description="A start while the previous run has not ended")
+    missed: Missed = Field("once", description="Which missed starts follow later: none, the latest, all")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

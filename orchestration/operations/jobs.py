@@ -1,4 +1,4 @@
-"""The steps of a job: a stack is stopped while a worker container processes its volumes."""
+"""The steps of a job: a stack is stopped while a job container processes its volumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Seconds = Annotated[Duration, Field(gt=0)]
 
 
 class JobParams(Params):
-    """A step of a job. A label of the worker container records the containers that ran before."""
+    """A step of a job. A label of the job container records the containers that ran before."""
 
     job: str = Field(min_length=1, description="The job's name")
     stacks: list[str] = Field([], description="Compose projects to stop as a whole")
@@ -36,7 +36,7 @@ class JobParams(Params):
 
 
 class JobMount(Params):
-    """An existing volume and its path in the worker container."""
+    """An existing volume and its path in the job container."""
 
     volume: str
     path: str
@@ -44,7 +44,7 @@ class JobMount(Params):
 
 
 class WorkerParams(JobParams):
-    """The worker container is created, not started; its label records the running containers."""
+    """The job container is created, not started; its label records the running containers."""
 
     image: str = Field(min_length=1, description="An image on the host")
     command: list[Text] = Field([], description="By default the image's own")
@@ -64,7 +64,7 @@ class StopParams(JobParams):
 
 
 class WorkParams(JobParams):
-    """The worker container is started once; later attempts wait for it or read its exit code."""
+    """The job container is started once; later attempts wait for it or read its exit code."""
 
     timeout: Seconds = Field(3600.0, description="From start to TERM")
     grace: Duration = Field(10.0, description="From TERM to KILL")
@@ -88,7 +88,7 @@ class HealthyParams(JobParams):
 
 
 class RemoveParams(JobParams):
-    """Remove the worker container after its result is recorded; kept if the stack was not restarted."""
+    """Remove the job container after its result is recorded; kept if the stack was not restarted."""
 
     keep_failed: bool = Field(default=False, description="Keep a failed worker")
 
@@ -108,7 +108,7 @@ class StopResult(Result):
 
 
 class WorkResult(RunResult):
-    """The result of the worker container; `timed_out` if it exceeded its timeout."""
+    """The result of the job container; `timed_out` if it exceeded its timeout."""
 
     timed_out: bool = False
 
@@ -165,7 +165,7 @@ WORKER = _job(
     "worker.execute",
     WorkerParams,
     WorkerResult,
-    "Create a job's worker container, which records the running containers",
+    "Create a job container, which records the running containers",
     About(
         changed="the container was created",
         undo="none: the job's last step removes the container",
@@ -193,7 +193,7 @@ WORK = _job(
     "work.execute",
     WorkParams,
     WorkResult,
-    "Run a job's worker container to completion, once",
+    "Run a job container to completion, once",
     About(
         changed="the worker ran",
         undo="none: the effects of the worker stay",
@@ -233,7 +233,7 @@ REMOVE = _job(
     "remove.execute",
     RemoveParams,
     RemoveResult,
-    "Remove a job's worker container",
+    "Remove a job container",
     About(
         changed="the container existed",
         undo="none",

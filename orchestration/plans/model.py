@@ -38,37 +38,43 @@ OnUnknown = Literal["fail", "ask"]
 
 
 class Concurrency(_Model):
-    """A limit on the live runs that share a key, across plans."""
+    """A limit on the runs that share a key, across plans: a run at the limit is not admitted."""
 
-    key: str = Field(min_length=1, description="The key that the runs share; may use params")
-    limit: Annotated[int, Field(ge=1)] = Field(1, description="The number of runs that may be live")
+    key: str = Field(min_length=1, description="The key that the runs share; may use `params`")
+    limit: Annotated[int, Field(ge=1)] = Field(1, description="The most admitted runs that have not ended")
     on_limit: Literal["queue", "skip", "cancel_running"] = Field(
         "queue",
-        description="At the limit a run waits, is not run, or cancels the live runs",
+        description="At the limit, a new run waits (queue), ends cancelled at once (skip), or cancels the others",
     )
 
 
 class Plan(_Model):
-    """A DAG of named steps with parameters and policies. `loading.validate` checks a plan before its run."""
+    """A DAG of named steps with parameters. `loading.validate` checks a plan before its run."""
 
     name: str = Field(description="The plan's name")
     description: str = Field("", description="For people")
-    labels: dict[str, str] = Field(default_factory=dict, description="For people and for searching")
-    params: dict[str, Param] = Field(default_factory=dict, description="Typed inputs")
-    on_error: OnError = Field("stop", description="The effect of a step's final failure, for steps without on_error")
+    labels: dict[str, str] = Field(default_factory=dict, description="Keys with values, for people and for searching")
+    params: dict[str, Param] = Field(default_factory=dict, description="The parameters of the plan by name")
+    on_error: OnError = Field(
+        "stop", description="stop: the final failure of a step ends the run; for steps without on_error"
+    )
     on_failure: OnFailure = Field("undo", description="Whether a failed run is undone or keeps its effects")
     on_undo_failure: OnUndoFailure = Field(
         "hold",
         description="Whether a failed undo holds back the undos of the steps that its step depends on",
     )
     on_unknown: OnUnknown = Field(
-        "fail", description="Whether a step of unknown outcome counts as failed, or a person decides about it"
+        "fail", description="A step of unknown outcome counts as failed, or a person decides about it (ask)"
     )
-    target: Annotated[str, BeforeValidator(_as_target)] = Field("_any", description="The hosts of its steps")
+    target: Annotated[str, BeforeValidator(_as_target)] = Field("_any", description="The hosts of steps without target")
     sequential: bool = Field(default=False, description="Each step depends on the previous one")
-    retry: Retry | None = Field(None, description="The retries of failed attempts, for all steps")
-    timeout: Annotated[Duration, Field(gt=0)] | None = Field(None, description="Time limit of the whole run")
-    concurrency: Concurrency | None = Field(None, description="A limit on the live runs that share a key")
+    retry: Retry | None = Field(
+        None, description="The retries of steps without retry; by default those of the operation, for temporary errors"
+    )
+    timeout: Annotated[Duration, Field(gt=0)] | None = Field(
+        None, description="Time limit of the whole run; no limit by default"
+    )
+    concurrency: Concurrency | None = Field(None, description="A limit on the runs that share a key")
     schedules: dict[ScheduleName, Scheduled] = Field(
         default_factory=dict,
         description="The schedules of a stored plan (LONGSHORE_PLANS)",

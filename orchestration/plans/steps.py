@@ -136,7 +136,7 @@ class UndoSpec(_Model):
 
 
 class When(_Model):
-    """A condition, with the skip reason for the report."""
+    """A condition, with the skip reason for the report. Short form: the expression alone."""
 
     if_: Annotated[str, Field(min_length=1)] = Field(alias="if", description="A Jinja2 expression, without braces")
     reason: str = Field("", description="The skip reason where the expression is false")
@@ -167,7 +167,7 @@ class Inside(_Model):
 
 
 class Step(_Model):
-    """One node of a plan: an operation, its parameters and its policies."""
+    """One node of a plan: an operation, its parameters and its options."""
 
     op: str = Field(description="The operation, e.g. compose.up.execute")
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The operation's parameters")
@@ -186,10 +186,10 @@ class Step(_Model):
     target: Annotated[str | None, BeforeValidator(_as_target)] = Field(
         None, description="_any worker, _all hosts, one host by its name, or those with a label: key:value"
     )
-    on_no_host: OnNoHost = Field("fail", description="The policy for a target without hosts")
+    on_no_host: OnNoHost = Field("fail", description="Whether a step whose target has no host fails or is skipped")
     when_fact: HostFilter | None = Field(
         None,
-        description="Facts that a host must have to run the step; for _any: facts that some host must have",
+        description="Conditions on the hosts that run the step; with the target _any, some host must fulfil them",
     )
     in_: Inside | None = Field(
         None, alias="in", description="The container in which the step runs: command, file, node and network operations"
@@ -203,13 +203,19 @@ class Step(_Model):
     canary: Annotated[int, Field(ge=1)] | None = Field(
         None, description="The number of items or hosts that run first: if one of them fails, the others do not run"
     )
-    retry: Retry | None = Field(None, description="The retries of failed attempts")
-    on_error: OnError | None = Field(
-        None, description="stop ends the run; continue runs the steps that do not depend on this one"
+    retry: Retry | None = Field(
+        None, description="The retries of failed attempts; by default those of the plan, else of the operation"
     )
-    timeout: Annotated[Duration, Field(gt=0)] | None = Field(None, description="Time of one attempt")
+    on_error: OnError | None = Field(
+        None,
+        description="At the final failure: stop ends the run; continue runs the steps that do not depend on this one. "
+        "By default that of the plan",
+    )
+    timeout: Annotated[Duration, Field(gt=0)] | None = Field(
+        None, description="Time limit of one attempt; by default LONGSHORE_STEP_TIMEOUT, 1h"
+    )
     undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
-        None, description="The compensation; none declares that the step needs none"
+        None, description="The compensation, by default that of the operation; none: the step needs none"
     )
     always: bool = Field(default=False, description="The step runs whether the run succeeds or not")
     irreversible: bool = Field(

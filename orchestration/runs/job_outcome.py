@@ -30,11 +30,11 @@ class JobReport(BaseModel):
     restart: Restart | None = None
     #: Containers that ran before and are not healthy now.
     down: list[str] = []
-    #: The name, exit code and OOM flag of the worker container.
+    #: The name, exit code and OOM flag of the job container.
     worker: str | None = None
     exit_code: int | None = None
     oom_killed: bool = False
-    #: Whether the record was reconstructed from the labels of the worker container.
+    #: Whether the record was reconstructed from the labels of the job container.
     reconstructed: bool = False
 
     @property

@@ -164,7 +164,7 @@ def test_guards_table_in_the_docs_is_current() -> None:
 
     assert [row.split("`")[1] for row in rows] == list(OnlyIf)
     assert all(row.endswith(f"| {REASONS[guard]} |") for row, guard in zip(rows, OnlyIf, strict=True))
-    assert f"{WHEN_FALSE}." in text
+    assert f"`{WHEN_FALSE}`" in text
 
 
 #: Lines of the longest module.

@@ -1,4 +1,4 @@
-"""Discovery of jobs on an engine: descriptions in labels, and worker containers."""
+"""Discovery of jobs on an engine: descriptions in labels, and job containers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _of_jobs(labels: dict[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class LeftWorker:
-    """A worker container of any installation. `made` in seconds since 1970, by the engine's clock."""
+    """A job container of any installation. `made` in seconds since 1970, by the engine's clock."""
 
     id: str
     name: str
@@ -68,7 +68,7 @@ class LeftWorker:
 
 
 def workers(docker: Engine) -> list[LeftWorker]:
-    """All worker containers that were not removed."""
+    """All job containers that were not removed."""
     rows: list[dict[str, Any]] = docker.rows({"label": [f"{spec.KIND}={KIND}"]}, all_of_them=True)
     return [
         LeftWorker(

@@ -1,4 +1,4 @@
-"""Live output of a job's worker container, forwarded by a separate thread on a best-effort basis."""
+"""Live output of a job container, forwarded by a separate thread on a best-effort basis."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from longshore.tasks.operations.compose.state import Member
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.levels import levels
 
-#: The kind label of a job's worker container.
+#: The kind label of a job container.
 KIND = "job"
 JOB = "longshore.job.run-of"
 SNAPSHOT = "longshore.job.snapshot"
@@ -179,7 +179,7 @@ def names(kept: Iterable[ContainerSnapshot]) -> str:
 
 
 def worker_of(docker: Engine, ctx: Context, params: JobParams) -> Container | None:
-    """The worker container of the run, if it exists."""
+    """The job container of the run, if it exists."""
     ours = get_settings().installation()
     found = docker.containers({spec.RUN: params.run or ctx.run_id, spec.KIND: KIND, OF: ours})
     return found[0] if found else None

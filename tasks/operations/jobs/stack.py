@@ -104,7 +104,7 @@ class Stop(NoUndo[StopParams]):
         docker = engine()
         worker, snapshot = recall(docker, ctx, params)
         if worker is None:
-            raise OperationError("the job's worker container was removed outside of this run: no container was stopped")
+            raise OperationError("the job container was removed outside of this run: no container was stopped")
         if worker.started_at is not None and not worker.running:
             # A run that Redis lost after this step: its stack may be running again.
             return Outcome(changed=False, data={"stopped": []})

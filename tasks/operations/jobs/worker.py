@@ -1,4 +1,4 @@
-"""`job.worker`, `work` and `remove`: creation, execution and removal of a job's worker container."""
+"""`job.worker`, `work` and `remove`: creation, execution and removal of a job container."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Worker(NoUndo[WorkerParams]):
         if there is not None:
             return {"image_id": there.image_id}
         if not params.make:
-            raise OperationError("the job's worker container was removed outside of this run")
+            raise OperationError("the job container was removed outside of this run")
         self._check(docker, params)
         return {"image_id": spec.need(docker, params.image).id}
 
@@ -186,7 +186,7 @@ class Work(NoUndo[WorkParams]):
         docker = engine()
         worker, snapshot = recall(docker, ctx, params)
         if worker is None:
-            raise OperationError("the job's worker container was removed outside of this run")
+            raise OperationError("the job container was removed outside of this run")
         with lock_projects(ctx, docker, params, snapshot):
             if worker.started_at is None and not params.begin:
                 raise Preflight("the job was requested too long ago and is not started", remedy="start the job again")
@@ -211,7 +211,7 @@ class Work(NoUndo[WorkParams]):
         with exclusive(f"job {docker.url} {ctx.run_id}", ctx.check):
             now = docker.inspect(worker.id)
             if now is None:
-                raise OperationError("the job's worker container was removed outside of this run")
+                raise OperationError("the job container was removed outside of this run")
             if now.started_at is not None:
                 return now
             # Containers that started meanwhile, by the engine's restart or by an operator, would write to the volumes.

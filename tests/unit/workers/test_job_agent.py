@@ -1,4 +1,4 @@
-"""The search for orphaned worker containers."""
+"""The search for orphaned job containers."""
 
 from __future__ import annotations
 

@@ -379,7 +379,7 @@ def test_two_installations_on_one_engine_serialise_jobs(docker: Stubborn, monkey
     mine = worker("ours", plan_record=said)
     assert mine.outcome is not None
 
-    # A worker container of this installation belongs to a run that Redis has lost: this run must not wait for that
+    # A job container of this installation belongs to a run that Redis has lost: this run must not wait for that
     # run with its locks.
     with pytest.raises(Transient, match="run ours still uses these stacks"):
         worker("next", plan_record=said)
