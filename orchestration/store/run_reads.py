@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from longshore.orchestration.plans.compiled import StepId
+from longshore.orchestration.states import RunState, StepState
+from longshore.orchestration.store.connection import as_number
 from longshore.orchestration.store.connection import milliseconds as _ms
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.records import (
@@ -183,6 +185,49 @@ class RunReads(SideRecords):
     def has_leases(self, run_id: str) -> bool:
         """Whether an attempt holds a lease, live or expired."""
         return bool(self.call(self.client.zcard, self.keys.of(run_id).leases))
+
+    def under_lease(self, run_ids: Sequence[str], now: int, until: int) -> dict[str, tuple[int, int]]:
+        """Of these runs, those in which a sweep finds nothing to do, with their versions and their known clock jumps.
+
+        Each open step of such a run has begun and holds a lease that has not expired at `now`, ms. No command, no
+        external wait and no entry of the inbox is left, and the run has no time limit before `until`, ms. Two round
+        trips for all runs.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        for run_id in run_ids:
+            keys = self.keys.of(run_id)
+            pipe.zscore(self.keys.inbox, run_id)
+            pipe.hmget(keys.run, "state", "left", "deadline", "version", "jumps")
+            pipe.zrange(keys.leases, 0, -1, withscores=True)
+            pipe.exists(keys.commands, keys.waits)
+        answers = self.call(pipe.execute, raise_on_error=False)
+        found: dict[str, tuple[int, int]] = {}
+        open_steps: dict[str, list[str]] = {}
+        for n, run_id in enumerate(run_ids):
+            parts = answers[4 * n : 4 * n + 4]
+            if any(isinstance(part, Exception) for part in parts):
+                continue  # a key of the wrong type
+            inbox, (state, left, deadline, version, jumps), leases, others = parts
+            members = [member for member, expiry in leases if member.isdecimal() and expiry > now]
+            if (
+                inbox is None
+                and not others
+                and state == RunState.RUNNING
+                and members
+                and len(members) == len(leases) == as_number(left)
+                and (as_number(deadline or until) or 0) >= until
+            ):
+                found[run_id] = as_number(version) or 0, as_number(jumps) or 0
+                open_steps[run_id] = members
+        if found:
+            pipe = self.client.pipeline(transaction=False)
+            for run_id, members in open_steps.items():
+                pipe.hmget(self.keys.of(run_id).steps, [f"{Field.STATUS}:{member}" for member in members])
+            answers = self.call(pipe.execute, raise_on_error=False)
+            for run_id, statuses in zip(open_steps, answers, strict=True):
+                if isinstance(statuses, Exception) or set(statuses) != {StepState.RUNNING}:
+                    del found[run_id]
+        return found
 
     def drop_lease(self, run_id: str, member: str, why: str) -> None:
         """Remove a lease that names no step, since a run does not end while it has a lease."""

@@ -70,7 +70,7 @@ class Sweep:
         new = self._selected(inbox)
         while True:
             due = self.store.due(self.store.settings.lease / 3, None if swept else now)
-            swept += self._look_at_each(due)
+            swept += self._look_at_each(self.coordinator.with_work(due))
             # Requests that are left over are read by the next sweep; a due run was postponed by `due`.
             swept += self._look_at_each([run_id for run_id in new if run_id not in due], end)
             new = []

@@ -134,6 +134,103 @@ def test_damaged_run_does_not_block_the_sweep(world: Callable[..., World]) -> No
     assert here.store.state(here.run_id) == RunState.RUNNING
 
 
+# --- runs in which a sweep finds nothing to do -------------------------------------------------------------
+
+
+def claimed(world: Callable[..., World], **fields: Any) -> World:
+    """A run with two steps that have begun, which was swept, and is due again."""
+    run = world(plan_of("a", "b", **fields))
+    sweep(run.coordinator)
+    assert all(run.deliver(message) for message in list(run.queue) if message.task == "longshore.step")
+    run.queue.clear()
+    for _ in range(2):
+        run.store.look_at(run.run_id, 0)
+        sweep(run.coordinator)
+    run.store.look_at(run.run_id, 0)
+    return run
+
+
+def test_run_with_each_step_under_a_lease_is_not_advanced(world: Callable[..., World]) -> None:
+    run = claimed(world)
+
+    assert run.coordinator.with_work([run.run_id]) == []
+    assert sweep(run.coordinator) == 0
+    assert run.stored.redis.zscore(run.store.keys.live, run.run_id) > 0  # and is due again in a third of a lease
+
+
+def lose_a_message(run: World) -> None:
+    run.stored.redis.zrem(run.store.keys.of(run.run_id).leases, "0")
+    run.stored.redis.hset(run.store.keys.of(run.run_id).steps, "status:0", "ready")
+
+
+def hold_a_step_that_has_ended(run: World) -> None:
+    run.stored.redis.hset(run.store.keys.of(run.run_id).steps, "status:0", "changed")
+
+
+def expire_a_lease(run: World) -> None:
+    run.stored.redis.zadd(run.store.keys.of(run.run_id).leases, {"0": run.store.now() - 1})
+
+
+def hold_a_unit(run: World) -> None:
+    run.stored.redis.zrem(run.store.keys.of(run.run_id).leases, "0")
+    run.stored.redis.hset(run.store.keys.of(run.run_id).steps, "status:1.0", "running")
+    run.stored.redis.zadd(run.store.keys.of(run.run_id).leases, {"1.0": run.store.now() + 9000})
+
+
+def cancel(run: World) -> None:
+    run.store.command(run.run_id, "cancel")
+    run.stored.redis.zrem(run.store.keys.inbox, run.run_id)  # a command whose entry was lost
+
+
+def enter_the_inbox(run: World) -> None:
+    run.stored.redis.zadd(run.store.keys.inbox, {run.run_id: 1})
+
+
+def wait_outside(run: World) -> None:
+    run.stored.redis.zadd(run.store.keys.of(run.run_id).waits, {"1": 9e15})
+
+
+def reach_the_time_limit(run: World) -> None:
+    run.stored.redis.hset(run.store.keys.of(run.run_id).run, "deadline", run.store.now() + 1)
+
+
+def suspend(run: World) -> None:
+    run.stored.redis.hset(run.store.keys.of(run.run_id).run, "state", "suspended")
+
+
+def set_the_clock(run: World) -> None:
+    run.stored.redis.hset(run.store.keys.clock, mapping={"jumps": 1, "jumped": 0})
+    run.coordinator.clock.rest()
+
+
+def lose_writes(run: World) -> None:
+    run.stored.redis.hset(run.store.keys.of(run.run_id).run, "version", 1)
+
+
+def damage_a_key(run: World) -> None:
+    run.stored.redis.delete(run.store.keys.of(run.run_id).leases)
+    run.stored.redis.set(run.store.keys.of(run.run_id).leases, "text")
+
+
+def pause_all_sweeps(run: World) -> None:
+    run.coordinator.may_expire_leases = False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lose_a_message, hold_a_step_that_has_ended, expire_a_lease, hold_a_unit, cancel, enter_the_inbox, wait_outside,
+        reach_the_time_limit, suspend, set_the_clock, lose_writes, damage_a_key, pause_all_sweeps,
+    ],
+)  # fmt: skip
+def test_run_with_anything_to_do_is_advanced(world: Callable[..., World], change: Callable[[World], None]) -> None:
+    run = claimed(world)
+
+    change(run)
+
+    assert run.coordinator.with_work([run.run_id]) == [run.run_id]
+
+
 # --- races ----------------------------------------------------------------------------------------------
 
 
