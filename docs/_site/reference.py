@@ -143,8 +143,8 @@ def exit_codes() -> str:
         " `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.", "",
         "An error is one line on stderr, with the remedy. `-v` adds the traceback. [Errors](errors.md) lists the"
         " errors. After the errors `wait-timeout` and `store-unavailable`, the exit code is 1, and the run may still be"
-        " running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and Redis has no record of"
-        " the run.", "",
+        " running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and Redis has no"
+        " record of the run.", "",
         "## Commands", "", "The exit codes of these commands have a more exact meaning:", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
