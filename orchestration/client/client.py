@@ -109,14 +109,18 @@ class Client:
         `max_queued` runs wait. Raises StoreUnavailable where Redis does not answer in time.
         """
         self.ensure_server()
-        run_id = run_id if run_id is not None else new_run_id(plan if isinstance(plan, str) else plan.name)
+        is_new, name = run_id is None, plan if isinstance(plan, str) else plan.name
+        run_id = run_id if run_id is not None else new_run_id(name)
         identifiers.run_id(run_id)
         given = load(plan) if isinstance(plan, str) else plan
         body, compiled = preconditions.permitted_request(self.store, given, params or {}, run_id)
         self._require_signing_key()
         preconditions.require_services(self.store, compiled)
         preconditions.require_hosts(self.store, compiled, body["params"], run_id)
-        existing = Admission(self.store).submit(run_id, body)
+        existing = self._submit(run_id, body)
+        while is_new and existing is not None:  # another start has chosen the same id
+            run_id = new_run_id(name)
+            existing = self._submit(run_id, body)
         if existing is not None:
             if existing["digest"] != body["digest"]:
                 raise RunConflict(
@@ -135,6 +139,13 @@ class Client:
                 remedy=f"wait until a worker sweeps, which begins the run: longshore runs watch {run_id}",
             ) from error
         return self._run(run_id, compiled, digest=body["digest"])
+
+    def _submit(self, run_id: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Store a request; return the request of another start with this id, if any."""
+        existing = Admission(self.store).submit(run_id, body)
+        # The client of Redis repeats a command whose answer was lost, and then finds its own request.
+        is_own = existing is not None and existing.get("instance_id") == body["instance_id"]
+        return None if is_own else existing
 
     def _require_signing_key(self) -> None:
         asked = time.monotonic()
@@ -293,4 +304,4 @@ def _same_server(one: str, other: str) -> bool:
 def new_run_id(name: str) -> str:
     """A new id for a run of a plan of that name."""
     stem = re.sub(r"[^A-Za-z0-9._@-]", "-", Path(name).stem if "/" in name else name)[:80] or "run"
-    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}"
+    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:8]}"

@@ -1,0 +1,54 @@
+"""Starts of runs whose id the client chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration import Client, Plan, Settings
+from longshore.orchestration.client import client as client_module
+from longshore.orchestration.store.admission import Admission
+from tests.servers import RedisServer
+
+pytestmark = pytest.mark.store
+
+
+@pytest.fixture
+def client(redis_server: RedisServer, tmp_path: Path) -> Iterator[Client]:
+    redis_server.flush()
+    made = Client(Settings(redis_url=redis_server.url, state_dir=tmp_path))
+    yield made
+    made.close()
+
+
+def plan() -> Plan:
+    made = Plan("p")
+    made.step("a", "noop.execute")
+    return made
+
+
+def test_two_starts_that_choose_the_same_id_are_two_runs(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = iter(["p-1", "p-1", "p-1", "p-2"])
+    monkeypatch.setattr(client_module, "new_run_id", lambda _: next(chosen))
+
+    runs = [client.start(plan()), client.start(plan())]
+
+    assert [(run.id, run.attached) for run in runs] == [("p-1", False), ("p-2", False)]
+
+
+def test_repeated_request_of_one_start_is_one_run(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = Admission.submit
+
+    def submit_twice(admission: Admission, run_id: str, body: dict[str, object]) -> dict[str, object] | None:
+        submit(admission, run_id, body)  # its answer was lost
+        return submit(admission, run_id, body)
+
+    monkeypatch.setattr(Admission, "submit", submit_twice)
+
+    run = client.start(plan())
+
+    assert not run.attached
+    assert [found.id for found in client.runs()] == [run.id]
+    assert client.store.client.llen(f"{client.settings.broker_prefix()}control") == 1
