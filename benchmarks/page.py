@@ -24,26 +24,43 @@ _PACKAGES = {
 }
 
 _METHOD = f"""\
-`make bench` measures all of this in one run, and `make bench BENCH_ARGS='--large --write'` writes this page. The column
-*beside* has the other systems, which are measured alternately with Longshore, in the same run. *Share* is the figure of
-Longshore divided by that of the system in the target, or of the first one. Longshore and Celery have a Redis and a
-worker each, prefork with {CONCURRENCY} processes. Redis writes neither an append-only file nor snapshots.
+`make bench` measures all of this and prints the figures. `make bench BENCH_ARGS=--write` measures the same, and
+then writes this page. The option `--large` adds plans of 10,000 steps and 100,000 waiting runs.
 
-- `50 levels × 10` is a plan of 50 levels with 10 steps each; `/s` is steps per second.
-- A *bare Celery task* has no result, and nothing waits for it; a chain of such tasks records nothing. The *Celery
-  canvas* has one chord for each level. Longshore's no-ops are recorded steps of a plan.
-- *DBOS* runs workflows of no-op steps in one process, with its threads. SQLite and PostgreSQL have their own defaults;
-  PostgreSQL writes each commit to the disk.
-- *Redis commands* include those inside of scripts. *Redis memory* is the growth of `used_memory`.
-- A *start* is the call of `Client.start`, until it returns. Plans of 1,000 and 10,000 steps start without a worker
-  beside them.
-- Right after many starts, a worker first reads the messages of these starts. A run that is started then waits for that,
-  and not for the runs that wait for the key.
-- *Recovery* ends with the report of the run. After the loss of a worker or of one of its processes, the next attempt
-  begins when the lease of the lost attempt has expired: 15 s by default, `LONGSHORE_LEASE`.
-- The stored runs of *Many stored runs* are copies of one finished run of five steps, 30 s apart. If `runs ls` takes no
-  longer than `runs ls --help`, the difference is 0.
-- Scripts that took less than 1 ms are not timed.
+The column *beside* has the figures of other systems. Longshore and the other systems are measured by turns, in the
+same run of `make bench`. *Share* is Longshore's figure divided by the figure of one other system: the system that
+the target names or, if no target names a system, the first system in *beside*.
+
+Longshore and Celery each have a Redis server and a worker with {CONCURRENCY} processes (prefork). Redis writes
+neither an append-only file nor snapshots, except in the section *Rates with appendfsync always*.
+
+- A rate is the median of the rounds. *p50* is the median of all samples of a latency, and 99% of the samples do not
+  exceed *p99*. *Recovery* has at most three rounds. *Idle cost* and *Scale* are measured once.
+- `50 levels × 10`, or short `50 × 10`, is a plan of 50 levels with 10 steps each; `/s` is steps per second.
+- A *bare Celery task* has no result, and nothing waits for the task. A chain of bare tasks records nothing. The
+  *Celery canvas* has one chord for each level. Longshore's no-ops are recorded steps of a plan.
+- *DBOS* runs workflows of no-op steps in one process with several threads. SQLite and PostgreSQL have their default
+  settings, so that PostgreSQL writes each commit to the disk.
+- *Redis commands* are all commands that Redis executes, including the commands inside Lua scripts. *Redis memory*
+  is the growth of `used_memory`.
+- *Idle cost*: a worker is its main process and its {CONCURRENCY} pool processes; 100% is one core. A *sweep* is the
+  search of a worker for [due runs](../concepts/runs.md#how-a-run-continues), once a second. The 2,000 runs wait for
+  an approval.
+- `Client.start` is the time until this call returns. The plans of 1,000 and 10,000 steps start on a Redis server
+  without a worker, because a worker would compete for the processor.
+- *From one step of a chain to the next* is the difference of two event times, which Redis records in whole
+  milliseconds.
+- *Behind runs that wait for a concurrency key*: at most two runs with the same [concurrency
+  key](../concepts/recovery.md#concurrency-keys) run at the same time. The benchmark starts 20, 200 or 800 runs with
+  one key, and then measures runs of one step without a key. A run that starts right after these starts waits until
+  a worker has read their messages.
+- *Many stored runs*: the runs are copies of one finished run of five steps. Most of the time of `longshore runs ls`
+  is the start of the program. The figure is therefore the time of `longshore runs ls` minus the time of `longshore
+  runs ls --help`; a negative difference counts as 0.
+- *Recovery* is the time from `kill -9` to the end of the run. The next attempt begins when the
+  [lease](../concepts/leases.md#lease) of the killed attempt has expired: 15 s by default (`LONGSHORE_LEASE`).
+- *Scripts* are Longshore's Lua scripts in Redis, in all sections. Redis times them in its slow log, which lists the
+  scripts of 1 ms or more.
 """
 
 
@@ -54,7 +71,7 @@ def page(sections: Sequence[Section], versions: Mapping[str, str], rounds: int) 
     lines = [
         "# Benchmarks",
         "",
-        f"Measured on {datetime.now(UTC):%Y-%m-%d}; medians of {rounds}. {verdict}",
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}, in {rounds} rounds. {verdict}",
         "",
         "| | |",
         "|---|---|",

@@ -107,8 +107,12 @@ def latencies(bench: Bench) -> list[Figure]:
         Figure("one step, start to report, p99", quantile(whole, 0.99), "ms", at(0.99)),
         Figure("Client.start, p50", quantile(starts, 0.5), "ms", target=at_most(1.5)),
         Figure("Client.start, p99", quantile(starts, 0.99), "ms"),
-        Figure("from one step of a chain to the next, p50", quantile(hops, 0.5), "ms", note="to the ms"),
-        Figure("from one step of a chain to the next, p99", quantile(hops, 0.99), "ms", note="to the ms"),
+        *(
+            Figure(
+                f"from one step of a chain to the next, {name}", hop, "ms", note="± 1 ms" if hop else "less than 1 ms"
+            )
+            for name, hop in (("p50", quantile(hops, 0.5)), ("p99", quantile(hops, 0.99)))
+        ),
     ]
 
 
@@ -180,5 +184,5 @@ def scale(bench: Bench) -> list[Figure]:
         alone, four = rate(1), rate(4)
     finally:
         site.fresh()
-    peer = "1 worker"
-    return [Figure("items of 100 ms, by 4 workers", four, "/s", {peer: alone}, at_least(3.5, peer))]
+    peer = "1 worker of one process"
+    return [Figure("items of 100 ms each, by 4 workers of one process", four, "/s", {peer: alone}, at_least(3.5, peer))]

@@ -151,12 +151,13 @@ def behind(bench: Bench) -> list[Figure]:
         worst = max(worst, *delays)
         figures.append(Figure(f"an unrelated run behind {count:,} waiting runs, p50", 1000 * medians[-1], "ms"))
         # The messages of these starts, which no worker has read yet, come first.
-        figures.append(Figure(f"the same, right after the start of {count:,} runs", 1000 * at_once, "ms"))
+        name = f"an unrelated run right after the start of the {count:,} runs, once"
+        figures.append(Figure(name, 1000 * at_once, "ms"))
     site.fresh()
     return [
         *figures,
-        Figure("slowest p50 of these, divided by the fastest", max(medians) / min(medians), target=at_most(1.2)),
-        Figure("the longest single delay, without those right after a start", worst, "s", target=at_most(0.5)),
+        Figure("slowest p50 of this section, divided by the fastest", max(medians) / min(medians), target=at_most(1.2)),
+        Figure("the longest single delay, except right after a start", worst, "s", target=at_most(0.5)),
     ]
 
 
@@ -212,12 +213,12 @@ def reading(bench: Bench) -> list[Figure]:
     site.fresh()
     return [
         Figure(
-            f"runs ls with {_STORED:,} stored runs, beyond runs ls --help",
+            f"runs ls with {_STORED:,} stored runs, minus runs ls --help",
             max(0.0, seconds["listing"] - seconds["alone"]), "s",
-            target=at_most(0.3), note=f"{seconds['listing']:.2f} s in all",
+            target=at_most(0.3), note=f"{seconds['listing']:.2f} s before the subtraction",
         ),
         Figure(f"a scrape of the metrics with {_STORED:,} stored runs", scrapes["scrape"], "s", target=at_most(0.5)),
-        Figure("the first scrape of them", first, "s", target=at_most(0.5)),
+        Figure(f"the first scrape with {_STORED:,} stored runs", first, "s", target=at_most(0.5)),
         Figure(f"scrapes until the {_STORED:,} runs are counted", further + 2),
     ]  # fmt: skip
 

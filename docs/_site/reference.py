@@ -96,23 +96,34 @@ def _cell(text: str) -> str:
 #: Each exit code, its meaning, and examples.
 _EXIT_CODES = (
     (
-        "0", "The run or command has done what was asked.",
-        "A run `succeeded`, also with failures that `tolerate` admits.",
+        "0", "The run or the command succeeded.",
+        "A run is `succeeded`, even if units have failed that `tolerate` allows.",
     ),
     (
-        "1", "A run failed, and no effect remains or is in doubt; or a command failed.",
-        "A run is `undone`, without steps in `left_over` and `in_doubt`; it is `failed` and had no effect; it is"
-        " `cancelled`. A command is refused. Redis does not answer.",
+        "1", "The run failed, and no effect of the run remains or may remain.",
+        "A run is `undone`, and `left_over` and `in_doubt` of its report are empty. A run is `failed` and had no"
+        " effect. A run is `cancelled`.",
+    ),
+    (
+        "1", "The command failed.",
+        "A worker refuses a command such as `longshore runs undo`. Redis does not answer.",
     ),
     (
         "2", "The request is invalid; nothing was stored.",
-        "Wrong usage or settings, an invalid plan, an unknown run, a run id of another plan.",
+        "Wrong usage, a wrong setting, an invalid plan, an unknown run, or the `--run-id` of a run of another plan.",
     ),
     (
-        "3", "An effect remains, or is in doubt.",
-        "A run is `partial` or `undo_failed`, has steps in `left_over` or `in_doubt`, or an `always` step failed.",
+        "3", "An effect of the run remains or may remain.",
+        "A run is `partial` or `undo_failed`. `left_over` or `in_doubt` of its report has an entry.",
     ),
-    ("130", "Ctrl-C; the run continues.", "`longshore run`, `longshore runs watch`."),
+    (
+        "3", "An `always` step of the run failed.",
+        "A run is `undone`, and the `always` step that starts the stack again failed.",
+    ),
+    (
+        "130", "Ctrl-C ended the command; the run continues.",
+        "`longshore run` and `longshore runs watch` were interrupted.",
+    ),
 )  # fmt: skip
 
 
@@ -125,20 +136,22 @@ def exit_codes() -> str:
         "# Exit codes", "", "Every command ends with one of five exit codes.", "",
         "| code | meaning | examples |", "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
-        "`report.exit_code` has the code of a run, and is null until the run has ended."
-        " `longshore run --detach` returns 0 as soon as the request is stored. A dry run"
-        " returns 0, or 1 if a step is certain to fail. An error is one line on stderr, with the next thing to do;"
-        " [Errors](errors.md) lists the errors. `-v` adds the traceback."
-        " [Compensation](../concepts/compensation.md#effects-that-remain) explains `left_over` and `in_doubt`.", "",
-        "A command can fail while its run continues: after the errors `wait-timeout` and `store-unavailable`, code 1"
-        " does not tell how the run ends. After `run-lost`, nothing is known about the run.", "",
-        "## Commands", "", "The codes of these commands have a more exact meaning:", "",
+        "`left_over` lists effects that remain, and `in_doubt` lists effects that may remain"
+        " ([Compensation](../concepts/compensation.md#effects-that-remain)). In Python, `report.exit_code` is the exit"
+        " code of a run, and `None` until the run has ended.", "",
+        "`longshore run --detach` returns 0 after the request is stored, and does not wait for the run."
+        " `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.", "",
+        "An error is one line on stderr, with the remedy. `-v` adds the traceback. [Errors](errors.md) lists the"
+        " errors. After the errors `wait-timeout` and `store-unavailable`, the exit code is 1, and the run may still be"
+        " running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and Redis has no"
+        " record of the run.", "",
+        "## Commands", "", "The exit codes of these commands have a more exact meaning:", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
-        f"All others return 0, or the code of the error: {others}.", "",
+        f"All other commands return 0, or the exit code of their error: {others}.", "",
         "## Errors", "",
-        "An error of a run or of one of its steps has the exit code of the run: 3 if an effect remains or is in doubt,"
-        " otherwise 1.", "",
+        "The table lists the exceptions of Python by exit code. In the row *1 or 3* are errors of a run or of one of"
+        " its steps. Their exit code is 3 if an effect of the run remains or may remain, and otherwise 1.", "",
         "| code | exceptions |", "|---|---|",
     ]  # fmt: skip
     by_code: dict[str, list[str]] = {}
