@@ -49,7 +49,7 @@ from typing import Any
 
 
 class LongshoreError(Exception):
-    """Root of all errors. `remedy` is one imperative sentence: the next thing to do."""
+    """Base class of all errors of Longshore. `remedy` is one imperative sentence: the next thing to do."""
 
     #: The stable name of the error, which `longshore explain` describes. A subclass may have its own.
     code = "general"
@@ -76,7 +76,7 @@ def _rebuild(kind: type[LongshoreError], args: tuple[Any, ...], state: dict[str,
 
 
 class UsageError(LongshoreError):
-    """An invalid request: wrong input, names or settings."""
+    """The request is invalid: wrong input, names or settings."""
 
     code = "usage"
     exit_code = 2
@@ -116,7 +116,7 @@ _LISTED = 5
 
 
 class PlanError(UsageError):
-    """An invalid plan. `problems` lists every defect; the message names the first ones."""
+    """The plan is invalid. `problems` lists every defect; the message names the first ones."""
 
     code = "plan-invalid"
 
@@ -133,25 +133,25 @@ class PlanError(UsageError):
 
 
 class PlanDenied(PlanError):
-    """A plan that the policy refuses. The denial is recorded in the audit trail."""
+    """The policy of the installation refuses the plan. The denial is recorded in the audit trail."""
 
     code = "plan-denied"
 
 
 class ParamsError(UsageError):
-    """Values that do not match the plan's `params`."""
+    """The values do not match the `params` of the plan."""
 
     code = "params-invalid"
 
 
 class UnknownName(UsageError):
-    """No such plan, run, step or operation."""
+    """The plan, run, step, operation or schedule of this name does not exist."""
 
     code = "unknown-name"
 
 
 class JobNotFound(UnknownName):
-    """No such job on the hosts that answered."""
+    """No host that answered has a job of this name."""
 
     code = "job-not-found"
 
@@ -169,13 +169,13 @@ class RunConflict(UsageError):
 
 
 class ConfigError(UsageError):
-    """Invalid or contradictory settings, or a missing program or package."""
+    """The settings are invalid or contradictory, or a program or package is missing."""
 
     code = "config-invalid"
 
 
 class StoreUnavailable(LongshoreError):
-    """Redis does not answer, or refuses writes."""
+    """Redis does not answer, or refuses the request."""
 
     code = "store-unavailable"
 
@@ -187,7 +187,7 @@ class WrongType(StoreUnavailable):
 
 
 class Damaged(LongshoreError):
-    """An unreadable entry in Redis. The reader moves it to the dead letters and continues."""
+    """An entry in Redis cannot be read. The reader moves it to the dead letters and continues."""
 
     code = "damaged-entry"
 
@@ -197,25 +197,25 @@ UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, Overf
 
 
 class DecodeError(LongshoreError):
-    """The step does not exist, or its data does not match the type."""
+    """The data of the step does not exist, or does not match the type that the caller requested."""
 
     code = "decode-failed"
 
 
 class WaitTimeout(LongshoreError):
-    """Waiting timed out before the run ended. The run continues."""
+    """The time limit of the call passed before the run ended or answered. The run continues."""
 
     code = "wait-timeout"
 
 
 class QueueFull(LongshoreError):
-    """The run queue is full. Nothing was stored."""
+    """Too many runs wait for their admission (`max_queued`). Nothing was stored."""
 
     code = "queue-full"
 
 
 class ServiceDown(LongshoreError):
-    """A service that the plan needs is down and `on_blocked` is `refuse`. Nothing was stored."""
+    """A service that the plan needs is down, and the setting `on_blocked` is `refuse`. Nothing was stored."""
 
     code = "service-down"
 
@@ -227,7 +227,7 @@ class RunLost(LongshoreError):
 
 
 class RunFailed(LongshoreError):
-    """A run that did not succeed; `report` is complete."""
+    """The run has ended without success; `report` contains its complete report."""
 
     code = "run-failed"
 
@@ -238,7 +238,7 @@ class RunFailed(LongshoreError):
 
 
 class JobFailed(LongshoreError):
-    """A job that did not succeed; `report` covers the whole run, `report.job` the job."""
+    """The job has ended without success; `report` covers the whole run, `report.job` the job."""
 
     code = "job-failed"
 
@@ -249,13 +249,13 @@ class JobFailed(LongshoreError):
 
 
 class ImageMissing(JobFailed):
-    """The worker's image is missing and could not be pulled. Nothing was stopped."""
+    """The image of the job container is missing and could not be pulled. The stack was not stopped."""
 
     code = "image-missing"
 
 
 class StopFailed(JobFailed):
-    """The stack, or a part of it, did not stop. Stopped containers have been started again."""
+    """At least one container of the stack did not stop. The stopped containers were started again."""
 
     code = "stop-failed"
 
@@ -273,19 +273,19 @@ class JobTimeout(JobFailed):
 
 
 class JobCancelled(JobFailed):
-    """The run was cancelled."""
+    """The run of the job was cancelled."""
 
     code = "job-cancelled"
 
 
 class StartFailed(JobFailed):
-    """Some containers did not become healthy again (`report.job.down`). The work itself may have succeeded."""
+    """Some containers of the stack did not become healthy again after the job; `report.job.down` lists them."""
 
     code = "start-failed"
 
 
 class OperationError(LongshoreError):
-    """An operation failed, and may have acted in part unless the error is `Preflight`."""
+    """The operation failed; it may have acted in part, unless the error is a `Preflight`."""
 
     code = "operation-failed"
 
@@ -307,13 +307,16 @@ class Permanent(OperationError):
 
 
 class Unsuccessful(OperationError):
-    """A completed effect without success, such as an exit code. Retried only if the step or the plan has `retry`."""
+    """The operation was completed without success, such as a command with exit code 1.
+
+    The step is retried only if the step or the plan has `retry`.
+    """
 
     code = "unsuccessful"
 
 
 class Delayed(OperationError):
-    """The effect has begun and its outcome is not known yet: the operation is polled until the step times out.
+    """The effect has begun, and its outcome is not known yet: the worker calls the operation again later.
 
     A poll calls the operation again with the same idempotency key, or its `done` if it has one. `after` is the
     delay in seconds, by default the setting `slow_retry`. A poll does not count against the retry limit.
@@ -333,7 +336,7 @@ class InDoubt(OperationError):
 
 
 class Blocked(OperationError):
-    """The service is down and no effect happened: its breaker opens, and the run is suspended until it closes.
+    """The service is down, and no effect happened: the run is suspended until the service works again.
 
     `service` is the name of the service, by default that of the operation. The attempt does not count against the retry
     limit.
@@ -347,13 +350,13 @@ class Blocked(OperationError):
 
 
 class Preflight(OperationError):
-    """Failed before any effect: there is nothing to undo."""
+    """The operation failed before any effect: there is nothing to undo."""
 
     code = "preflight"
 
 
 class NotAllowed(Preflight):
-    """Denied by the worker's settings. The denial is recorded in the audit trail."""
+    """The settings of the worker forbid the operation. The denial is recorded in the audit trail."""
 
     code = "not-allowed"
 
@@ -403,7 +406,7 @@ def code_of(error: BaseException) -> str:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit code of an error, through any wrapping."""
+    """The exit code of the command line for an error, which may be wrapped in other exceptions."""
     for link in chain(error):
         if isinstance(link, LongshoreError):
             return link.exit_code

@@ -95,145 +95,170 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LONGSHORE_", env_ignore_empty=True, extra="forbid", frozen=True)
 
-    #: URL of Redis. Without it, the client starts an embedded server, whose data is in the state folder.
+    #: URL of Redis. If it is not set, a client starts an embedded server, whose data is in the state folder.
     redis_url: str | None = None
-    #: Prefix of every key and queue, which separates installations on one Redis.
+    #: Name space: prefix of all keys, which separates several installations on one Redis.
     namespace: str = Field(default="longshore", pattern=r"^[A-Za-z0-9_-]{1,32}$")
-    #: Folder of this host for receipts, backups for compensations, and the embedded server. By default
-    #: $XDG_STATE_HOME/longshore, or ~/.local/state/longshore.
+    #: State folder of this host, for receipts, backups for undos, and the data of the embedded server. By default
+    #: $XDG_STATE_HOME/longshore if XDG_STATE_HOME is set, else ~/.local/state/longshore.
     state_dir: Path = Field(default_factory=_state_home)
     #: Folders of plans that can be run by name, separated by `:`.
     plans: str = ""
-    #: Files that declare jobs in addition to container labels, separated by `:`.
+    #: Files that describe jobs, in addition to the labels of containers; separated by `:`.
     jobs: str = ""
-    #: File with stack rules in addition to labels: the action on a changed file, registry credentials.
+    #: File with rules for stacks, in addition to the labels of containers: the action that a changed file
+    #: causes, the projects to handle, and the credentials of registries.
     stacks: str = ""
-    #: Lifetime of the cached stack inventory of a host; after that the whole host is inspected again.
+    #: Time for which the cached inventory of the stacks of a host is valid. After this time, the whole host is
+    #: inspected again.
     cache_ttl: Duration = Field(default=3600.0, gt=0)
-    #: Interval at which beat restarts stale stacks (`longshore orchestrate`); never by default.
+    #: Interval at which beat starts `longshore orchestrate`, which restarts stale stacks. By default, beat never starts
+    #: it.
     orchestrate_every: Duration | None = Field(default=None, gt=0)
-    #: Scheduled plans by schedule name; in the settings file, or as JSON.
+    #: Schedules of plans, by the name of the schedule. In the environment, the value is JSON.
     schedules: dict[ScheduleName, Scheduled] = Field(default_factory=dict)
-    #: Scheduler of beat: Celery's in-memory one, or RedBeat, whose entries can change at run time.
+    #: Scheduler of beat: that of Celery (`celery`), or RedBeat (`redbeat`), which stores its entries in Redis.
     beat: Literal["celery", "redbeat"] = "celery"
     #: Interval at which beat checks for due plans and jobs.
     tick: Duration = 5.0
-    #: Name that Longshore writes into the labels of its containers, to recognise them later. By default it is derived
-    #: from the address of Redis and the name space: set it if workers use different addresses, or before Redis moves.
+    #: Name that Longshore writes into the labels of its containers, and by which it recognises them later. By default,
+    #: the name is derived from the address of Redis and the name space. Set the name if workers use different addresses
+    #: of the same Redis. Also set it before you change the address of Redis, or Longshore does not recognise the
+    #: containers of earlier runs.
     installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
-    #: The most jobs that run at once, over all stacks; further jobs wait in order.
+    #: The most jobs that run at the same time, over all stacks; further jobs wait. No limit by default.
     max_jobs: int | None = Field(default=None, ge=1)
-    #: Modules with custom operations, imported by client and worker, separated by commas.
+    #: Modules with operations of your own, separated by commas. Clients and workers import them.
     imports: str = ""
-    #: Liveness file, touched by a worker at each sweep and by a beat at each tick.
+    #: File for health checks. A worker updates the time of the file at each sweep (LONGSHORE_SWEEP_INTERVAL), and a
+    #: beat at each tick (LONGSHORE_TICK).
     alive_file: str = ""
     #: Log format of workers: `text`, or `json` with one object per line.
     log_format: Literal["text", "json"] = "text"
-    #: Export each run as an OpenTelemetry trace, to OTEL_EXPORTER_OTLP_ENDPOINT.
+    #: Whether workers export each ended run as an OpenTelemetry trace, to OTEL_EXPORTER_OTLP_ENDPOINT.
     tracing: bool = False
-    #: Events that trigger a notification: failed, undo_failed, approval_wanted, breaker_open.
+    #: Kinds of notifications that workers send, separated by commas.
     notify_on: str = "failed,undo_failed,approval_wanted,breaker_open"
     #: URL that receives notifications as JSON by POST.
     notify_webhook: str = ""
-    #: Key that signs these POST requests; unsigned by default.
+    #: Key by which the POST requests of LONGSHORE_NOTIFY_WEBHOOK are signed. By default, they are not signed.
     notify_secret: str = ""
     #: Program with its arguments that receives notifications as JSON on its standard input.
     notify_command: str = ""
     #: Apprise addresses that receive notifications, separated by blanks.
     notify_apprise: str = ""
-    #: URL of Flower, for links to runs.
+    #: URL of Flower. If it is set, notifications contain a link to the run.
     notify_link: str = ""
-    #: Actor recorded on every event; by default the OS user.
+    #: Name of the person or program that gives commands, in reports, events and the audit trail. By default, the user
+    #: of the operating system.
     actor: str | None = None
-    #: Origin recorded in the audit trail; by default the machine's name.
+    #: Place from which commands come, in the audit trail. By default, the name of the machine.
     origin: str = ""
-    #: Key file made by `longshore init`; if set, messages and requests are signed and unsigned ones rejected.
+    #: Key file made by `longshore init`. If it is set, messages and requests are signed, and workers refuse unsigned
+    #: ones. By default, messages are not signed.
     keys: str = ""
-    #: Whether a plan with a plaintext password or token is refused.
+    #: Whether a plan with a plaintext password or token is refused or allowed.
     clear_secrets: Literal["refuse", "allow"] = "refuse"
-    #: The largest plan in bytes, with its parameters and files.
+    #: The largest size of a plan with its parameters and files, in bytes.
     max_plan: int = Field(default=MAX_PLAN_BYTES, ge=1024, le=MAX_PLAN_BYTES)
 
-    #: URL of a worker's Docker engine: unix://, tcp:// or ssh://. By default DOCKER_HOST, then the docker context.
+    #: URL of the Docker engine of a worker: unix://, tcp:// or ssh://. By default the value of DOCKER_HOST; if that is
+    #: not set, the engine of the current Docker context.
     docker_host: str = ""
-    #: Folders in which operations may read, write and run commands, separated by `:`; symlinks cannot leave them.
+    #: Folders in which operations may read, write and run commands, separated by `:`. Links that lead out of these
+    #: folders are refused.
     allowed_roots: str = "/"
-    #: Programs that commands may run: names or paths with * and ?, separated by commas; any by default.
+    #: Programs that steps may start: names or paths with * and ?, separated by commas; `-` allows none. By default, all
+    #: programs are allowed.
     allowed_commands: str = ""
-    #: Environment variables that a plan may set for these programs: names with * and ?. An allow list, because some
-    #: variables execute other code (BASH_ENV, LD_PRELOAD, PYTHONPATH, GIT_SSH_COMMAND).
+    #: Environment variables that a plan may set for programs: names with * and ?, separated by commas. Do not add
+    #: variables by which a program executes other code, such as BASH_ENV, LD_PRELOAD, PYTHONPATH or GIT_SSH_COMMAND.
     allowed_environment: str = (
         "LC_*,LANG,TZ,TERM,COLUMNS,LINES,NO_COLOR,PGHOST,PGPORT,PGUSER,PGPASSWORD,PGDATABASE,MYSQL_PWD,REDISCLI_AUTH"
     )
-    #: Sources of secret(): prefixes of environment variables, and folders, separated by commas. Always denied:
-    #: LONGSHORE_* (except LONGSHORE_SECRET_*), the worker's keys, its Redis URL and its state folder.
+    #: Sources from which secret() may read: prefixes of environment variables, and folders, separated by commas; `-`
+    #: allows none. With any value, secret() cannot read variables LONGSHORE_* (except LONGSHORE_SECRET_*), the worker's
+    #: keys, its Redis URL and its state folder.
     allowed_secrets: str = "LONGSHORE_SECRET_,/run/secrets"
-    #: Operations that this worker may run, with * and ?, separated by commas; any by default.
+    #: Operations that this worker may run: names with * and ?, separated by commas. By default, all are allowed.
     allowed_operations: str = ""
-    #: Images that this worker may pull or create containers from, with * and ?; any by default.
+    #: Images that this worker may pull, or create containers from: names with * and ?, separated by commas. By default,
+    #: all are allowed. If the list is set, the worker builds no images.
     allowed_images: str = ""
-    #: Folders of the Docker host that containers may mount, separated by `:`. By default any but folders of the
-    #: system, whole home folders, and folders of engines and of Longshore.
+    #: Folders of the Docker host that containers may mount, separated by `:`. By default, all folders are allowed
+    #: except those of the system, whole home folders, and the folders of engines and of Longshore.
     allowed_binds: str = ""
     #: Machines that operations may connect to, separated by commas: names with * and ?, addresses, and networks
-    #: (10.0.0.0/8). A name that resolves to a private address needs that address in the list, too. By default any
-    #: but link-local addresses (such as 169.254.169.254, the metadata service of clouds).
+    #: (10.0.0.0/8). If a name resolves to a private address, the list must contain the address, too. By default, all
+    #: hosts are allowed except link-local addresses (such as 169.254.169.254, the metadata service of clouds).
     allowed_hosts: str = ""
-    #: Whether containers may be privileged: all capabilities, devices, namespaces of the host, and any other
-    #: option that is not known to be harmless.
+    #: Whether containers may have all capabilities, devices, namespaces of the host, and any other option that
+    #: Longshore does not know to be harmless.
     allow_privileged: bool = False
-    #: The largest entry of the object store, in bytes.
+    #: The largest size of an object (a file in Redis), in bytes.
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
 
-    #: Name of this host; by default HOST in the worker's node name (`worker@HOST`).
+    #: Name of this host. By default, the part behind the @ in the node name of the worker (`worker@web1`), which is the
+    #: name of the machine unless `-n` or `--host` sets another one.
     host: str = ""
-    #: Labels of this host, by which targets select it: `role=web,group=web.dev.eu`.
+    #: Labels of this host, separated by commas: `role=web,group=web.dev.eu`. The target `role:web` of a step selects
+    #: hosts with the label `role=web`.
     labels: str = ""
     #: Facts of this host in addition to the detected ones, for `when_fact` and templates: `rack=12,zone=eu-1`.
     facts: str = ""
-    #: Replicas of Redis that must acknowledge a write; by default 1 with sentinels, else 0.
+    #: Number of replicas of Redis that must confirm a write. By default 1 with a sentinel:// URL, else 0.
     replicas: int | None = Field(default=None, ge=0, le=10)
-    #: Lease of a claimed step; a worker that does not renew it in this time loses the step.
+    #: Lease of a running step. If the worker of the step does not renew the lease for this time, the worker loses the
+    #: step.
     lease: Duration = 15.0
-    #: Interval at which each worker looks for due runs. This is also the precision of long retry delays.
+    #: Interval of the sweep, in which each worker searches for due runs, lost messages and expired leases. A delayed
+    #: retry begins up to this time late.
     sweep_interval: Duration = 1.0
-    #: A step that no worker has claimed in this time since its dispatch fails, also if all workers of its queue are
-    #: busy with other runs. Each claim of another step of the run restarts this time.
+    #: Time that a dispatched step waits for a worker. If no worker claims the step in this time, the step fails. The
+    #: time also passes while all workers of its queue are busy with other runs. If a worker claims another step of the
+    #: same run, the time begins again.
     claim_timeout: Duration = 600.0
     #: Time limit of an attempt at a step without a `timeout`.
     step_timeout: Duration = 3600.0
-    #: The most admitted runs that have not ended; further runs are pending, in order. No limit by default.
+    #: The most runs that may be admitted and not ended at the same time; further runs wait, in the order of their
+    #: requests. No limit by default.
     max_runs: int | None = Field(default=None, ge=1)
-    #: The same limit for the runs of one plan.
+    #: The most runs of one plan that may be admitted and not ended at the same time. No limit by default.
     max_runs_per_plan: int | None = Field(default=None, ge=1)
-    #: The most pending runs; further starts are refused.
+    #: The most runs that may wait for their admission; the start of a further run is refused.
     max_queued: int = Field(default=10_000, ge=0)
-    #: A step that has lost its worker this many times is not repeated: its outcome is unknown.
+    #: If a step that can be repeated has lost its worker this number of times, the step is not repeated, and its
+    #: outcome is unknown.
     max_lost: int = Field(default=3, ge=1, le=1000)
-    #: Time for a person's decision about a step of unknown outcome (`on_unknown: ask`).
+    #: Time for which a run with `on_unknown: ask` waits for a person's decision about a step of unknown outcome. After
+    #: this time, the step is `unknown` and counts as failed.
     ask_timeout: Duration = 86_400.0
-    #: Time from the opening of a breaker to the trial by one run; also the poll interval of delayed operations.
+    #: Time after which one run may try a service whose breaker has opened; also the interval at which an operation is
+    #: called again after it raised Delayed without `after`. Both times vary at random by up to 20 %.
     slow_retry: Duration = 30.0
-    #: Delay of the suspended runs after their breaker has closed.
+    #: Time from the closing of a breaker until the runs that the breaker had suspended are due.
     fast_retry: Duration = 0.0
-    #: Period over which these runs are spread, to avoid a burst.
+    #: Longest random delay with which each run that a breaker had suspended then continues, so that these runs do not
+    #: all call the service at once.
     retry_spread: Duration = 2.0
-    #: Time for which an ended run is stored, with the backups for its undo.
+    #: Time for which a run is stored after its end, with the backups for its undo.
     retention: Duration = 7 * 86_400.0
-    #: Whether a new run that needs a service that is down is pending (queue) or refused.
+    #: If a plan needs a service whose breaker is open: whether its new run waits (`queue`), or its start is refused
+    #: (`refuse`).
     on_blocked: Literal["queue", "refuse"] = "queue"
-    #: Time limit of all compensations of a run: those that have not begun then fail.
+    #: Time limit of all compensations of a run together. Compensations that have not begun by then fail.
     undo_timeout: Duration = 3600.0
-    #: Time after which Celery redelivers an unacknowledged message. Should exceed the longest step; a shorter one is
-    #: safe, but causes redundant deliveries.
+    #: Time after which Celery delivers an unacknowledged message again. Set it to more than the time of the longest
+    #: step. With a shorter time, no step runs twice, but messages are delivered in vain.
     visibility_timeout: Duration = 86_400.0
-    #: How long a client waits for Redis before it raises StoreUnavailable.
+    #: Time for which a client waits for an answer of Redis before the client raises StoreUnavailable.
     connect_timeout: Duration = 5.0
-    #: Redis connections of one process. At most half of them wait for events of runs; further waiting threads poll.
+    #: The most Redis connections of one process. Threads that wait for events of runs may occupy half of them. Further
+    #: waiting threads poll Redis instead.
     max_connections: int = Field(default=100, ge=2, le=10_000)
-    #: Idle time after which an embedded server stops.
+    #: Time without a client and without a live run after which an embedded server stops.
     idle_timeout: Duration = 20.0
-    #: Processes of the embedded worker.
+    #: Number of processes of the embedded worker. By default, the number of processors, but at least 4.
     concurrency: int = Field(default_factory=lambda: max(4, os.cpu_count() or 1), ge=1, le=256)
 
     @field_validator("host")

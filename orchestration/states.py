@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """State of a run."""
+    """The states of a run."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -31,7 +31,7 @@ class RunState(StrEnum):
 
 
 class StepState(StrEnum):
-    """State of a step, as its last attempt recorded it."""
+    """The states of a step."""
 
     PENDING = "pending"
     #: Dispatched: a message for it was enqueued.
@@ -52,7 +52,7 @@ class StepState(StrEnum):
 
 
 class UndoState(StrEnum):
-    """State of a step's compensation."""
+    """The states of the undo of a step."""
 
     READY = "ready"
     UNDOING = "undoing"

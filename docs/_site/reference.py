@@ -178,9 +178,11 @@ def all_settings() -> str:
     """Each setting with its variable, type, default and description."""
     lines = [
         "# Settings", "",
-        "Each setting is an environment variable, or the name in lower case without the prefix in the settings file"
-        " (YAML or TOML) of `--config` or `LONGSHORE_CONFIG`. A flag overrides the environment, and the environment"
-        " overrides the file. A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m` or `1h`.",
+        "Set a setting by its environment variable, or in a settings file (YAML or TOML). In the file, the name is in"
+        " lower case and without `LONGSHORE_`: `redis_url`. `--config FILE` or `LONGSHORE_CONFIG` selects the file. An"
+        " environment variable overrides the file, and a flag of a command overrides both. A *duration* is a number of"
+        " seconds, or a text such as `500ms`, `30s`, `10m` or `1h`. A setting without a default is not set. The"
+        " [glossary](../concepts/glossary.md) defines the terms.",
         "",
         "| variable | type | default | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
@@ -220,10 +222,11 @@ def plan() -> str:
     schema = loading.schema()
     lines = [
         "# Plan schema", "",
-        "Every field of a plan, with its type and default. `longshore plan schema` prints the JSON schema, which"
-        " editors use for completion and checks.", "",
+        "This page lists every field of a plan, with its type and default. [The plan"
+        " language](../concepts/plan-language.md) explains the fields with examples. `longshore plan schema` prints the"
+        " JSON schema of plans, which editors use for completion and checks.", "",
         "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. A *map* has names"
-        " with values. [Retries](../concepts/plan-language.md#retries) lists the errors that are retried.", "",
+        " with values. A type with a link is a part, which has its own section below.", "",
         "## Plan", "", *_fields(schema),
     ]  # fmt: skip
     for name, part in schema["$defs"].items():
@@ -276,8 +279,8 @@ def python() -> str:
     """The public names of Python, each with its entry by mkdocstrings."""
     lines = [
         "# Python API", "",
-        "The public names of Longshore in Python, by module. The built site (`make docs`) adds the signatures and the"
-        " documentation of each name.", "",
+        "This page lists the public names of Longshore in Python, by module. The built site (`make docs`) also shows"
+        " the signature and the documentation of each name.", "",
     ]  # fmt: skip
     parts: list[tuple[str, str, ModuleType]] = [
         ("longshore.orchestration", "Plans, runs, clients and errors", orchestration),
@@ -295,7 +298,8 @@ def python() -> str:
     further = {error.__name__: error for error in _error_classes() if _home(errors, error.__name__) not in shown}
     lines += [
         "## Further errors", "",
-        "Import these names from `longshore.orchestration.errors`, which has the errors above, too.", "",
+        "Import these names from `longshore.orchestration.errors`. This module also contains the errors of the first"
+        " section.", "",
         *_summaries(further), "",
     ]  # fmt: skip
     for error in further:
@@ -328,7 +332,10 @@ def _home(module: ModuleType, name: str) -> str:
 def metrics() -> str:
     """Each metric with its type, labels and description."""
     lines = [
-        "# Metrics", "", "`longshore metrics` prints the metrics, and `--listen` serves them to Prometheus.", "",
+        "# Metrics", "",
+        "`longshore metrics` prints the metrics, and `longshore metrics --listen :9808` serves them to Prometheus."
+        " [Monitor runs and workers](../how-to/monitoring.md#metrics-and-alerts) shows an example. Counters never"
+        " decrease, also not when runs are deleted.", "",
         "| metric | type | labels | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
     store = MemoryStore(Settings())
@@ -342,7 +349,12 @@ def metrics() -> str:
 
 def error_codes() -> str:
     """Each error code with its meaning, exit code and remedy."""
-    head = "The command line prints `error[CODE]: message`, and `longshore explain CODE` prints the entry of this page."
+    head = (
+        "If a command fails, it prints `error[CODE]: message`. `longshore explain CODE` prints the entry of the code on"
+        " this page. In Python, the attribute `code` of an exception contains the code. If an entry has the exit code"
+        " `1 or 3`, the code is 3 if an effect of the run remains or is in doubt, and otherwise 1 ([Exit"
+        " codes](exit-codes.md))."
+    )
     return f"# Errors\n\n{head}\n\n{error_reference()}"
 
 

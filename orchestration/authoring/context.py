@@ -29,7 +29,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer of a dry run: what the operation would do, as read from the machine now.
+    """The result of a dry run of one operation: a text about the change that the operation would make.
 
     `changed` is None where it cannot be predicted. `impossible` gives the reason why a run would certainly fail.
     """
@@ -53,7 +53,7 @@ class HostFacts:
 
 @dataclass
 class Context:
-    """The context of an attempt: its identity, its limits, and access to logs, locks, results and files.
+    """The context of an attempt at a step: its identity, its limits, and access to logs, locks, results and files.
 
     * `op_id` – the idempotency key for effects and calls to other services: `<run>.<step>`, followed by `@<number>` for
       an item or host; the same for every attempt and delivery
@@ -164,7 +164,7 @@ current: ContextVar[Context | None] = ContextVar("longshore_step", default=None)
 
 
 def current_step() -> Context | None:
-    """The context of the step that this code runs for; None outside of a step.
+    """The context of the step whose code calls this function; None outside of a step.
 
     In a Celery task of an application the context has no earlier results, files, objects, caches and engine.
     """

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def compensates(task: Any, undo: T) -> T:
-    """Register the compensation of a task for every plan that this process makes of a canvas; returns `undo`.
+    """Register the task `undo` as the compensation of a task, for all canvases that this process runs as plans.
 
     `task` is a task or its name. `undo` is a task, which is called with the same arguments; a signature, whose
     templates may use `data.result`; or "none".
@@ -33,7 +33,7 @@ def compensates(task: Any, undo: T) -> T:
 
 
 class DurableResult:
-    """The result of a canvas that runs durably; `run` is the handle of its run."""
+    """The result of `Durable.delay`; its attribute `run` is the handle of the run."""
 
     def __init__(self, run: Run, converted: Converted) -> None:
         self.run = run
@@ -54,7 +54,7 @@ class DurableResult:
 
 
 class Durable:
-    """A canvas that `delay` starts as a run."""
+    """A canvas whose `delay` starts a run of Longshore; `durable` returns it."""
 
     def __init__(
         self,

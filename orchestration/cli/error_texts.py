@@ -49,27 +49,28 @@ ERRORS: dict[str, ErrorText] = {
         "The plan is valid, but the policy of the installation refuses it. The refusal is in the audit trail.",
         "The plan with its parameters and files is larger than LONGSHORE_MAX_PLAN, contains a plaintext secret, has a "
         "file path with `..`, or has templates with a forbidden name or with too much code.",
-        "Replace plaintext secrets with `secret('file:/run/secrets/NAME')`, and pass large data as files of the hosts "
-        "or as objects.",
+        "Replace a plaintext secret with `{{ secret('file:/run/secrets/NAME') }}`. Store large data in files on the "
+        "hosts, or as objects in Redis, and not in the plan.",
     ),
     "params-invalid": ErrorText(
         "2",
         "The values do not match the `params` of the plan, and no run was started.",
         "A parameter is missing or unknown, or its value has another type than declared.",
-        "Correct the `-p NAME=VALUE` or the file of `--params`. `longshore plan explain PLAN` prints the plan.",
+        "Correct the option `-p NAME=VALUE`, or the file of `--params`. `longshore plan explain PLAN` prints the plan.",
     ),
     "unknown-name": ErrorText(
         "2",
         "The plan, run, step, operation or schedule of that name does not exist.",
-        "The name is misspelt, the record of the run has expired, or LONGSHORE_PLANS or LONGSHORE_REDIS_URL names "
-        "another place.",
+        "The name is misspelt, or the run was deleted after its retention. Or LONGSHORE_PLANS, LONGSHORE_REDIS_URL or "
+        "LONGSHORE_NAMESPACE has another value than for the program that created the object.",
         "List the names: `longshore runs ls`, `longshore ops ls`, `longshore schedules ls`.",
     ),
     "job-not-found": ErrorText(
         "2",
         "No host that answered has a job of that name.",
         "The labels of the job are missing or invalid, its containers do not exist, or its host has no live worker.",
-        "`longshore job ls` prints the known jobs and the problems of their labels; `longshore hosts ls` the hosts.",
+        "`longshore job ls` prints the known jobs and the problems of their labels. `longshore hosts ls` prints the "
+        "hosts with live workers.",
     ),
     "bad-identifier": ErrorText(
         "2",
@@ -81,8 +82,8 @@ ERRORS: dict[str, ErrorText] = {
         "2",
         "The run id belongs to a run of another plan, or of the same plan with other parameters. Nothing was started.",
         "A caller uses the same run id for two requests, or the plan was changed between two attempts at one request.",
-        "Choose another run id, or read the existing run: `longshore runs show RUN`. The same request with the same id "
-        "never conflicts: the command watches the existing run.",
+        "Choose another run id, or read the existing run: `longshore runs show RUN`. If plan, parameters and id are "
+        "all equal, no error occurs: the command watches the existing run.",
     ),
     "config-invalid": ErrorText(
         "2",
@@ -94,7 +95,7 @@ ERRORS: dict[str, ErrorText] = {
     # --- Redis and records
     "store-unavailable": ErrorText(
         "1",
-        "Redis does not answer, or refuses the request. Runs keep their state and continue when Redis answers again.",
+        "Redis does not answer, or refuses the request. Runs keep their state, and continue when Redis answers again.",
         "LONGSHORE_REDIS_URL names a wrong address or user, Redis is down or loading, its memory is full, or too few "
         "replicas are connected.",
         "Check the address, user and password in LONGSHORE_REDIS_URL, then run `longshore doctor`.",
@@ -120,67 +121,74 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "wait-timeout": ErrorText(
         "1",
-        "The caller stopped waiting. The run, or the command to the run, continues.",
-        "The run takes longer than the timeout of the call, or no live worker serves the queue or the host.",
-        "`longshore runs watch RUN` waits again; `longshore hosts ls` lists the hosts with live workers.",
+        "The client stopped waiting for the end of a run, or for the answer to a command. The run or command "
+        "continues.",
+        "The run takes longer than the timeout of the call. Or no worker is running that serves the queue or host of a "
+        "step.",
+        "`longshore runs watch RUN` waits again. `longshore hosts ls` lists the hosts with live workers.",
     ),
     "queue-full": ErrorText(
         "1",
-        "The run queue is full. Nothing was stored, and the same request may be repeated.",
-        "As many runs are pending as LONGSHORE_MAX_QUEUED allows, because LONGSHORE_MAX_RUNS, "
-        "LONGSHORE_MAX_RUNS_PER_PLAN or a concurrency key limits the admitted runs.",
+        "Too many runs wait for their admission. Nothing was stored, and the same request may be repeated.",
+        "LONGSHORE_MAX_QUEUED runs wait. LONGSHORE_MAX_RUNS, LONGSHORE_MAX_RUNS_PER_PLAN or a concurrency key limits "
+        "how many runs are admitted, or no worker is running.",
         "Try again later, or raise LONGSHORE_MAX_RUNS or LONGSHORE_MAX_QUEUED.",
     ),
     "service-down": ErrorText(
         "1",
         "A service that the plan needs is down, and LONGSHORE_ON_BLOCKED is `refuse`. Nothing was stored.",
-        "The breaker of the service is open, because recent calls found the service down.",
-        "`longshore breaker ls` prints the open breakers. `longshore breaker reset SERVICE` closes one by hand.",
+        "The breaker of the service is open: a call found that the service was down, and no later call has succeeded.",
+        "Repair the service. Its breaker closes after the first successful call of a run. `longshore breaker ls` "
+        "prints the open breakers, and `longshore breaker reset SERVICE` closes one at once.",
     ),
     "run-lost": ErrorText(
         "1",
         "The record of the run is no longer in Redis, and the run cannot continue or be undone.",
         "The run was pruned, or Redis lost its data: by a restart without persistence, an eviction or a flush.",
-        "Check the effects of the run on its hosts by hand, then start it again under a new id. `longshore doctor` "
-        "checks that Redis persists its data.",
+        "Check the effects of the run on its hosts by hand, then start the plan again under a new run id. `longshore "
+        "doctor` checks that Redis persists its data.",
     ),
     # --- ended runs and jobs
     "run-failed": ErrorText(
         "1 or 3",
-        "The run has ended without success; its report is complete. Exit code 3: changes are left over or in doubt.",
+        "The run has ended without success, and its report is complete. Exit code 3: an effect of the run remains or "
+        "is in doubt.",
         "A step failed, the run was cancelled, or its deadline has passed.",
-        "`longshore runs show RUN` prints each step with its error; `longshore runs logs RUN STEP` the output of one.",
+        "`longshore runs show RUN` prints each step with its error. `longshore runs logs RUN STEP` prints the output "
+        "of a step.",
     ),
     "job-failed": ErrorText(
         "1 or 3",
-        "The job has ended without success. Exit code 3: its stack is not fully up.",
-        "A step of the job failed, and none of the more specific codes below applies.",
+        "The job has ended without success. Exit code 3: its stack does not run completely.",
+        "A step of the job failed, and none of the following more specific codes applies: `image-missing`, "
+        "`stop-failed`, `worker-failed`, `job-timeout`, `job-cancelled`, `start-failed`.",
         "`longshore runs show RUN` prints each step with its error.",
     ),
     "image-missing": ErrorText(
         "1",
         "The image of a job container is missing and could not be pulled. The stack was not stopped.",
-        "The name of the image is wrong, the registry does not answer, or the host is not logged in there.",
-        "Pull the image on the host, then start the job again: `longshore job run NAME`. A step of a plan whose image "
-        "is missing fails with `preflight`.",
+        "The name of the image is wrong, the registry does not answer, or the host is not logged in to the registry.",
+        "Pull the image on the host, then start the job again: `longshore job run NAME`. (If the image of a step of a "
+        "plan is missing, the code is `preflight`.)",
     ),
     "stop-failed": ErrorText(
         "1 or 3",
-        "The stack, or a part of it, did not stop. The stopped containers were started again.",
+        "At least one container of the stack did not stop. Longshore has started the stopped containers again.",
         "A container did not exit within its stop timeout, or the engine refused to stop it.",
         "Read the error in `longshore runs show RUN`, and raise `--stop-timeout` if the stack needs more time.",
     ),
     "worker-failed": ErrorText(
         "1 or 3",
         "The job container failed or did not start.",
-        "Its command returned another exit code than 0, or a volume, network or command of the job is wrong.",
+        "The command of the container returned another exit code than 0. Or a volume, network or command in the labels "
+        "of the job is wrong.",
         "`longshore runs logs RUN work` prints the output of the container.",
     ),
     "job-timeout": ErrorText(
         "1 or 3",
         "The job container exceeded its timeout and was killed.",
-        "The work takes longer than the timeout of the job, or does not end.",
-        "Raise the timeout in the labels of the job, or for one run: `longshore job run NAME --timeout 2h`.",
+        "The work needs more time than the timeout of the job, or does not end.",
+        "Raise the timeout in the labels of the job. For a single run, use `longshore job run NAME --timeout 2h`.",
     ),
     "job-cancelled": ErrorText(
         "1 or 3",
@@ -190,114 +198,131 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "start-failed": ErrorText(
         "3",
-        "Some containers of the stack did not become healthy again. The work itself may have succeeded.",
-        "A container exits or fails its health check after the job, or needs longer than the start timeout.",
-        "`longshore runs show RUN` names the containers. Repair them, then start the stack again.",
+        "Some containers of the stack did not become healthy again after the job. The job container may have "
+        "succeeded.",
+        "After the job, a container exits, fails its health check, or needs more time than the start timeout of the "
+        "job.",
+        "`longshore runs show RUN` names the containers. Repair them, then start the stack with Compose.",
     ),
     # --- errors of operations, recorded as the error of a step
     "operation-failed": ErrorText(
         _STEP,
-        "An operation failed on a worker. The step is `failed` and may have acted in part; its undo therefore runs.",
-        "The operation found an error, and there was no further retry. The error of the step has the reason.",
-        "`longshore runs show RUN` prints the error, `longshore runs logs RUN STEP` the output of the step.",
+        "An operation failed on a worker. The step is `failed`, but may have acted in part; if the run is undone, the "
+        "undo of the step therefore runs, too.",
+        "The operation met an error, and no retry was left. The error of the step contains the reason.",
+        "`longshore runs show RUN` prints the error. `longshore runs logs RUN STEP` prints the output of the step.",
     ),
     "transient": ErrorText(
         _STEP,
         "An operation met a temporary error. The step is retried, and fails after the last attempt.",
         "An engine is busy, a registry is unreachable, or a connection broke.",
-        "Wait for the retries. If the error lasts longer, give the step more attempts with `retry` in the plan.",
+        "Wait for the retries. If the error lasts longer than the retries, raise `attempts` and `initial` of `retry` "
+        "in the plan.",
     ),
     "permanent": ErrorText(
         _STEP,
-        "An operation met an error that another attempt would meet again. The step is not retried, not even with "
-        "`retry`.",
-        "The operation itself marked the error, such as a declined payment.",
+        "An operation met an error that another attempt would meet again. The step is not retried. The field `retry` "
+        "of the step or plan does not change this.",
+        "The code of the operation raised `Permanent`, for example because a payment was declined.",
         "Correct the cause, then start a new run, or resume a failed one: `longshore runs resume RUN`.",
     ),
     "unsuccessful": ErrorText(
         _STEP,
         "The operation was completed without success. The step is retried only if the step or the plan has `retry`.",
-        "A command or container returned another exit code than 0, or a service another status than expected.",
-        "Read the output: `longshore runs logs RUN STEP`. If another exit code or status means success, add it to "
+        "A command or container returned another exit code than 0. Or a service returned a status that is not in "
+        "`ok_codes` of the step.",
+        "Read the output: `longshore runs logs RUN STEP`. If the exit code or status means success, add it to "
         "`ok_codes` of the step.",
     ),
     "delayed": ErrorText(
         _STEP,
-        "The effect has begun, and its outcome is not known yet. The operation is polled until the step times out.",
-        "The service has accepted the request and works on it.",
+        "The effect has begun, and its outcome is not known yet. The worker calls the operation again and again, until "
+        "the outcome is known or the `timeout` of the step has passed.",
+        "The service has accepted a request that it completes later.",
         "Wait, or raise the `timeout` of the step if the service needs longer.",
     ),
     "in-doubt": ErrorText(
         _STEP,
         "The effect of the step may have happened and cannot be verified. The step ends `unknown`.",
-        "A worker or a connection was lost after the request was sent, and a repetition could double the effect.",
-        "Find out the outcome on the host or service. If the run waits for a decision, or has ended without an undo of "
-        "the step, record the outcome with `longshore runs resolve RUN STEP`.",
+        "A worker or a connection was lost after the step had begun to act, and a second attempt could double the "
+        "effect.",
+        "Find out on the host or service whether the effect exists. Record the outcome with `longshore runs resolve "
+        "RUN STEP`, if the run waits for your decision, or has ended and has not undone the step.",
     ),
     "blocked": ErrorText(
         _STEP,
-        "The service is down, and no effect happened. Its breaker opens, and the run is suspended until it closes.",
+        "The service is down, and no effect happened. The breaker of the service opens, and the run is suspended until "
+        "the breaker closes.",
         "The service refused connections, or returned a status in `blocked_codes` of the step.",
-        "Repair the service; the run continues by itself. `longshore breaker ls` prints the open breakers.",
+        "Repair the service. The run then continues without a command. `longshore breaker ls` prints the open "
+        "breakers.",
     ),
     "preflight": ErrorText(
         _STEP,
-        "The operation failed before any effect: the step has nothing to undo.",
+        "The operation failed before any effect. The step has nothing to undo.",
         "A check before the effect failed: a missing file, program, image, container or secret.",
-        "Correct the cause in the error of the step, then start a new run, or resume a failed one. For a missing "
-        "image, set `pull: missing` on `compose.up.execute`, or add a step `docker.pull.execute` before.",
+        "The error of the step contains the cause. Correct the cause, then start a new run, or resume a failed one "
+        "with `longshore runs resume RUN`. If an image is missing, set `pull: missing` in the step "
+        "`compose.up.execute`, or add a step `docker.pull.execute` before the failed step.",
     ),
     "not-allowed": ErrorText(
         _STEP,
-        "The settings of the worker deny the operation. No effect happened; the denial is in the audit trail.",
-        "A path, command, image, host, secret or operation is outside of the worker's settings LONGSHORE_ALLOWED_….",
-        "`longshore audit` prints the denials. Extend the setting on the worker, or change the step.",
+        "The settings of the worker forbid something that the step needs. No effect happened. The refusal is in the "
+        "audit trail.",
+        "A path, program, variable, image, host, secret or operation is not in the LONGSHORE_ALLOWED_… setting of the "
+        "worker. Or a container needs LONGSHORE_ALLOW_PRIVILEGED.",
+        "`longshore audit --refused` prints the refusals. Extend the setting of the worker that the message names, or "
+        "change the step.",
     ),
     "step-timeout": ErrorText(
         _STEP,
         "An attempt at a step exceeded its timeout.",
-        "The operation takes longer than the `timeout` of the step (LONGSHORE_STEP_TIMEOUT without one), or does not "
-        "end.",
-        "Raise the `timeout` of the step; `longshore runs logs RUN STEP` prints its last output.",
+        "The operation needs more time than the `timeout` of the step, or does not end. If the step has no `timeout`, "
+        "LONGSHORE_STEP_TIMEOUT applies.",
+        "`longshore runs logs RUN STEP` prints the last output of the step. If the step needs more time, raise its "
+        "`timeout`.",
     ),
     "step-cancelled": ErrorText(
         _STEP,
         "An attempt at a step was stopped, because its run ended early.",
-        "A person or an application cancelled the run, another step failed, or the deadline of the run passed.",
+        "A person or an application cancelled the run, another step failed, or the `timeout` of the run passed.",
         "`longshore runs show RUN` prints the cause. If the report names the step in `in_doubt`, check its effect by "
         "hand.",
     ),
     # --- errors of workers
     "foreign-run": ErrorText(
         "1",
-        "A worker does not process this run.",
-        "The record of the run is damaged or unknown to this version, or its signature is missing.",
+        "A worker does not process this run, because the worker cannot trust or read its record.",
+        "The record of the run is damaged, or has a format that the version of the worker does not know. Or the "
+        "request of the run has no valid signature.",
         "`longshore doctor` compares the versions and the keys of workers and clients.",
     ),
     "newer-run": ErrorText(
         "1",
         "A worker does not process this run, because a newer version started the run.",
-        "Workers of several versions share one Redis, as during an upgrade.",
-        "Upgrade the remaining workers. Newer workers process the run in the meantime.",
+        "Workers of several versions use the same Redis, for example during an upgrade.",
+        "Upgrade the old workers. Until then, the newer workers process the run.",
     ),
     "unknown-operation": ErrorText(
         "1",
-        "A worker does not know an operation of the run. Another worker may process the run.",
-        "The worker does not import the module of an application's own operation, or has an older version of it.",
-        "Name the module in LONGSHORE_IMPORTS of the workers. `longshore doctor` names operations that no worker "
-        "provides.",
+        "A worker does not know an operation of the plan of the run. If another worker knows the operation, that "
+        "worker processes the run.",
+        "The worker does not import the module that defines the operation, or has an older version of the module.",
+        "Add the module to LONGSHORE_IMPORTS of the workers, and restart them. `longshore doctor` names the operations "
+        "that no worker knows.",
     ),
     "http-no-answer": ErrorText(
         _STEP,
-        "An HTTP request had no response. The step is retried if the request cannot have had an effect.",
+        "An HTTP request had no response. If the request cannot have had an effect, the step is retried.",
         "The connection was refused or broke, or the response exceeded the timeout of the request.",
-        "Check the address from the host of the worker, and raise the `timeout` of the step if necessary.",
+        "Request the address from the host of the worker, for example with `curl`. If the service is only slow, raise "
+        "the `timeout` in the parameters of the step.",
     ),
     "engine-not-found": ErrorText(
         _STEP,
-        "The Docker engine does not have the object, or an object that the call needs.",
-        "A container, image, network or volume was removed, or its name is misspelt.",
-        "Check the name on the host that `longshore runs show RUN` prints.",
+        "A container, image, network or volume that the step needs does not exist on the Docker engine.",
+        "The object was removed, or its name is misspelt.",
+        "`longshore runs show RUN` prints the host. Search the object there, for example with `docker ps --all`.",
     ),
     "engine-conflict": ErrorText(
         _STEP,
@@ -307,7 +332,7 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "engine-timeout": ErrorText(
         _STEP,
-        "The Docker engine did not respond in time. The call may still be completed; the step is retried.",
+        "The Docker engine did not respond in time, and may complete the call later. The step is retried.",
         "The host is overloaded, or its engine hangs.",
         "Check the engine on the host: `longshore doctor` and `longshore hosts ls` report unhealthy engines.",
     ),

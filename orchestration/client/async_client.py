@@ -39,7 +39,7 @@ _THREADS = 4
 
 
 class AsyncClient:
-    """The entry point of an asyncio application, as `Client`; the methods are those of `Client`, with the same errors.
+    """The entry point of an asyncio application, with the methods and errors of `Client`.
 
     An instance belongs to one event loop. The constructor blocks where it has to start an embedded server.
     """

@@ -56,7 +56,7 @@ class Events:
 
 
 class AsyncRun:
-    """A handle to one run, as `Run`; the methods are those of `Run`, with the same errors.
+    """A handle to one run in an asyncio application, with the methods and errors of `Run`.
 
     Raises StoreUnavailable from every method where Redis does not answer in time.
     """

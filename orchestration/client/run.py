@@ -44,8 +44,9 @@ ANSWER_PAUSE = 0.05
 
 
 class Run:
-    """A handle to one run. `attached` is True where the run existed before this client asked for it.
+    """A handle to one run: waits for it, reads its report and events, and sends commands to it.
 
+    `attached` is True where the run existed before this client asked for it.
     Raises StoreUnavailable from every method where Redis does not answer in time.
     """
 

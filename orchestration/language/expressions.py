@@ -84,7 +84,7 @@ class Expression:
 
 
 def template(text: str) -> Any:
-    """A template as the value of a parameter of any type, for type checkers; returns the text itself."""
+    """Returns its argument, a template; type checkers then accept the template for a parameter of any type."""
     return text
 
 
@@ -116,7 +116,7 @@ def as_data(value: Any) -> Any:
 
 
 class _Roots:
-    """`E.params.tag`, `E.item`, `E.run.id`, `E.host.name`, `E.steps["check-health"].data`."""
+    """Builds expressions for templates and `when`: `E.params.tag`, `E.item`, `E.steps["check-health"].data`."""
 
     def __getattr__(self, name: str) -> Expression:
         if name not in _ROOTS:

@@ -16,7 +16,7 @@ from longshore.orchestration.states import StepState
 
 
 class OnlyIf(StrEnum):
-    """Conditions on the direct dependencies."""
+    """The values of `only_if`: conditions on the outcomes of the steps in `after`."""
 
     CHANGED = "changed"
     ALL_CHANGED = "all_changed"

@@ -28,8 +28,8 @@ _PYTHON = {str: "string", int: "integer", float: "number", bool: "boolean", list
 class Param(BaseModel):
     """One parameter: its type and constraints.
 
-    `min` and `max` bound a number, or the length of a text or list. A parameter without `default` is required.
-    Short forms: the type alone in YAML (`tag: string`), the Python type in Python (`{"tag": str}`).
+    A parameter without `default` is required. The short form is the type alone: `tag: string` in YAML,
+    `{"tag": str}` in Python.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -37,12 +37,12 @@ class Param(BaseModel):
     type: Literal["string", "integer", "number", "boolean", "list", "object"] = Field(
         "string", description="Type of the value"
     )
-    description: str = Field("", description="Description for people")
-    default: Any = Field(None, description="Default value")
+    description: str = Field("", description="A description for people")
+    default: Any = Field(None, description="The value if the run does not set the parameter")
     enum: list[Any] | None = Field(None, description="Allowed values")
     pattern: str | None = Field(None, description="A regular expression that the whole text must match")
-    min: float | None = Field(None, description="Minimum of the number or length")
-    max: float | None = Field(None, description="Maximum of the number or length")
+    min: float | None = Field(None, description="The smallest number, or the smallest length of a text or list")
+    max: float | None = Field(None, description="The largest number, or the largest length of a text or list")
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -123,22 +123,30 @@ _EXAMINED = 100
 
 
 class Scheduled(BaseModel):
-    """A schedule, by either `cron` or `every`."""
+    """A schedule of a plan. Either `cron` or `every` is required."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    plan: str = Field("", description="Name or file of the plan; in a schedule inside a plan, always that plan")
+    plan: str = Field("", description="Name or file of the plan. In `schedules` of a plan, the plan itself")
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the plan")
     cron: Annotated[str, BeforeValidator(parse_cron)] | None = Field(
         None, description="Five cron fields, or a descriptor such as @daily"
     )
     every: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Interval between starts, counted from 1970-01-01 00:00 UTC"
+        None, description="Interval between starts; 1970-01-01 00:00 UTC is one of the times"
     )
-    timezone: Annotated[str, BeforeValidator(parse_zone)] = Field("UTC", description="Time zone of cron")
-    jitter: Duration = Field(0.0, description="Largest random delay of each start")
-    overlap: Overlap = Field("queue", description="A start while the previous run has not ended")
-    missed: Missed = Field("once", description="Which missed starts follow later: none, the latest, all")
+    timezone: Annotated[str, BeforeValidator(parse_zone)] = Field("UTC", description="Time zone of `cron`")
+    jitter: Duration = Field(0.0, description="The longest random delay of each start")
+    overlap: Overlap = Field(
+        "queue",
+        description="If the previous run has not ended at a planned time: the new run waits (queue), is not started "
+        "(skip), or cancels the previous run (cancel_running)",
+    )
+    missed: Missed = Field(
+        "once",
+        description="If planned times were missed: none of them is started later (skip), the latest one (once), or "
+        "the latest hundred (all)",
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

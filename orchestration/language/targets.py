@@ -121,12 +121,12 @@ class HostFilter(BaseModel):
     min_cpu: float | None = Field(None, ge=0, description="Minimum number of processors")
     min_memory: ByteSize | None = Field(None, description="Minimum memory: bytes, or 2GiB")
     label: Annotated[list[_Label], BeforeValidator(_as_labels)] = Field(
-        default_factory=list, description="Required labels, each as key:value"
+        default_factory=list, description="Labels that the host must have, each as key:value"
     )
     fact: Annotated[dict[str, Any], BeforeValidator(_as_facts)] = Field(
-        default_factory=dict, description="Required values of facts"
+        default_factory=dict, description="Facts that the host must have, with their values"
     )
-    healthy: bool | None = Field(None, description="Whether the host accepts work and its engine answers")
+    healthy: bool | None = Field(None, description="true: the host accepts new steps, and its Docker engine answers")
 
     @model_serializer(mode="plain")
     def _only_what_is_given(self) -> dict[str, Any]:

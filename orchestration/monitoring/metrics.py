@@ -18,12 +18,27 @@ from longshore.orchestration.store.run_store import Store
 
 #: Each counter: its metric in `counters`, its name, its help text and its labels.
 _COUNTERS = (
-    ("runs", "longshore_runs", "Runs that ended", ("plan", "state")),
-    ("steps", "longshore_steps", "Steps that ended", ("op", "status")),
-    ("attempts", "longshore_step_attempts", "Attempts at steps and at their units", ("op",)),
-    ("undos", "longshore_undos", "Undos of steps, by outcome", ("op", "status")),
-    ("lost", "longshore_leases_lost", "Attempts whose lease expired", ("op",)),
-    ("resent", "longshore_messages_resent", "Lost messages that the sweeper resent", ("op",)),
+    ("runs", "longshore_runs", "Runs that have ended, by plan and final state", ("plan", "state")),
+    ("steps", "longshore_steps", "Steps that have ended, by operation and final status", ("op", "status")),
+    (
+        "attempts",
+        "longshore_step_attempts",
+        "Attempts at steps; for a step with several units (items, hosts), the attempts at the units",
+        ("op",),
+    ),
+    ("undos", "longshore_undos", "Undos of steps that have ended, by operation and outcome", ("op", "status")),
+    (
+        "lost",
+        "longshore_leases_lost",
+        "Attempts at steps and undos whose lease expired, because their worker was lost",
+        ("op",),
+    ),
+    (
+        "resent",
+        "longshore_messages_resent",
+        "Messages of steps and undos that were lost, and that a worker sent again",
+        ("op",),
+    ),
 )
 _HISTOGRAMS = (
     ("run_s", "longshore_run_duration_seconds", "Time from the admission of a run to its end", "plan"),
@@ -46,7 +61,9 @@ class Collector:
             yield counter
         for metric, name, what, label in _HISTOGRAMS:
             yield _histogram(totals, metric, name, what, label)
-        uncounted = GaugeMetricFamily("longshore_runs_uncounted", "Ended runs that the next scrapes count")
+        uncounted = GaugeMetricFamily(
+            "longshore_runs_uncounted", "Runs that have ended, and that no scrape has counted yet"
+        )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted
         yield self._live(totals)
@@ -62,11 +79,13 @@ class Collector:
         return live
 
     def _queues(self) -> Iterator[Metric]:
-        length = GaugeMetricFamily("longshore_queue_length", "Messages in a queue", labels=["queue"])
+        length = GaugeMetricFamily("longshore_queue_length", "Messages that wait in a queue", labels=["queue"])
         oldest = GaugeMetricFamily(
-            "longshore_queue_oldest_seconds", "Age of the next message in a queue", labels=["queue"]
+            "longshore_queue_oldest_seconds",
+            "Seconds for which the step or run of the next message has waited; 0 if the queue is empty",
+            labels=["queue"],
         )
-        workers = GaugeMetricFamily("longshore_queue_workers", "Live workers that consume a queue", labels=["queue"])
+        workers = GaugeMetricFamily("longshore_queue_workers", "Running workers that consume a queue", labels=["queue"])
         for backlog in queue_lengths(self._store):
             length.add_metric([backlog.queue], backlog.length)
             oldest.add_metric([backlog.queue], backlog.oldest)
@@ -74,8 +93,10 @@ class Collector:
         yield from (length, oldest, workers)
 
     def _hosts(self) -> Iterator[Metric]:
-        states = GaugeMetricFamily("longshore_hosts", "Hosts by their state", labels=["state"])
-        active = GaugeMetricFamily("longshore_host_active_steps", "Steps that run on a host", labels=["host"])
+        states = GaugeMetricFamily("longshore_hosts", "Hosts, by state", labels=["state"])
+        active = GaugeMetricFamily(
+            "longshore_host_active_steps", "Steps that workers of a host are running now", labels=["host"]
+        )
         hosts = Hosts(self._store).all().values()
         counted = Counter(host.state for host in hosts)
         for state in HostState:
@@ -86,16 +107,24 @@ class Collector:
 
     def _redis(self) -> Iterator[Metric]:
         store = self._store
-        breakers = GaugeMetricFamily("longshore_breaker_open", "Services whose breaker is open", labels=["service"])
+        breakers = GaugeMetricFamily(
+            "longshore_breaker_open",
+            "1 for each service whose breaker is open: no attempt calls the service",
+            labels=["service"],
+        )
         for breaker in Breakers(store).open():
             breakers.add_metric([breaker.service], 1)
         yield breakers
-        dead_letters = GaugeMetricFamily("longshore_dead_letters", "Dead letters")
+        dead_letters = GaugeMetricFamily(
+            "longshore_dead_letters", "Stored dead letters: messages and entries that no worker could process"
+        )
         dead_letters.add_metric([], store.call(store.client.xlen, store.keys.dead_letters))
         yield dead_letters
         info: dict[str, Any] = store.call(store.client.info, "memory")
         memory = GaugeMetricFamily(
-            "longshore_redis_memory_bytes", "Memory of Redis: used, and its limit", labels=["kind"]
+            "longshore_redis_memory_bytes",
+            "Memory of Redis in bytes: `used`, and the limit `max` (0: no limit)",
+            labels=["kind"],
         )
         memory.add_metric(["used"], int(info.get("used_memory", 0)))
         memory.add_metric(["max"], int(info.get("maxmemory", 0)))

@@ -20,7 +20,9 @@ HostStatus = Literal["changed", "unchanged", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class HostResult:
-    """The result of one host. A host with an error has failed, unless its status is `skipped`.
+    """The result of a step on one host, as its operation returns it.
+
+    A host with an error has failed, unless its status is `skipped`.
 
     By default, `status` follows from `changed` and `error`. `data` as for `Result`.
     """
@@ -51,7 +53,7 @@ class HostResult:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a function operation.
+    """The return value of an operation that is a function.
 
     `data` is a mapping, a pydantic model or a dataclass, recorded as JSON. `changed` defaults to false for a
     read-only operation and to true for any other. With `hosts`, the report has an entry for each host; the step is

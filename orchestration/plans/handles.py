@@ -40,7 +40,7 @@ def named_operation(
 
 
 class StepHandle:
-    """A step under construction, as `Plan.step` and its like return it.
+    """A step of a plan under construction, as `Plan.step` and similar methods return it.
 
     Each method changes the step in its plan and returns the handle, so that calls can be chained:
     `plan.step("ship", "noop.execute").after(charge).retry(2)`. The properties are expressions of the outcome of the

@@ -28,7 +28,7 @@ _DEEPEST = 8
 
 
 def validate(plan: Plan) -> None:
-    """Raise PlanError with every problem of the plan and of its child plans."""
+    """Validate a plan and its child plans. Raises PlanError with every problem."""
     if found := problems(plan, resolve):
         raise PlanError(found)
 

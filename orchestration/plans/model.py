@@ -38,46 +38,60 @@ OnUnknown = Literal["fail", "ask"]
 
 
 class Concurrency(_Model):
-    """A limit on the runs that share a key, across plans: a run at the limit is not admitted."""
+    """A limit on the runs that share a key, in one plan or in several: at the limit, a new run is not admitted."""
 
-    key: str = Field(min_length=1, description="The key that the runs share; may use `params`")
-    limit: Annotated[int, Field(ge=1)] = Field(1, description="The most admitted runs that have not ended")
+    key: str = Field(min_length=1, description="The key; may use `params`, such as deploy-{{ params.app }}")
+    limit: Annotated[int, Field(ge=1)] = Field(
+        1, description="The most runs with the key that may be admitted and not ended at the same time"
+    )
     on_limit: Literal["queue", "skip", "cancel_running"] = Field(
         "queue",
-        description="At the limit, a new run waits (queue), ends cancelled at once (skip), or cancels the others",
+        description="At the limit, a new run waits (queue), ends `cancelled` at once (skip), or cancels the admitted "
+        "runs with the key and waits for their end (cancel_running)",
     )
 
 
 class Plan(_Model):
     """A DAG of named steps with parameters. `loading.validate` checks a plan before its run."""
 
-    name: str = Field(description="The plan's name")
-    description: str = Field("", description="For people")
-    labels: dict[str, str] = Field(default_factory=dict, description="Keys with values, for people and for searching")
+    name: str = Field(description="The name of the plan")
+    description: str = Field("", description="A description for people")
+    labels: dict[str, str] = Field(default_factory=dict, description="Keys with values, by which runs can be searched")
     params: dict[str, Param] = Field(default_factory=dict, description="The parameters of the plan by name")
     on_error: OnError = Field(
-        "stop", description="stop: the final failure of a step ends the run; for steps without on_error"
+        "stop",
+        description="The `on_error` of steps that do not set it. stop: if the step fails finally, the run fails. "
+        "continue: steps that do not depend on the failed step still run",
     )
-    on_failure: OnFailure = Field("undo", description="Whether a failed run is undone or keeps its effects")
+    on_failure: OnFailure = Field("undo", description="Whether the effects of a failed run are undone or kept")
     on_undo_failure: OnUndoFailure = Field(
         "hold",
-        description="Whether a failed undo holds back the undos of the steps that its step depends on",
+        description="If the undo of a step fails: hold does not run the undos of the steps on which this step "
+        "depends; continue runs them",
     )
     on_unknown: OnUnknown = Field(
-        "fail", description="A step of unknown outcome counts as failed, or a person decides about it (ask)"
+        "fail",
+        description="If the outcome of a step is unknown: fail counts the step as failed; ask suspends the run until "
+        "a person decides about the step",
     )
-    target: Annotated[str, BeforeValidator(_as_target)] = Field("_any", description="The hosts of steps without target")
-    sequential: bool = Field(default=False, description="Each step depends on the previous one")
+    target: Annotated[str, BeforeValidator(_as_target)] = Field(
+        "_any", description="The `target` of steps that do not set it"
+    )
+    sequential: bool = Field(default=False, description="Whether each step depends on the step before it")
     retry: Retry | None = Field(
-        None, description="The retries of steps without retry; by default those of the operation, for temporary errors"
+        None,
+        description="The `retry` of steps that do not set it. By default, the operation defines the retries, and only "
+        "temporary errors are retried",
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Time limit of the whole run; no limit by default"
+        None,
+        description="Time limit from the admission of the run to its end; a resume starts the time again. No limit by "
+        "default",
     )
     concurrency: Concurrency | None = Field(None, description="A limit on the runs that share a key")
     schedules: dict[ScheduleName, Scheduled] = Field(
         default_factory=dict,
-        description="The schedules of a stored plan (LONGSHORE_PLANS)",
+        description="The schedules by name; they apply to plans in the folders of LONGSHORE_PLANS",
     )
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 

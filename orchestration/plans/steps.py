@@ -129,17 +129,22 @@ def _defaults(model: type[BaseModel]) -> dict[str, tuple[str, Any]]:
 
 
 class UndoSpec(_Model):
-    """A compensation defined by the plan: an operation, with parameters that may use the step's `data` and `before`."""
+    """The undo of a step, defined by the plan.
 
-    op: str = Field(description="The operation")
-    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its parameters")
+    Templates in its parameters may use `data` (the result of the step) and `before` (the state before the step).
+    """
+
+    op: str = Field(description="The operation that undoes the step")
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The parameters of this operation")
 
 
 class When(_Model):
-    """A condition, with the skip reason for the report. Short form: the expression alone."""
+    """A condition of a step. The short form is the expression alone."""
 
-    if_: Annotated[str, Field(min_length=1)] = Field(alias="if", description="A Jinja2 expression, without braces")
-    reason: str = Field("", description="The skip reason where the expression is false")
+    if_: Annotated[str, Field(min_length=1)] = Field(
+        alias="if", description="A Jinja2 expression, without braces. If it is false, the step is skipped"
+    )
+    reason: str = Field("", description="The reason that the report shows if the step is skipped")
 
     @property
     def of_part(self) -> bool:
@@ -163,62 +168,70 @@ class _OneOrSeveral:
 class Inside(_Model):
     """The container in which a step runs."""
 
-    container: str = Field(min_length=1, description="A running container's name or id; may use templates")
+    container: str = Field(min_length=1, description="The name or id of a running container; may use templates")
 
 
 class Step(_Model):
     """One node of a plan: an operation, its parameters and its options."""
 
-    op: str = Field(description="The operation, e.g. compose.up.execute")
-    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The operation's parameters")
+    op: str = Field(description="The operation, for example compose.up.execute")
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The parameters of the operation")
     after: Annotated[list[str], BeforeValidator(_as_list), _NAMES] = Field(
-        default_factory=list, description="The steps that must end before this one begins"
+        default_factory=list, description="The steps that must end before this step begins"
     )
     when: Annotated[list[When], BeforeValidator(_as_conditions), PlainSerializer(_shortest), _OneOrSeveral()] = Field(
-        default_factory=list, description="Expressions that must hold, else the step is skipped"
+        default_factory=list, description="Conditions. If one of them is false, the step is skipped"
     )
     only_if: Annotated[list[OnlyIf], BeforeValidator(_as_list), _GUARDS] = Field(
-        default_factory=list, description="Outcomes of the direct dependencies, else the step is skipped"
+        default_factory=list,
+        description="Conditions on the outcomes of the steps in `after`. If one of them is false, the step is skipped",
     )
     foreach: Annotated[list[Any] | str | None, BeforeValidator(_as_items)] = Field(
-        None, description="A list, or a {{ template }} that gives one: the step runs for each item, concurrently"
+        None,
+        description="A list, or a {{ template }} whose value is a list. The step runs once for each item, at the same "
+        "time",
     )
     target: Annotated[str | None, BeforeValidator(_as_target)] = Field(
-        None, description="_any worker, _all hosts, one host by its name, or those with a label: key:value"
+        None,
+        description="_any: one worker, on any host; _all: all hosts; NAME: the host of this name; KEY:VALUE: all "
+        "hosts with this label. By default the target of the plan",
     )
-    on_no_host: OnNoHost = Field("fail", description="Whether a step whose target has no host fails or is skipped")
+    on_no_host: OnNoHost = Field("fail", description="If no host matches the target: the step fails or is skipped")
     when_fact: HostFilter | None = Field(
         None,
-        description="Conditions on the hosts that run the step; with the target _any, some host must fulfil them",
+        description="The step runs only on hosts that fulfil these conditions. With the target _any, the step runs if "
+        "at least one host fulfils them, possibly on another host",
     )
     in_: Inside | None = Field(
-        None, alias="in", description="The container in which the step runs: command, file, node and network operations"
+        None, alias="in", description="The container in which a step of a command, file, node or network operation runs"
     )
     tolerate: Annotated[str | None, BeforeValidator(_as_tolerance)] = Field(
-        None, description="The number of items or hosts that may fail: 2, or 10%"
+        None, description="The number of items or hosts that may fail without failing the step: 2, or 10%. By default 0"
     )
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="The number of items or hosts that run at the same time"
+        None, description="The most items or hosts that run at the same time. No limit by default"
     )
     canary: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="The number of items or hosts that run first: if one of them fails, the others do not run"
+        None, description="The number of items or hosts that run first. If one of them fails, the others do not run"
     )
     retry: Retry | None = Field(
-        None, description="The retries of failed attempts; by default those of the plan, else of the operation"
+        None,
+        description="The retries of failed attempts. By default those of the plan; without these, those of the "
+        "operation",
     )
     on_error: OnError | None = Field(
         None,
-        description="At the final failure: stop ends the run; continue runs the steps that do not depend on this one. "
-        "By default that of the plan",
+        description="If the step fails finally: stop lets the run fail; continue runs the steps that do not depend on "
+        "this step. By default `on_error` of the plan",
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Time limit of one attempt; by default LONGSHORE_STEP_TIMEOUT, 1h"
+        None, description="Time limit of each attempt at the step. By default LONGSHORE_STEP_TIMEOUT (1h)"
     )
     undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
-        None, description="The compensation, by default that of the operation; none: the step needs none"
+        None, description="The undo of the step. By default that of the operation; `none`: the step has no undo"
     )
-    always: bool = Field(default=False, description="The step runs whether the run succeeds or not")
+    always: bool = Field(default=False, description="Whether the step also runs if the run fails or is cancelled")
     irreversible: bool = Field(
-        default=False, description="The point of no return: once the step has succeeded, the run is not undone"
+        default=False, description="Point of no return: if the step has succeeded, the run is not undone any more"
     )
-    description: str = Field("", description="For people")
+    description: str = Field("", description="A description for people")

@@ -15,8 +15,9 @@ _BLOCK = 2.0
 
 @dataclass(frozen=True)
 class Event:
-    """One transition of a run. `id` is its id in the stream, which serves as a cursor; `at` is in ms of Redis's clock.
+    """One event of a run, such as the end of a step.
 
+    `id` is its id in the stream, which serves as a cursor; `at` is in ms of Redis's clock.
     `fields` depend on the event: `step` (a name, `copy[17]` for an item), `steps` (names), `attempt`, `status`,
     `error`, …
     """

@@ -51,7 +51,7 @@ def _nothing(*_: Any) -> None:
 
 @dataclass
 class Hooks:
-    """The hooks of one subscriber. Each hook is optional.
+    """Functions of an application that Longshore calls for the events of a run. Each hook is optional.
 
     * `before_plan(summary)` – a PlanSummary; `after_plan(report)` – a Report
     * `before_level(level, steps, parallel)` – the level, from 0, and the names of its steps

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 
 class Report(_Part):
-    """The state or result of a run. `exit_code`, the exit status of the command line, is None while the run is live."""
+    """The state of a run and of its steps.
+
+    `exit_code`, the exit status of the command line, is None while the run is live.
+    """
 
     run_id: str
     plan: str

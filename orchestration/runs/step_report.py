@@ -71,7 +71,7 @@ class ItemReport(_Part):
 
 
 class StepReport(_Part):
-    """The state or result of one step.
+    """The state, result and error of one step, in the report of a run.
 
     `duration_s` runs from the first claim to the outcome, delays between attempts included. For a step that was fanned
     out, `items` lists its units in order, and `data` is `{"results": [...]}` with the data of each.

@@ -36,7 +36,7 @@ _NEVER = "0001-01-01T00:00:00Z"
 
 @dataclass
 class MemoryEngine:
-    """An engine in memory. `exit_codes`, by image, end a container at its start; `outputs` holds output by image."""
+    """A Docker engine in memory. `exit_codes`, by image, end a container at start; `outputs` holds output by image."""
 
     url: str = "memory://"
     exit_codes: dict[str, int] = field(default_factory=dict)

@@ -16,14 +16,14 @@ from longshore.tasks.simulation.sandbox import Sandbox
 
 @dataclass(frozen=True)
 class SimulatedFailure:
-    """The report of a simulated run in which that step fails; None is the run without a failure."""
+    """The report of a simulated run in which `step` fails; if `step` is None, no step fails."""
 
     step: str | None
     report: Report
 
 
 def simulate(plan: Plan, params: Mapping[str, Any] | None = None) -> Iterator[SimulatedFailure]:
-    """Simulate the run without a failure, then one run for each step, in which that step fails."""
+    """Simulate a run of the plan without a failure, and then, for each step, a run in which this step fails."""
     for step in [None, *plan.steps]:
         targets = {step.target for step in plan.steps.values()} | {plan.target}
         sandbox = Sandbox(hosts=_stand_ins(targets), pretend=True, approve_all=True)

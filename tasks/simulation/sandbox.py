@@ -116,7 +116,7 @@ class _Staged(Implementation[Params]):
 
 @dataclass(frozen=True)
 class Done:
-    """The result of one operation that ran outside of a plan, with its journal."""
+    """The result of one operation that ran in a sandbox outside of a plan, with its journal."""
 
     sandbox: Sandbox
     operation: str
@@ -133,7 +133,7 @@ class Done:
 
 
 class Sandbox:
-    """Runs plans in memory.
+    """Runs plans in memory, for tests, without Redis, workers or Docker.
 
     Steps of `noop`, `docker` (on `engine`) and own operations are run; steps of any other family are pretended: they
     succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them, with placeholders
