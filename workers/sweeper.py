@@ -30,7 +30,7 @@ from longshore.tasks.attempts.receipts import Ledger
 from longshore.tasks.control.chain_links import links_of
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
-from longshore.tasks.control.sweep import Sweep
+from longshore.tasks.control.sweep import LONGEST_PAUSE, Sweep
 from longshore.tasks.loaded_runs import Plans
 from longshore.workers.host_agent import HostRegistration, registration_of
 from longshore.workers.job_agent import JobWatch
@@ -134,7 +134,7 @@ class Sweeper(bootsteps.StartStopStep):
     def _repeat(self, what: str, settings: Settings, do: Callable[[float], None]) -> None:
         logged = False
         while not self._stop.is_set():
-            pause = settings.sweep_interval * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            pause = settings.sweep_interval * random.uniform(2 - LONGEST_PAUSE, LONGEST_PAUSE)  # noqa: S311 - jitter
             try:
                 do(pause)
                 logged = False

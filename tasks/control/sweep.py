@@ -11,6 +11,7 @@ from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.language.identifiers import RUN_ID
 from longshore.orchestration.plans.compiled import CONTROL
+from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.indices import BATCH
@@ -22,8 +23,15 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which an inbox entry whose client died before writing the request is removed.
 _ORPHAN = 60.0
+#: The longest pause between two sweeps of a worker, in sweep intervals; it is never longer than an eighth of a lease.
+LONGEST_PAUSE = 1.2
 #: Seconds after which a sweep reads no more due runs.
 _LONGEST_SWEEP = 2.0
+
+
+def postponement(settings: Settings) -> float:
+    """Seconds for which a swept run is not due: with the longest pause of the sweeps, a third of a lease."""
+    return settings.lease / 3 - min(LONGEST_PAUSE * settings.sweep_interval, settings.lease / 8)
 
 
 class Sweep:
@@ -69,7 +77,7 @@ class Sweep:
         swept = 0
         new = self._selected(inbox)
         while True:
-            due = self.store.due(self.store.settings.lease / 3, None if swept else now)
+            due = self.store.due(postponement(self.store.settings), None if swept else now)
             swept += self._look_at_each(self.coordinator.with_work(due))
             # Requests that are left over are read by the next sweep; a due run was postponed by `due`.
             swept += self._look_at_each([run_id for run_id in new if run_id not in due], end)
