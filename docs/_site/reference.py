@@ -145,7 +145,9 @@ def exit_codes() -> str:
         " errors. After the errors `wait-timeout` and `store-unavailable`, the exit code is 1, and the run may still be"
         " running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and Redis has no"
         " record of the run.", "",
-        "## Commands", "", "The exit codes of these commands have a more exact meaning:", "",
+        "## Commands", "",
+        "The table gives the exact meaning of some exit codes of these commands. An exit code that the row of a command does"
+        " not contain has the meaning of the first table.", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
         f"All other commands return 0, or the exit code of their error: {others}.", "",
