@@ -1,7 +1,7 @@
 """Receipt comparison: find attempts that Redis has lost, and fence lost attempts on their hosts.
 
 The coordinator asks the hosts before an aborted run is compensated or ends, and wherever an attempt was lost and no
-later one fences it. The host agent, a thread in the main process of each worker, closes the run's receipts, ends the
+later one fences it. The host agent, a thread in the main process of each worker, closes steps of the run, ends the
 processes that still hold one, and answers with the attempts that are missing in the record. The report names a host
 that does not answer in time.
 """
