@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from longshore.orchestration.errors import UnknownName
@@ -33,10 +34,13 @@ ASKED = "a decision whether the effect happened: longshore runs resolve"
 
 def actor(settings: Settings) -> str:
     """The actor of commands: the setting, else the OS user, else `unknown`."""
-    if settings.actor:
-        return settings.actor
+    return settings.actor or _os_user()
+
+
+@cache
+def _os_user() -> str:
     try:
-        return getpass.getuser()
+        return getpass.getuser()  # may read the file of all users
     except (KeyError, OSError):
         return "unknown"
 
