@@ -63,8 +63,8 @@ class Collector:
             yield _histogram(totals, metric, name, what, label)
         uncounted = GaugeMetricFamily(
             "longshore_runs_uncounted",
-            "Ended runs that this scrape has left to the next scrapes, because a scrape counts for a limited time; 0 if "
-            "all ended runs are counted",
+            "Ended runs that this scrape has left to the next scrapes, because a scrape counts for a limited time; 0 "
+            "if all ended runs are counted",
         )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted
