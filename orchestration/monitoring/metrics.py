@@ -26,7 +26,7 @@ _COUNTERS = (
         "Attempts at steps; for a step with several units (items, hosts), the attempts at the units",
         ("op",),
     ),
-    ("undos", "longshore_undos", "Undos of steps that have ended, by operation and outcome", ("op", "status")),
+    ("undos", "longshore_undos", "Undos that have ended, by operation of the step and outcome", ("op", "status")),
     (
         "lost",
         "longshore_leases_lost",
@@ -62,7 +62,9 @@ class Collector:
         for metric, name, what, label in _HISTOGRAMS:
             yield _histogram(totals, metric, name, what, label)
         uncounted = GaugeMetricFamily(
-            "longshore_runs_uncounted", "Runs that have ended, and that no scrape has counted yet"
+            "longshore_runs_uncounted",
+            "Ended runs that this scrape has left to the next scrapes, because a scrape counts for a limited time; 0 "
+            "if all ended runs are counted",
         )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted
@@ -82,7 +84,7 @@ class Collector:
         length = GaugeMetricFamily("longshore_queue_length", "Messages that wait in a queue", labels=["queue"])
         oldest = GaugeMetricFamily(
             "longshore_queue_oldest_seconds",
-            "Seconds for which the step or run of the next message has waited; 0 if the queue is empty",
+            "Longest wait among the steps and runs of the ten next messages, in seconds; 0 if the queue is empty",
             labels=["queue"],
         )
         workers = GaugeMetricFamily("longshore_queue_workers", "Running workers that consume a queue", labels=["queue"])
