@@ -121,10 +121,11 @@ class Settings(BaseSettings):
     beat: Literal["celery", "redbeat"] = "celery"
     #: Interval at which beat checks for due plans and jobs.
     tick: Duration = 5.0
-    #: Name that Longshore writes into the labels of its containers, and by which it recognises them later. By default,
-    #: the name is derived from the address of Redis and the name space. Set the name if workers use different addresses
-    #: of the same Redis. Also set it before you change the address of Redis, or Longshore does not recognise the
-    #: containers of earlier runs.
+    #: Name that Longshore writes into the labels of its job containers, and by which it recognises them later. By
+    #: default, the name is derived from the address of Redis and the name space. Set the name if workers use different
+    #: addresses of the same Redis. If you change the address of Redis while job containers exist, first set the present
+    #: name, or Longshore does not recognise these containers. `docker inspect CONTAINER` shows the present name in the
+    #: label `longshore.job.installation` of a job container.
     installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     #: The most jobs that run at the same time, over all stacks; further jobs wait. No limit by default.
     max_jobs: int | None = Field(default=None, ge=1)
@@ -233,13 +234,14 @@ class Settings(BaseSettings):
     #: Time for which a run with `on_unknown: ask` waits for a person's decision about a step of unknown outcome. After
     #: this time, the step is `unknown` and counts as failed.
     ask_timeout: Duration = 86_400.0
-    #: Time after which one run may try a service whose breaker has opened; also the interval at which an operation is
-    #: called again after it raised Delayed without `after`. Both times vary at random by up to 20 %.
+    #: Time after which one run may try a service whose breaker has opened. Also the time after which an operation is
+    #: called again that raised the exception [`Delayed`](../concepts/recovery.md#services) without its argument
+    #: `after`. Both times vary at random by up to 20 %.
     slow_retry: Duration = 30.0
     #: Time from the closing of a breaker until the runs that the breaker had suspended are due.
     fast_retry: Duration = 0.0
-    #: Longest random delay with which each run that a breaker had suspended then continues, so that these runs do not
-    #: all call the service at once.
+    #: After `LONGSHORE_FAST_RETRY`, each run that the breaker had suspended waits for a random time, at most this long,
+    #: and then continues. The runs therefore do not call the service all at once.
     retry_spread: Duration = 2.0
     #: Time for which a run is stored after its end, with the backups for its undo.
     retention: Duration = 7 * 86_400.0
@@ -248,8 +250,9 @@ class Settings(BaseSettings):
     on_blocked: Literal["queue", "refuse"] = "queue"
     #: Time limit of all compensations of a run together. Compensations that have not begun by then fail.
     undo_timeout: Duration = 3600.0
-    #: Time after which Celery delivers an unacknowledged message again. Set it to more than the time of the longest
-    #: step. With a shorter time, no step runs twice, but messages are delivered in vain.
+    #: Time after which Celery delivers an unacknowledged message again. Set a longer time than your longest step takes.
+    #: With a shorter time, Celery delivers the messages of running steps again. Longshore refuses these messages, so
+    #: that no step runs twice, but they are useless load.
     visibility_timeout: Duration = 86_400.0
     #: Time for which a client waits for an answer of Redis before the client raises StoreUnavailable.
     connect_timeout: Duration = 5.0

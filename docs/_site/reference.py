@@ -183,8 +183,9 @@ def all_settings() -> str:
         "Set a setting by its environment variable, or in a settings file (YAML or TOML). In the file, the name is in"
         " lower case and without `LONGSHORE_`: `redis_url`. `--config FILE` or `LONGSHORE_CONFIG` selects the file. An"
         " environment variable overrides the file, and a flag of a command overrides both. A *duration* is a number of"
-        " seconds, or a text such as `500ms`, `30s`, `10m` or `1h`. A setting without a default is not set. The"
-        " [glossary](../concepts/glossary.md) defines the terms.",
+        " seconds, or a text such as `500ms`, `30s`, `10m` or `1h`. If the default is empty, the meaning says"
+        " what applies. If the meaning does not say so, nothing applies: without `LONGSHORE_PLANS`, for example, no"
+        " plan can be run by name. The [glossary](../concepts/glossary.md) defines the terms.",
         "",
         "| variable | type | default | meaning |", "|---|---|---|---|",
     ]  # fmt: skip

@@ -143,7 +143,9 @@ def _of_step(
     service: str,
 ) -> Iterator[_Effect | LeftOut]:
     outcome = json.loads(fields.get(f"{Field.OUTCOME}:{step_id}") or "{}")
-    there = outcome.get("host") or fields.get(f"{Field.HOST}:{step_id}") or ""
+    # The outcome of a step that a person has resolved, or whose worker was lost, names no host.
+    hosts = (outcome.get("host"), *(fields.get(f"{name}:{step_id}") for name in (Field.HOST, Field.DONE_AT)))
+    there = next((known for known in hosts if known), "")
     if (host and there != host) or (service and service_of(step.operation, there) != service):
         return
     status = StepState(fields.get(f"{Field.STATUS}:{step_id}") or "pending")
