@@ -146,8 +146,8 @@ def exit_codes() -> str:
         " running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and Redis has no"
         " record of the run.", "",
         "## Commands", "",
-        "The table gives the exact meaning of some exit codes of these commands. An exit code that the row of a command does"
-        " not contain has the meaning of the first table.", "",
+        "The table gives the exact meaning of some exit codes of these commands. An exit code that the row of a command"
+        " does not contain has the meaning of the first table.", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
         f"All other commands return 0, or the exit code of their error: {others}.", "",
