@@ -14,7 +14,7 @@ from types import FrameType
 
 from benchmarks.bench import Bench
 from benchmarks.measures import cost, large, recovery, speed, waiting
-from benchmarks.page import PAGE, page
+from benchmarks.page import COMPARISON, PAGE, page, with_figures
 from benchmarks.table import Figure, Section, as_text, at_most, missed
 
 #: By name: title, function, and whether only `--large` measures it. The last one changes its servers for good.
@@ -51,7 +51,8 @@ def main() -> int:
     failed = missed(sections)
     if options.write:
         PAGE.write_text(page(sections, bench.versions, options.rounds))
-        print(f"wrote {PAGE}")
+        COMPARISON.write_text(with_figures(COMPARISON.read_text(), sections))
+        print(f"wrote {PAGE} and the figures of {COMPARISON}")
     for figure in failed:
         print(f"missed: {figure.name}", file=sys.stderr)
     return 1 if failed else 0

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from benchmarks import dbos_peer
 from benchmarks.site import CONCURRENCY, ROOT
-from benchmarks.table import Section, as_markdown, missed
+from benchmarks.table import Section, as_markdown, missed, with_unit
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
+#: A page with a table of some of the figures.
+COMPARISON = ROOT / "docs" / "concepts" / "comparison.md"
 #: Packages by their names on an index, with the names that people use.
 _PACKAGES = {
     "longshore": "Longshore",
@@ -81,6 +83,25 @@ def page(sections: Sequence[Section], versions: Mapping[str, str], rounds: int) 
         *(f"{as_markdown(section)}\n" for section in sections),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def with_figures(text: str, sections: Sequence[Section]) -> str:
+    """The text of the comparison with the figures of a run: the rows of its table begin with the name of a figure."""
+    lines = []
+    # The first measurement of a figure counts: a later section repeats the rates under other settings.
+    figures = {figure.name: figure for section in reversed(sections) for figure in section.figures}
+    for line in text.splitlines():
+        name, _, *peers = (cell.strip() for cell in line.strip("|").split("|")) if line.count("|") == 6 else ("", "")
+        if (figure := figures.get(name)) is None:
+            lines.append(line)
+            continue
+        known = {"DBOS SQLite": 1, "DBOS PostgreSQL": 2}
+        for peer, value in figure.peers.items():
+            if peers[known.get(peer, 0)]:
+                peers[known.get(peer, 0)] = with_unit(value, figure.unit)
+        cells = (f" {cell}" if cell else "" for cell in (name, with_unit(figure.value, figure.unit), *peers))
+        lines.append(f"|{' |'.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def machine() -> dict[str, str]:
