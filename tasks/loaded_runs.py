@@ -30,6 +30,8 @@ from longshore.orchestration.store.run_store import Store
 
 #: Plans in the cache of a process.
 _CACHED = 64
+#: Runs of which a process remembers the version.
+_REMEMBERED = 20_000
 #: Maximum characters of a request: the largest plan, its signature and its options.
 _MAX_REQUEST = MAX_PLAN_BYTES + 64 * 1024
 #: The reason of a hold: the run's record is older than a version that a worker has seen.
@@ -132,8 +134,8 @@ class Plans:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
-        #: The highest version that this process has seen, by run.
-        self._newest: dict[str, int] = {}
+        #: The highest version that this process has seen, by the run and its instance; an LRU cache, too.
+        self._newest: OrderedDict[tuple[str, str], int] = OrderedDict()
         #: Requests whose denial is in the audit trail.
         self._audited: set[tuple[str, str]] = set()
 
@@ -156,20 +158,22 @@ class Plans:
 
     def read(self, run_id: str, text: str | None, begun: Mapping[str, str]) -> Loaded:
         """Read a run's plan from its request and the fields of its record, and cache it. Raises NotOurs as `get`."""
-        found = self._read(run_id, text, begun)
-        known = self._loaded.get(run_id)
-        if known is not None and known.instance_id != found.instance_id:
-            self._newest.pop(run_id, None)
-        self._loaded[run_id] = found
+        found = self._loaded[run_id] = self._read(run_id, text, begun)
         while len(self._loaded) > _CACHED:
-            dropped, _ = self._loaded.popitem(last=False)
-            self._newest.pop(dropped, None)
+            self._loaded.popitem(last=False)
         return found
 
-    def regressed(self, run_id: str, version: int) -> int:
+    def has_seen(self, run_id: str, instance_id: str) -> bool:
+        """Whether this process has noted a version of the run, and so has verified its request before."""
+        return (run_id, instance_id) in self._newest
+
+    def regressed(self, run_id: str, instance_id: str, version: int) -> int:
         """Note a run's version; return the higher version that was seen before, or 0."""
-        known = self._newest.get(run_id, 0)
-        self._newest[run_id] = max(known, version)
+        known = self._newest.get((run_id, instance_id), 0)
+        self._newest[run_id, instance_id] = max(known, version)
+        self._newest.move_to_end((run_id, instance_id))
+        while len(self._newest) > _REMEMBERED:
+            self._newest.popitem(last=False)
         return known if version < known else 0
 
     def _read(self, run_id: str, text: str | None, begun: Mapping[str, str]) -> Loaded:

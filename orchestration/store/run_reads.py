@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from longshore.orchestration.plans.compiled import StepId
 from longshore.orchestration.states import RunState, StepState
@@ -27,6 +27,14 @@ from longshore.orchestration.transitions import StepRecord
 
 #: Fields that one command reads.
 _AT_ONCE = 10_000
+
+
+class UnderLease(NamedTuple):
+    """A run whose open steps all run under leases; `jumps`: the clock jumps that the times of its record include."""
+
+    instance_id: str
+    version: int
+    jumps: int
 
 
 class RunReads(SideRecords):
@@ -186,8 +194,8 @@ class RunReads(SideRecords):
         """Whether an attempt holds a lease, live or expired."""
         return bool(self.call(self.client.zcard, self.keys.of(run_id).leases))
 
-    def under_lease(self, run_ids: Sequence[str], now: int, until: int) -> dict[str, tuple[int, int]]:
-        """Of these runs, those in which a sweep finds nothing to do, with their versions and their known clock jumps.
+    def under_lease(self, run_ids: Sequence[str], now: int, until: int) -> dict[str, UnderLease]:
+        """Of these runs, those in which a sweep finds nothing to do.
 
         Each open step of such a run has begun and holds a lease that has not expired at `now`, ms. No command, no
         external wait and no entry of the inbox is left, and the run has no time limit before `until`, ms. Two round
@@ -197,17 +205,17 @@ class RunReads(SideRecords):
         for run_id in run_ids:
             keys = self.keys.of(run_id)
             pipe.zscore(self.keys.inbox, run_id)
-            pipe.hmget(keys.run, "state", "left", "deadline", "version", "jumps")
+            pipe.hmget(keys.run, "state", "left", "deadline", "instance_id", "version", "jumps")
             pipe.zrange(keys.leases, 0, -1, withscores=True)
             pipe.exists(keys.commands, keys.waits)
         answers = self.call(pipe.execute, raise_on_error=False)
-        found: dict[str, tuple[int, int]] = {}
+        found: dict[str, UnderLease] = {}
         open_steps: dict[str, list[str]] = {}
         for n, run_id in enumerate(run_ids):
             parts = answers[4 * n : 4 * n + 4]
             if any(isinstance(part, Exception) for part in parts):
                 continue  # a key of the wrong type
-            inbox, (state, left, deadline, version, jumps), leases, others = parts
+            inbox, (state, left, deadline, instance_id, version, jumps), leases, others = parts
             members = [member for member, expiry in leases if member.isdecimal() and expiry > now]
             if (
                 inbox is None
@@ -217,7 +225,7 @@ class RunReads(SideRecords):
                 and len(members) == len(leases) == as_number(left)
                 and (as_number(deadline or until) or 0) >= until
             ):
-                found[run_id] = as_number(version) or 0, as_number(jumps) or 0
+                found[run_id] = UnderLease(instance_id or "", as_number(version) or 0, as_number(jumps) or 0)
                 open_steps[run_id] = members
         if found:
             pipe = self.client.pipeline(transaction=False)

@@ -132,6 +132,7 @@ class Coordinator:
     def with_work(self, run_ids: Sequence[str]) -> list[str]:
         """The due runs without those in which each open step runs under a lease: there, a sweep has nothing to do.
 
+        A run that this process has not read before stays, so that each worker verifies its request.
         This check costs a tenth of `advance`, so that one worker can sweep ten times as many runs.
         """
         store = self.store
@@ -142,8 +143,10 @@ class Coordinator:
         jumps = self.clock.jumps.number
         resting = {
             run_id
-            for run_id, (version, known) in store.under_lease(run_ids, now, until).items()
-            if known >= jumps and not self.plans.regressed(run_id, version)
+            for run_id, found in store.under_lease(run_ids, now, until).items()
+            if found.jumps >= jumps
+            and self.plans.has_seen(run_id, found.instance_id)
+            and not self.plans.regressed(run_id, found.instance_id, found.version)
         }
         return [run_id for run_id in run_ids if run_id not in resting]
 
@@ -167,7 +170,8 @@ class Coordinator:
         run_record(found.fields, found.now)  # raises Damaged before anything is changed
         if (as_number(found.fields.get("v", 0)) or 0) > SCHEMA_VERSION:
             raise Newer(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
-        if known := self.plans.regressed(run_id, as_number(found.fields.get("version", 0)) or 0):
+        instance_id, version = found.fields.get("instance_id", ""), as_number(found.fields.get("version")) or 0
+        if known := self.plans.regressed(run_id, instance_id, version):
             why = f"{LOST_WRITES}: version {known} was seen before, and the record has {found.fields.get('version', 0)}"
             self.store.suspend(run_id, "regressed", why, version=known)
             found = self.store.look(run_id)  # suspended

@@ -231,6 +231,15 @@ def test_run_with_anything_to_do_is_advanced(world: Callable[..., World], change
     assert run.coordinator.with_work([run.run_id]) == [run.run_id]
 
 
+def test_each_worker_verifies_the_request_of_a_run_under_lease(world: Callable[..., World]) -> None:
+    run = claimed(world)
+
+    assert run.other_driver.with_work([run.run_id]) == [run.run_id]
+    run.other_driver.look_at_clock()
+    run.other_driver.advance(run.run_id, recover=True)
+    assert run.other_driver.with_work([run.run_id]) == []
+
+
 # --- races ----------------------------------------------------------------------------------------------
 
 
