@@ -158,6 +158,16 @@ def test_run_with_each_step_under_a_lease_is_not_advanced(world: Callable[..., W
     assert run.stored.redis.zscore(run.store.keys.live, run.run_id) > 0  # and is due again in a third of a lease
 
 
+def test_run_is_due_within_a_third_of_a_lease_whenever_its_next_sweep_begins(world: Callable[..., World]) -> None:
+    run = claimed(world)
+
+    sweep(run.coordinator)
+
+    settings, due = run.store.settings, run.stored.redis.zscore(run.store.keys.live, run.run_id)
+    pause = min(sweep_module.LONGEST_PAUSE * settings.sweep_interval, settings.lease / 8)
+    assert due + 1000 * pause <= run.store.now() + 1000 * settings.lease / 3
+
+
 def lose_a_message(run: World) -> None:
     run.stored.redis.zrem(run.store.keys.of(run.run_id).leases, "0")
     run.stored.redis.hset(run.store.keys.of(run.run_id).steps, "status:0", "ready")
