@@ -16,6 +16,8 @@ from benchmarks.table import Section, as_markdown, missed, with_unit
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 #: A page with a table of some of the figures.
 COMPARISON = ROOT / "docs" / "concepts" / "comparison.md"
+#: The columns of that table for the peers, counted from the first peer; any other peer is a form of Celery.
+_COLUMNS = {"DBOS SQLite": 1, "DBOS PostgreSQL": 2}
 #: Packages by their names on an index, with the names that people use.
 _PACKAGES = {
     "longshore": "Longshore",
@@ -95,10 +97,10 @@ def with_figures(text: str, sections: Sequence[Section]) -> str:
         if (figure := figures.get(name)) is None:
             lines.append(line)
             continue
-        known = {"DBOS SQLite": 1, "DBOS PostgreSQL": 2}
         for peer, value in figure.peers.items():
-            if peers[known.get(peer, 0)]:
-                peers[known.get(peer, 0)] = with_unit(value, figure.unit)
+            column = _COLUMNS.get(peer, 0)
+            if peers[column]:
+                peers[column] = with_unit(value, figure.unit)
         cells = (f" {cell}" if cell else "" for cell in (name, with_unit(figure.value, figure.unit), *peers))
         lines.append(f"|{' |'.join(cells)} |")
     return "\n".join(lines) + "\n"
