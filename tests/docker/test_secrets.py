@@ -15,13 +15,14 @@ from tests.integration import own_operations  # noqa: F401 - the client knows th
 from tests.integration.conftest import MakeInstallation, module_installation
 from tests.integration.flower import Flower
 from tests.integration.leaks import assert_nowhere, everything
+from tests.integration.listener import Listener, listener
 from tests.integration.processes import PATIENCE, Installation, Worker, wait_for
-from tests.integration.test_monitoring import Listener
 from tests.servers import RedisServer, engine_url
 
 pytestmark = [pytest.mark.docker, pytest.mark.integration]
 assert stack
 assert module_installation
+assert listener
 
 #: Eight characters, most of which JSON, addresses, pages or Base64 write otherwise.
 VALUE = 's3"/+é%8'
@@ -34,13 +35,6 @@ def redis_server() -> Iterator[RedisServer]:
     """A server of its own, whose append-only file is read."""
     with get(RedisServer) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def listener() -> Iterator[Listener]:
-    made = Listener()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")
