@@ -136,6 +136,12 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
     for name in names:
         engine.create_container(IMAGE, ["true"], name=name, labels={"mine": "1"})
     client = place.client()
+
+    def kept() -> tuple[set[str], set[str]]:
+        tags = {t for image in engine.images() for t in image["RepoTags"] or () if t.startswith("longshore-keep/")}
+        found = {row["Names"][0].strip("/") for row in engine.containers(all=True, filters={"label": "mine"})}
+        return {t for t in tags if "away-" in t or t == elses}, {n for n in found if n.startswith("los-gc-")}
+
     try:
         place.worker("one", "-c", "2").start()
 
@@ -152,11 +158,6 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
 
         forgotten, known = away(names[0]), away(names[1])
         assert client.get(forgotten).prune() == "done"
-
-        def kept() -> tuple[set[str], set[str]]:
-            tags = {t for image in engine.images() for t in image["RepoTags"] or () if t.startswith("longshore-keep/")}
-            found = {row["Names"][0].strip("/") for row in engine.containers(all=True, filters={"label": "mine"})}
-            return {t for t in tags if "away-" in t or t == elses}, {n for n in found if n.startswith("los-gc-")}
 
         tags, containers = kept()
         assert len(containers) == 2
@@ -190,7 +191,6 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
         place.close()
         for row in engine.containers(all=True, filters={"label": "mine"}):
             engine.remove_container(row["Id"], force=True)
-        for image in engine.images():
-            for name in image["RepoTags"] or ():
-                if name.startswith(("longshore-keep/", "los-gc-")):
-                    engine.remove_image(name)
+        own = {tag for image in engine.images() for tag in image["RepoTags"] or () if tag.startswith("los-gc-")}
+        for tag in kept()[0] | own:  # not those of other tests, which use the same engine at the same time
+            engine.remove_image(tag)

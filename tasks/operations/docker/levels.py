@@ -65,7 +65,8 @@ class HealthCheck:
     """Judges containers in repeated observations. Without a health check, one has to run for `settle` seconds."""
 
     settle: float
-    _since: dict[tuple[str, str | None], float] = field(default_factory=dict)
+    #: By container: its start times, each with the time of the first observation.
+    _starts: dict[str, dict[str | None, float]] = field(default_factory=dict)
 
     def problem(self, one: Observed) -> str:
         """The reason why a container is not healthy yet; '' if healthy."""
@@ -76,5 +77,8 @@ class HealthCheck:
         if one.health is not None:
             return "" if one.health == "healthy" else f"is {one.health}"
         now = time.monotonic()
-        steady = now - self._since.setdefault((one.id, one.started_at), now)
-        return "" if steady >= self.settle else f"has run for {steady:.0f} s"
+        starts = self._starts.setdefault(one.id, {})
+        steady = now - starts.setdefault(one.started_at, now)
+        if steady >= self.settle:
+            return ""
+        return f"has run for {steady:.0f} s" + (" since its last restart" if len(starts) > 1 else "")
