@@ -52,6 +52,8 @@ class RunRecord:
     keep: bool = False
     cause: Cause | None = None
     now: int = 0
+    #: When the level was opened.
+    opened: int = 0
     deadline: int | None = None
     undo_deadline: int | None = None
     #: Grows with each command that reopens the run.

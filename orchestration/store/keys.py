@@ -99,7 +99,8 @@ class Field(StrEnum):
     ATTEMPTS = "attempts"
     #: Celery task id and node of the attempt that holds the lease.
     OWNER = "owner"
-    #: When its message was first sent, and until when the message counts as under way, one lease by default; ms.
+    #: When its message was first sent, by default as its level opened; and until when the message counts as under way,
+    #: one lease by default; ms.
     SENT = "sent"
     SENT_UNTIL = "sent_until"
     #: The earliest time of the next attempt; and the length of that delay, or of the external wait; ms.
@@ -148,6 +149,9 @@ class Field(StrEnum):
     UNITS = "fan_out"
     UNITS_SENT = "fan_out_sent"
     UNITS_LEFT = "fan_out_left"
+    #: Of a wide one: the decision and the number of the items stored so far; the units to dispatch with no wait.
+    UNITS_STORED = "fan_out_stored"
+    UNITS_DUE = "fan_out_due"
     #: Since when attempts have polled an outcome that was not known yet; ms.
     DELAYED = "delayed"
     #: Attempts that do not count against the retry limit: before a resume, or blocked by a service.

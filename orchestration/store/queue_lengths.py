@@ -79,7 +79,9 @@ def _since(store: Store, message: str) -> int:
         return 0
     if status == StepState.RETRYING:
         return as_number(due) or 0
-    return as_number(sent) or 0 if status == StepState.READY else 0
+    if status != StepState.READY:
+        return 0
+    return as_number(sent) or as_number(store.call(store.client.hget, store.keys.of(run_id).run, "opened")) or 0
 
 
 def _moved(store: Store, run_id: str) -> int:

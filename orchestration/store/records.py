@@ -202,6 +202,7 @@ def _read_run(fields: Mapping[str, str], now: int) -> RunRecord:
         keep=bool(fields.get("keep")),
         cause=Cause(fields["cause"]) if fields.get("cause") else None,
         now=now,
+        opened=int(fields.get("opened", 0)),
         deadline=int(fields["deadline"]) if fields.get("deadline") else None,
         undo_deadline=int(fields["undo_deadline"]) if fields.get("undo_deadline") else None,
         epoch=int(fields.get("epoch", 0)),

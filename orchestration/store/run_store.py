@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import getpass
 import json
+import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from longshore.orchestration.errors import UnknownName
-from longshore.orchestration.language.guards import GuardDecision
+from longshore.orchestration.language.guards import GuardDecision, Unit
 from longshore.orchestration.messaging.signing import origin, sealed_command
 from longshore.orchestration.plans.compiled import StepId, as_id
 from longshore.orchestration.saga import ResumeSet
@@ -118,6 +119,13 @@ class Store(RunReads, ReceiptQuestions, TaskLeases):
         fanned: Mapping[int, GuardDecision] | None = None,
         stopped_by: int | None = None,
     ) -> bool:
+        stored: list[object] = []
+        for i, verdict in (fanned or {}).items():
+            if len(verdict.units or ()) > _AT_ONCE:
+                token = secrets.token_hex(8)
+                if not self._store_units(run_id, run, i, token, verdict.units or ()):
+                    return False
+                stored += [i, token, len(verdict.units or ())]
         flat: list[object] = []
         for i in ready:
             flat += ["r", i, (hosts or {}).get(i, "")]
@@ -127,11 +135,31 @@ class Store(RunReads, ReceiptQuestions, TaskLeases):
             flat += ["f", i, json.dumps({"error": error}, ensure_ascii=False), error]
         for i, verdict in (fanned or {}).items():
             units = verdict.units or ()
+            skipped_units = [unit for unit in units if unit.skip]
+            items = () if len(units) > _AT_ONCE else units
             flat += ["x", i, len(units), verdict.at_once or len(units), verdict.tolerated, verdict.canary]
-            flat += [part for unit in units for part in (unit.item, unit.host, unit.skip)]
+            flat += [len(skipped_units), len(items)]
+            flat += [part for unit in skipped_units for part in (unit.item, unit.host, unit.skip)]
+            flat += [part for unit in items for part in (unit.item, unit.host)]
         stop = "" if stopped_by is None else stopped_by
-        args = (run.state, run.level, state, level, run.epoch, stop)
+        args = (run.state, run.level, state, level, run.epoch, stop, len(stored) // 3, *stored)
         return bool(self._run("open_level", run_id, *args, *flat))
+
+    def _store_units(self, run_id: str, run: RunRecord, index: int, token: str, units: Sequence[Unit]) -> bool:
+        """Store the items of a wide fan-out in parts, under a token of this decision; return whether all are stored.
+
+        A long script would block Redis for all others. A part that another decision interrupts is refused.
+        """
+        for first in range(0, len(units), _AT_ONCE):
+            items = [part for unit in units[first : first + _AT_ONCE] for part in (unit.item, unit.host)]
+            args = (run.state, run.level, run.epoch, index, token, first, *items)
+            if not self._run("store_units", run_id, *args):
+                return False
+        return True
+
+    def dispatch_units(self, run_id: str, index: int) -> list[StepId]:
+        """Dispatch further units of a wide fan-out, and return them; none where all that may run now are dispatched."""
+        return [as_id(unit) for unit in str(self._run("dispatch_units", run_id, index)).split()]
 
     def open_undo(
         self,

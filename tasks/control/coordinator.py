@@ -27,7 +27,7 @@ from longshore.orchestration.store.records import SCHEMA_VERSION, Ending, RunSna
 from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord, StepRecord
 from longshore.tasks.control.commands import Commands
-from longshore.tasks.control.dispatch import hosts_of, in_flight
+from longshore.tasks.control.dispatch import hosts_of, in_flight, send_more
 from longshore.tasks.control.event_forwarder import EventForwarder
 from longshore.tasks.control.external_waits import ExternalWaits
 from longshore.tasks.control.lifecycle import RunLifecycle
@@ -277,6 +277,9 @@ class Coordinator:
                     hosts = hosts_of(self.store, run_id, plan, leaves) if bound else {}
                     may_chain = state is RunState.RUNNING and not anew
                     self.canvas(run_id, hosts).send_level(plan, leaves, may_chain=may_chain)
+                for step, decision in transition.fanned.items():
+                    if len(decision.units or ()) > len(leaves):
+                        send_more(self.store, self.canvas, run_id, plan, step)
             case transitions.OpenUndo(_, undone, _) if undone:
                 self.canvas(run_id, hosts_of(self.store, run_id, plan, undone, "u")).send_undo(plan, undone)
             case _:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from longshore.orchestration.language.targets import ANY, is_several
-from longshore.orchestration.messaging.canvas import STEP
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId, index_of
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import RunState
@@ -73,9 +72,18 @@ def _among_several(step: CompiledStep, places: int) -> bool:
 def send_next(store: Store, canvas: MakeCanvas, run_id: str, plan: CompiledPlan, units: Sequence[StepId]) -> None:
     """Send the units that were held back and may begin now. The sweeper resends lost messages."""
     if units:
-        line = canvas(run_id, hosts_of(store, run_id, plan, units))
-        for unit in units:
-            line.send_single(STEP, plan, unit)
+        canvas(run_id, hosts_of(store, run_id, plan, units)).send_level(plan, units, may_chain=False)
+    if len(units) > 1:
+        send_more(store, canvas, run_id, plan, index_of(units[0]))
+
+
+def send_more(store: Store, canvas: MakeCanvas, run_id: str, plan: CompiledPlan, step: int) -> None:
+    """Dispatch and send the units of a wide fan-out that may begin now, a part at a time.
+
+    If the process dies between two parts, each other unit begins at the end of a unit.
+    """
+    while units := store.dispatch_units(run_id, step):
+        canvas(run_id, hosts_of(store, run_id, plan, units)).send_level(plan, units, may_chain=False)
 
 
 def in_flight(store: Store, run_id: str, plan: CompiledPlan, run: RunRecord) -> tuple[str, list[StepId]]:

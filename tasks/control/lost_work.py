@@ -102,7 +102,7 @@ class LostWork:
         refused += given_up
         kinds = (Field.STATUS, Field.NOT_BEFORE, Field.SENT_UNTIL, Field.SENT)
         rows = self.store.step_fields(run_id, leaves, [f"{side}{kind}" for kind in kinds]).values()
-        due = _next_message(rows, milliseconds(self.store.settings.lease))
+        due = _next_message(rows, milliseconds(self.store.settings.lease), run.opened)
         if due is not None:
             self.store.look_at(run_id, due, sooner=True)
         if refused or left_out:
@@ -129,10 +129,10 @@ class LostWork:
         return f"{why}; " if why else ""
 
 
-def _next_message(rows: Collection[Sequence[str | None]], lease: int) -> int | None:
+def _next_message(rows: Collection[Sequence[str | None]], lease: int, opened: int) -> int | None:
     """The time at which the next parked retry is due or the next message counts as lost, ms.
 
-    The first message of a step is under way for one `lease`.
+    The first message of a step, sent at the time `opened` by default, is under way for one `lease`.
     """
     times: list[int | None] = []
     for status, due, until, sent in rows:
@@ -140,6 +140,6 @@ def _next_message(rows: Collection[Sequence[str | None]], lease: int) -> int | N
             times.append(as_number(due))
         elif status == StepState.READY and until:
             times.append(as_number(until))
-        elif status == StepState.READY and (at := as_number(sent)) is not None:
+        elif status == StepState.READY and (at := as_number(sent or opened)) is not None:
             times.append(at + lease)
     return min((at for at in times if at is not None), default=None)

@@ -154,7 +154,7 @@ class StoredRun:
         for name in self.redis.hkeys(self.keys.steps):
             if name.partition(":")[0] in _TIMES:
                 pipe.hincrby(self.keys.steps, name, -ms)
-        for name in ("deadline", "undo_deadline"):
+        for name in ("opened", "deadline", "undo_deadline"):
             if self.run(name):
                 pipe.hincrby(self.keys.run, name, -ms)
         for member in self.leases():

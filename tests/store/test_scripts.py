@@ -42,6 +42,7 @@ def test_all_scripts_are_tested() -> None:
             "command",
             "complete",
             "create",
+            "dispatch_units",
             "drain",
             "expire",
             "finish",
@@ -63,7 +64,7 @@ def test_all_scripts_are_tested() -> None:
             "settle",
             "shift",
         ),
-        *("suspend", "unsuspend"),
+        *("store_units", "suspend", "unsuspend"),
     ]
 
 
@@ -217,7 +218,7 @@ def test_opening_the_first_level_starts_the_run(stored: StoredRun) -> None:
     assert stored.run("started")
     assert [stored.step(f"status:{i}") for i in range(4)] == ["ready", "skipped", "ready", None]
     assert stored.step("reason:1") == "dependency failed"
-    assert now - 5000 <= int(stored.step("sent:0") or 0) <= now
+    assert now - 5000 <= int(stored.run("opened") or 0) <= now
     assert stored.step("sent_until:0") is None, "the first message is under way for one lease"
     assert (events[1]["level"], events[1]["steps"]) == ("0", "0 2")
     assert (events[2]["step"], events[2]["reason"]) == ("1", "dependency failed")

@@ -159,3 +159,36 @@ def test_large_data_of_a_lost_attempt_is_removed(stored: StoredRun) -> None:
     before = set(stored.redis.keys(f"*{stored.run_id}*"))
     assert not stored.complete(0, "1", bulk="x" * (LARGE_DATA_BYTES + 1)).accepted
     assert set(stored.redis.keys(f"*{stored.run_id}*")) == before
+
+
+def test_wide_fan_out_is_dispatched_in_parts(stored: StoredRun) -> None:
+    stored.fan_out(2500)
+    assert [stored.step(f"status:0.{n}") for n in (0, 999, 1000)] == ["ready", "ready", None]
+    assert [stored.step(f"item:0.{n}") for n in (0, 1000, 2499)] == ["0", "1000", "2499"]
+    assert stored.store.dispatch_units(stored.run_id, 0)[-1] == "0.1999"
+    assert stored.store.dispatch_units(stored.run_id, 0)[-1] == "0.2499"
+    assert stored.store.dispatch_units(stored.run_id, 0) == []
+
+
+def test_wide_fan_out_with_a_limit_dispatches_no_more_units_than_the_limit(stored: StoredRun) -> None:
+    stored.fan_out(2500, at_once=1200)
+    assert len(stored.store.dispatch_units(stored.run_id, 0)) == 200
+    assert stored.store.dispatch_units(stored.run_id, 0) == []
+    assert stored.complete("0.0", stored.claim("0.0").fence).next_units == ("0.1200",)
+
+
+def test_wide_fan_out_goes_on_where_its_coordinator_died_between_two_parts(stored: StoredRun) -> None:
+    stored.fan_out(1500)
+    ended, queue = set(), [f"0.{n}" for n in range(1000)]
+    while queue:
+        unit = queue.pop()
+        ended.add(unit)
+        queue += map(str, stored.complete(unit, stored.claim(unit).fence).next_units)
+    assert len(ended) == 1500
+    assert stored.step("status:0") == "changed"
+
+
+def test_reason_skips_units_of_a_wide_fan_out(stored: StoredRun) -> None:
+    stored.fan_out(1500, skip={3: "it is drained", 1200: "it is drained"})
+    assert [stored.step(f"status:0.{n}") for n in (2, 3, 1200)] == ["ready", "skipped", "skipped"]
+    assert stored.step("fan_out_left:0") == "1498"

@@ -18,7 +18,7 @@ for n = 1, #ARGV, 2 do
   if status == 'ready' or status == 'retrying' or status == 'waiting' or held_back then
     -- guard: a drain leaves an always step to its turn
     if ARGV[n + 1] == '1' then
-      redis.call('HDEL', steps, 'status:' .. i, 'decision:' .. i, 'sent_until:' .. i)
+      redis.call('HDEL', steps, 'status:' .. i, 'decision:' .. i, 'sent:' .. i, 'sent_until:' .. i)
       redis.call('ZREM', waits, i)
       if not whole_of(i) then
         redis.call('HINCRBY', run, 'left', -1)

@@ -4,12 +4,14 @@
 -- ARGV[1]  former state             ARGV[2]  former level
 -- ARGV[3]  new state                ARGV[4]  new level
 -- ARGV[5]  epoch                    ARGV[6]  index of the step whose failure aborts the run, or ''
+-- ARGV[7]  number of the steps whose items `store_units` has stored, then index, token, units for each,
 --          then for each step one of
 --            'r', index, host or ''                           becomes ready
 --            's', index, reason, '1' if for a dependency      is skipped
 --            'f', index, outcome JSON, error                  failed before it began
---            'x', index, units, concurrent units, tolerated failures, canaries or 0, then for each unit
---                 item JSON, host, reason of a skip or ''
+--            'x', index, units, concurrent units, tolerated failures, canaries or 0,
+--                 number of the skipped units, number of the items that follow, 0 where they are stored,
+--                 then item JSON, host, reason for each skipped unit, then item JSON, host or '' for each item
 -- RETURNS  1 opened, 0 a concurrent transition was first
 -- EVENTS   run_started (from pending), level_started, step_skipped, step_ended (failed), step_started
 --          (fanned out), item_skipped, run_aborting
@@ -31,16 +33,21 @@ end
 if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
   return 0
 end
+for n = 8, 7 + 3 * tonumber(ARGV[7]), 3 do
+  local known, stored = unpack(redis.call('HMGET', steps, 'fan_out:' .. ARGV[n], 'fan_out_stored:' .. ARGV[n]))
+  -- guard: a level opens only with all items of its own decision; without it: false
+  if not known and stored ~= ARGV[n + 1] .. ' ' .. ARGV[n + 2] then
+    return 0
+  end
+end
 local left, begun, later, whole = 0, {}, {}, {}
 
 -- The reasons of skipped units, by item and host; a new reason counts for known units, too. nil where no unit is skipped.
-local function reasons_of(units, first)
+local function reasons_of(skipped, first)
   local found
-  for n = first, first + 3 * (units - 1), 3 do
-    if ARGV[n + 2] ~= '' then
-      found = found or {}
-      found[ARGV[n] .. '\n' .. ARGV[n + 1]] = ARGV[n + 2]
-    end
+  for n = first, first + 3 * (skipped - 1), 3 do
+    found = found or {}
+    found[ARGV[n] .. '\n' .. ARGV[n + 1]] = ARGV[n + 2]
   end
   return found
 end
@@ -57,17 +64,20 @@ end
 
 -- Dispatches as many units as may run concurrently, canaries first, and holds the others back. A step that continues
 -- after an abort or a resume does so with the units that have not ended. Returns whether any unit is open.
-local function fan_out(i, units, at_once, tolerated, canaries, first)
-  local known, why, open, skipped = redis.call('HGET', steps, 'fan_out:' .. i), reasons_of(units, first), 0, 0
-  local writes = collected()
+local function fan_out(i, units, at_once, tolerated, canaries, skips, items, first)
+  local known, why, open, skipped = redis.call('HGET', steps, 'fan_out:' .. i), reasons_of(skips, first), 0, 0
   if not known then
-    redis.call('HSET', steps, 'fan_out:' .. i, units, 'tolerated:' .. i, tolerated, 'attempts:' .. i, 1,
-               'started:' .. i, now)
-    for u = 0, units - 1 do
+    local writes = collected()
+    writes.add('fan_out:' .. i, units)
+    writes.add('tolerated:' .. i, tolerated)
+    writes.add('attempts:' .. i, 1)
+    writes.add('started:' .. i, now)
+    first = first + 3 * skips
+    for u = 0, items - 1 do
       local id = i .. '.' .. u
-      writes.add('item:' .. id, ARGV[first + 3 * u])
-      if ARGV[first + 3 * u + 1] ~= '' then
-        writes.add('host:' .. id, ARGV[first + 3 * u + 1])
+      writes.add('item:' .. id, ARGV[first + 2 * u])
+      if ARGV[first + 2 * u + 1] ~= '' then
+        writes.add('host:' .. id, ARGV[first + 2 * u + 1])
       end
     end
     writes.flush()
@@ -76,11 +86,10 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
   local statuses = known and statuses_of(i, 0, last) or {}
   for u = 0, last do
     local id, status = i .. '.' .. u, statuses[u]
-    local item, host, reason = ARGV[first + 3 * u], ARGV[first + 3 * u + 1], nil
+    local host, reason
     if why and not status then
-      if known then
-        item, host = unpack(redis.call('HMGET', steps, 'item:' .. id, 'host:' .. id))
-      end
+      local item
+      item, host = unpack(redis.call('HMGET', steps, 'item:' .. id, 'host:' .. id))
       reason = why[(item or '') .. '\n' .. (host or '')]
     end
     -- guard: a unit whose host skips it gets no message
@@ -106,18 +115,18 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
   else
     redis.call('HDEL', steps, 'canaries:' .. i)
   end
-  redis.call('HDEL', steps, 'canary_failed:' .. i)
+  redis.call('HDEL', steps, 'canary_failed:' .. i, 'fan_out_stored:' .. i, 'fan_out_due:' .. i)
   redis.call('HSET', steps, 'status:' .. i, 'running', 'fan_out_left:' .. i, open, 'fan_out_skipped:' .. i, skipped,
              'fan_out_sent:' .. i, 0, 'at_once:' .. i, at_once)
-  dispatch_units(i, begin)
+  dispatch_units(i, begin, true)
   return open > 0
 end
 
-local n, writes = 7, collected()
+local n, writes = 8 + 3 * tonumber(ARGV[7]), collected()
 while n <= #ARGV do
   local what, i = ARGV[n], ARGV[n + 1]
   if what == 'r' then
-    writes.dispatched(i)
+    writes.dispatched(i, true)
     if ARGV[n + 2] ~= '' then
       writes.add('host:' .. i, ARGV[n + 2])
     end
@@ -141,20 +150,21 @@ while n <= #ARGV do
     end
     n = n + 4
   else
-    local units = tonumber(ARGV[n + 2])
-    if fan_out(i, units, tonumber(ARGV[n + 3]), ARGV[n + 4], tonumber(ARGV[n + 5]), n + 6) then
+    local units, skips, items = tonumber(ARGV[n + 2]), tonumber(ARGV[n + 6]), tonumber(ARGV[n + 7])
+    if fan_out(i, units, tonumber(ARGV[n + 3]), ARGV[n + 4], tonumber(ARGV[n + 5]), skips, items, n + 8) then
       later[#later + 1] = {'step_started', 'step', i, 'attempt', 1, 'items', units}
       begun[#begun + 1], left = i, left + 1
     else
       -- All hosts skip the step, or a person has resolved its last open units.
       whole[#whole + 1] = i
     end
-    n = n + 6 + 3 * units
+    n = n + 8 + 3 * skips + 2 * items
   end
 end
 writes.flush()
 version = version + 1
-local fields = {'state', ARGV[3], 'level', ARGV[4], 'left', left}
+-- Steps without a time of their own were sent at the time `opened`.
+local fields = {'state', ARGV[3], 'level', ARGV[4], 'left', left, 'opened', now}
 if state == 'pending' then
   fields[#fields + 1], fields[#fields + 2] = 'started', now
   -- The timeout of the run begins here, and a suspension does not extend it.

@@ -10,6 +10,8 @@
 -- KEYS[6] and on, for `forget`: the side records
 local run, steps, leases, events, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local apart = {unpack(KEYS, 6)}
+-- The longest run of a script stays short: a step dispatches at most so many units in one call.
+local at_most_units = 1000
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
@@ -197,9 +199,12 @@ local function collected()
     end
   end
   -- Marks a step as dispatched for the first time: without `sent_until`, its message is under way for one lease.
-  function self.dispatched(id)
+  -- `with_level`: the step was sent as its level opened, and needs no time of its own.
+  function self.dispatched(id, with_level)
     self.add('status:' .. id, 'ready')
-    self.add('sent:' .. id, now)
+    if not with_level then
+      self.add('sent:' .. id, now)
+    end
   end
   return self
 end
@@ -219,12 +224,14 @@ local function statuses_of(step, first, last)
   return found
 end
 
--- Dispatches up to `at_most` held-back units of a step. Returns their ids.
-local function dispatch_units(step, at_most)
+-- Dispatches up to `wanted` held-back units of a step. Returns their ids. Where these are more than one call dispatches,
+-- the number of the others is stored; without a call for them, each begins at the end of another unit.
+local function dispatch_units(step, wanted, with_level)
   local all, sent = unpack(redis.call('HMGET', steps, 'fan_out:' .. step, 'fan_out_sent:' .. step))
   local found, u, writes = {}, tonumber(sent), collected()
   local last = tonumber(all) - 1
   local known, read_to = {}, u - 1
+  local at_most = math.min(wanted, at_most_units)
   -- Some units have ended already: in a step that is resumed, or on hosts that skip the step.
   while u <= last and #found < at_most do
     if u > read_to then
@@ -234,12 +241,17 @@ local function dispatch_units(step, at_most)
     local begun = known[u]
     -- guard: a unit that has ended is not dispatched again; without it: true
     if not begun then
-      writes.dispatched(step .. '.' .. u)
+      writes.dispatched(step .. '.' .. u, with_level)
       found[#found + 1] = step .. '.' .. u
     end
     u = u + 1
   end
   writes.add('fan_out_sent:' .. step, u)
+  if wanted > at_most then
+    writes.add('fan_out_due:' .. step, wanted - at_most)
+  elseif wanted > 1 then
+    redis.call('HDEL', steps, 'fan_out_due:' .. step)
+  end
   writes.flush()
   return found
 end

@@ -6,6 +6,7 @@
 -- RETURNS  {id or '!' .. id, …}: a message to send, or a step that counts as refused
 -- EVENTS   message_resent for each
 local p, found = ARGV[1], {}
+local opened = redis.call('HGET', run, 'opened')
 for n = 4, #ARGV, 2 do
   local i, host = ARGV[n], ARGV[n + 1]
   -- A step is not refused while the same workers claim other steps of the run.
@@ -14,6 +15,7 @@ for n = 4, #ARGV, 2 do
   local claimed = tonumber(redis.call('HGET', run, last) or 0)
   local status, sent, due, not_before, times = unpack(redis.call('HMGET', steps,
     p .. 'status:' .. i, p .. 'sent:' .. i, p .. 'sent_until:' .. i, p .. 'not_before:' .. i, p .. 'resent:' .. i))
+  sent = sent or opened or 0
   -- guard: no message is sent for a claimed step; without it: true
   if status == 'ready' or status == 'retrying' then
     if now - math.max(tonumber(sent), claimed) >= tonumber(ARGV[3]) then

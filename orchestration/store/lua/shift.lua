@@ -37,7 +37,7 @@ local fields = redis.call('HGETALL', run)
 for n = 1, #fields, 2 do
   local name = fields[n]
   local ahead = name == 'deadline' and timeout or name == 'undo_deadline' and ARGV[4]
-                or (string.match(name, '^claimed') or name == 'asked_at') and 0
+                or (string.match(name, '^claimed') or name == 'opened' or name == 'asked_at') and 0
   if ahead then
     redis.call('HSET', run, name, string.format('%.0f', moved(tonumber(fields[n + 1]), tonumber(ahead))))
   end

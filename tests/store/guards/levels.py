@@ -90,6 +90,68 @@ def a_step_that_fails_before_it_begins_leaves_no_unit_open(stored: StoredRun) ->
     assert [stored.step(f"status:0.{n}") for n in range(2)] == ["changed", "not_run"]
 
 
+# --- store_units and dispatch_units ------------------------------------------------------------
+
+
+def store(stored: StoredRun, token: str, first: int, *units: tuple[str, str], state: str = "pending") -> bool:
+    """Store a part of the items of step 0; whether it was accepted."""
+    flat = [part for unit in units for part in unit]
+    return bool(stored.script("store_units", state, -1, 0, 0, token, first, *flat))
+
+
+def opened(stored: StoredRun, token: str, units: int) -> bool:
+    """Open level 0, in which step 0 is fanned out into stored items; whether it was opened."""
+    fan_out = ("x", 0, units, units, 0, 0, 0, 0)
+    return bool(stored.script("open_level", "pending", -1, "running", 0, 0, "", 1, 0, token, units, *fan_out))
+
+
+@scenario
+def items_are_stored_only_for_the_state_that_was_seen(stored: StoredRun) -> None:
+    stored.create()
+    assert not store(stored, "a", 0, ("1", ""), state="running")
+
+
+@scenario
+def a_step_that_was_fanned_out_keeps_its_items(stored: StoredRun) -> None:
+    stored.fan_out(1)
+    assert stored.script("store_units", "running", 0, 0, 0, "a", 0, '"other"', "") == 1
+    assert stored.step("item:0.0") == "0"
+
+
+@scenario
+def the_items_of_two_decisions_are_not_mixed(stored: StoredRun) -> None:
+    stored.create()
+    assert store(stored, "a", 0, ("1", ""))
+    assert store(stored, "b", 0, ("2", ""))
+    assert not store(stored, "a", 1, ("1", ""))
+    assert store(stored, "b", 1, ("2", ""))
+
+
+@scenario
+def no_unit_keeps_the_host_of_another_decision(stored: StoredRun) -> None:
+    stored.create()
+    assert store(stored, "a", 0, ("1", "one"))
+    assert store(stored, "b", 0, ("1", ""))
+    assert stored.step("host:0.0") is None
+
+
+@scenario
+def a_level_opens_only_with_all_items_of_its_own_decision(stored: StoredRun) -> None:
+    stored.create()
+    assert store(stored, "a", 0, ("1", ""))
+    assert not opened(stored, "a", 2)
+    assert store(stored, "a", 1, ("2", ""))
+    assert not opened(stored, "b", 2)
+    assert opened(stored, "a", 2)
+
+
+@scenario
+def no_unit_is_dispatched_in_a_run_that_aborts(stored: StoredRun) -> None:
+    stored.fan_out(1001)
+    abort(stored)
+    assert stored.store.dispatch_units(stored.run_id, 0) == []
+
+
 # --- open_undo ---------------------------------------------------------------------------------
 
 

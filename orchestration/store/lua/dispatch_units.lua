@@ -1,0 +1,16 @@
+-- Dispatch further units of a wide fan-out, which one script would not have dispatched in a short time.
+--
+-- FROM     running or finishing
+-- ARGV[1]  index of the step
+-- RETURNS  ids of the units, separated by spaces; the caller sends their messages
+-- EVENTS   none
+local state = doing()
+-- guard: no unit is dispatched in a run that aborts
+if state ~= 'running' and state ~= 'finishing' then
+  return ''
+end
+local due = redis.call('HGET', steps, 'fan_out_due:' .. ARGV[1])
+if not due then
+  return ''
+end
+return table.concat(dispatch_units(ARGV[1], tonumber(due)), ' ')
