@@ -28,7 +28,6 @@ from longshore.orchestration.errors import (
     ConfigError,
     Damaged,
     RunConflict,
-    StoreUnavailable,
     UnknownName,
     UsageError,
     WrongType,
@@ -117,32 +116,26 @@ class Client:
         self._require_signing_key()
         preconditions.require_services(self.store, compiled)
         preconditions.require_hosts(self.store, compiled, body["params"], run_id)
-        existing = self._submit(run_id, body)
+        existing = self._submit(run_id, body, compiled.plan.name)
         while is_new and existing is not None:  # another start has chosen the same id
             run_id = new_run_id(name)
-            existing = self._submit(run_id, body)
-        if existing is not None:
-            if existing["digest"] != body["digest"]:
-                raise RunConflict(
-                    f"run {run_id!r} exists already, with another plan or other parameters",
-                    remedy=f"choose another run id, or read that run: longshore runs show {run_id}",
-                )
-            return self._run(run_id, compiled, attached=True, digest=body["digest"])
-        try:
-            digest = body["digest"] if self.settings.keys else ""
-            with signing.sending(self.settings):
-                Canvas(self._producer, run_id, digest=digest).send_start(compiled.plan.name)
-        except OperationalError as error:
-            # The request is stored, so the next sweep begins the run.
-            raise StoreUnavailable(
-                f"run {run_id} is stored, but its first message could not be sent: {error}",
-                remedy=f"wait until a worker sweeps, which begins the run: longshore runs watch {run_id}",
-            ) from error
-        return self._run(run_id, compiled, digest=body["digest"])
+            existing = self._submit(run_id, body, compiled.plan.name)
+        if existing is not None and existing["digest"] != body["digest"]:
+            raise RunConflict(
+                f"run {run_id!r} exists already, with another plan or other parameters",
+                remedy=f"choose another run id, or read that run: longshore runs show {run_id}",
+            )
+        return self._run(run_id, compiled, attached=existing is not None, digest=body["digest"])
 
-    def _submit(self, run_id: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Store a request; return the request of another start with this id, if any."""
-        existing = Admission(self.store).submit(run_id, body)
+    def _submit(self, run_id: str, body: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+        """Store a request, and send the first message; return the request of another start with this id, if any."""
+        try:
+            with signing.sending(self.settings):
+                canvas = Canvas(self._producer, run_id, digest=body["digest"] if self.settings.keys else "")
+                message = canvas.start_message(name)
+        except OperationalError as error:  # a channel to the broker is opened for its first message
+            raise self.store.translated(error) from error
+        existing = Admission(self.store).submit(run_id, body, message=message)
         # The client of Redis repeats a command whose answer was lost, and then finds its own request.
         is_own = existing is not None and existing.get("instance_id") == body["instance_id"]
         return None if is_own else existing

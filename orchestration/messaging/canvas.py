@@ -17,6 +17,7 @@ from kombu import Queue
 
 from longshore.orchestration.messaging.signing import plan_header, seal
 from longshore.orchestration.messaging.step_header import StepHeader
+from longshore.orchestration.messaging.transport import not_sent
 from longshore.orchestration.operations.celery_task import TaskParams
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, index_of
 from longshore.orchestration.settings import SENTINEL, Settings, get_settings
@@ -136,6 +137,12 @@ class Canvas:
         sig = self.advance(plan_name, shadow=plan_name, task_id=self.run_id)
         del sig.options["parent_id"]
         sig.apply_async(declare=[])  # the workers have declared the queue
+
+    def start_message(self, plan_name: str) -> tuple[str, str]:
+        """The message of `send_start`, for a script to send: the list of its queue, without prefix, and the text."""
+        with not_sent() as messages:
+            self.send_start(plan_name)
+        return messages[0]
 
     def send_advance(self, plan_name: str) -> None:
         """Send a message that moves the run on."""

@@ -95,8 +95,17 @@ class Admission:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def submit(self, run_id: str, body: Mapping[str, Any], *, bounded: bool = True) -> dict[str, Any] | None:
+    def submit(
+        self,
+        run_id: str,
+        body: Mapping[str, Any],
+        *,
+        bounded: bool = True,
+        message: tuple[str, str] = ("", ""),
+    ) -> dict[str, Any] | None:
         """Store a request and enqueue its run, atomically and once; return the earlier request of this id, if any.
+
+        `message`: the first message of the run, sent with the request; see `Canvas.start_message`.
 
         Raises QueueFull, with nothing stored, where `bounded` and `max_queued` runs wait already.
         """
@@ -113,8 +122,9 @@ class Admission:
             keys.of(run_id).commands,
             keys.new,
         ]
+        queue = store.settings.broker_prefix() + message[0]
         result, detail = store.run_global(
-            "submit", names, run_id, text, mark(), AdmissionRequest.of(body).text(), at_most
+            "submit", names, run_id, text, mark(), AdmissionRequest.of(body).text(), at_most, queue, message[1]
         )
         if result == "full":
             raise QueueFull(

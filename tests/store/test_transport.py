@@ -1,7 +1,8 @@
-"""The broker's copies of unacknowledged messages: none of a message that the sweeper resends."""
+"""The messages of Longshore's own transports: sent with a request, and not copied while unacknowledged."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,12 +10,18 @@ import pytest
 from kombu import Connection, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
+from longshore.orchestration.client.client import Client
+from longshore.orchestration.errors import QueueFull
 from longshore.orchestration.messaging.canvas import ADVANCE, STEP, TASK_ENDED, UNDO, producer
+from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.settings import Settings
 from longshore.workers import transport
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.store
+
+PLAN = Plan("start")
+PLAN.step("only", "noop.execute")
 
 
 @pytest.fixture
@@ -90,3 +97,18 @@ def test_channel_sends_through_one_client_for_as_long_as_its_pool_is_the_same(re
         with channel.conn_or_acquire() as third:
             assert third is not first
             assert third.ping()
+
+
+def test_start_stores_the_request_and_sends_its_first_message_in_one_script(redis_server: RedisServer) -> None:
+    redis_server.flush()
+    client = Client(Settings(redis_url=redis_server.url, namespace="shop", max_runs=1, max_queued=1))
+    redis = redis_server.client()
+    first = client.start(PLAN, run_id="first")
+    assert redis.llen("shop:control") == 1
+    assert client.start(PLAN, run_id="first").attached
+    with pytest.raises(QueueFull):
+        client.start(PLAN, run_id="second")
+    assert redis.llen("shop:control") == 1
+    body = json.loads(redis.lindex("shop:control", 0))
+    assert (body["headers"]["task"], body["headers"]["id"]) == (ADVANCE, first.id)
+    client.close()

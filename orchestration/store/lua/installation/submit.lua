@@ -1,8 +1,10 @@
--- Store a request and append its run to the queue, once.
+-- Store a request and append its run to the queue, once; send the run's first message.
 --
 -- KEYS     request, inbox, queue, admission requests, counter of their order, the run's commands, new runs
 -- ARGV[1]  run  ARGV[2]  request  ARGV[3]  score in the inbox  ARGV[4]  admission request, JSON
 -- ARGV[5]  limit of queued runs, '' for none
+-- ARGV[6]  list of the message's queue: no key of the script, which a client would need the right to read
+-- ARGV[7]  message, '' for none
 -- RETURNS  {'there', the earlier request}, {'full', number of queued runs}, or {'ok', ''}
 local there = redis.call('GET', KEYS[1])
 -- guard: a run is submitted once
@@ -24,4 +26,7 @@ redis.call('ZADD', KEYS[3], order, ARGV[1])
 redis.call('ZADD', KEYS[7], order, ARGV[1])
 -- Only the inbox makes a worker read the request.
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+if ARGV[7] ~= '' then
+  redis.call('LPUSH', ARGV[6], ARGV[7])
+end
 return {'ok', ''}
