@@ -12,10 +12,11 @@ from typing import Any
 
 from celery import Celery, Signature, chain
 from celery.app.amqp import Queues
+from celery.signals import before_task_publish
 from celery.utils import uuid
 from kombu import Queue
 
-from longshore.orchestration.messaging.signing import plan_header, seal
+from longshore.orchestration.messaging.signing import OURS, plan_header, seal
 from longshore.orchestration.messaging.step_header import StepHeader
 from longshore.orchestration.messaging.transport import not_sent
 from longshore.orchestration.operations.celery_task import TaskParams
@@ -78,6 +79,14 @@ def producer(settings: Settings) -> Celery:
     return app
 
 
+@before_task_publish.connect
+def _send_once(sender: Any = None, properties: Any = None, **_: Any) -> None:
+    """Omit what Celery sends both as a header and as a property of the message: it reads the headers only."""
+    if str(sender).startswith(OURS) and properties:
+        for name in ("argsrepr", "kwargsrepr"):
+            properties.pop(name, None)
+
+
 class Canvas:
     """Builds and sends the messages of one run."""
 
@@ -111,7 +120,8 @@ class Canvas:
 
     def _body_options(self, plan: CompiledPlan) -> dict[str, Any]:
         shadow = f"{plan.plan.name} (advance)"
-        return {"queue": CONTROL, "shadow": shadow, "ignore_result": True, "headers": plan_header(self.digest)}
+        header = {"headers": found} if (found := plan_header(self.digest)) else {}
+        return {"queue": CONTROL, "shadow": shadow, "ignore_result": True, **header}
 
     def _work(self, task: str, plan: CompiledPlan, step_id: StepId) -> Signature[Any]:
         options = self._step_options(task, plan, step_id)
