@@ -1,4 +1,4 @@
-"""The page about the packages shows the imports as they are, and its walk of one run names functions that exist."""
+"""The page about the packages shows the imports as they are, and its path of one run names functions that exist."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests import house
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "contributing.md").read_text()
-WALK = PAGE.partition("## The walk of one run\n")[2].partition("\n## ")[0]
-LINKS = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+\.py)\)", WALK)
+PATH = PAGE.partition("## The path of one run\n")[2].partition("\n## ")[0]
+LINKS = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+\.py)\)", PATH)
 
 
 def names_in(path: Path) -> set[str]:
@@ -42,13 +42,13 @@ def test_the_page_names_every_package_of_orchestration_and_tasks() -> None:
         assert not name or re.search(rf"\b{name}(\.py|/)`", table), f"{tree}/{name}"
 
 
-def test_the_walk_of_one_run_has_twelve_steps_in_at_most_twenty_modules() -> None:
-    assert len(re.findall(r"^\d+\. ", WALK, re.MULTILINE)) == 12
+def test_the_path_of_one_run_has_twelve_steps_in_at_most_twenty_modules() -> None:
+    assert len(re.findall(r"^\d+\. ", PATH, re.MULTILINE)) == 12
     assert len({path for _, path in LINKS}) <= 20
 
 
 @pytest.mark.parametrize(("name", "path"), LINKS)
-def test_the_walk_names_functions_that_exist(name: str, path: str) -> None:
+def test_the_path_names_functions_that_exist(name: str, path: str) -> None:
     assert name in names_in(ROOT / path)
 
 
