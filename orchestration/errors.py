@@ -203,13 +203,13 @@ class DecodeError(LongshoreError):
 
 
 class WaitTimeout(LongshoreError):
-    """The time limit of the call passed before the run ended or answered. The run continues."""
+    """The run did not end, or did not answer a command, within the time limit of the call. The run continues."""
 
     code = "wait-timeout"
 
 
 class QueueFull(LongshoreError):
-    """Too many runs wait for their admission (`max_queued`). Nothing was stored."""
+    """Too many runs wait for their admission (setting `max_queued`). Nothing was stored."""
 
     code = "queue-full"
 

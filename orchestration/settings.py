@@ -99,33 +99,31 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     #: Name space: prefix of all keys, which separates several installations on one Redis.
     namespace: str = Field(default="longshore", pattern=r"^[A-Za-z0-9_-]{1,32}$")
-    #: State folder of this host, for receipts, backups for undos, and the data of the embedded server. By default
-    #: $XDG_STATE_HOME/longshore if XDG_STATE_HOME is set, else ~/.local/state/longshore.
+    #: State folder of this host, for receipts, backups for undos, and the data of the embedded server. The default is
+    #: $XDG_STATE_HOME/longshore, or ~/.local/state/longshore if XDG_STATE_HOME is not set.
     state_dir: Path = Field(default_factory=_state_home)
-    #: Folders of plans that can be run by name, separated by `:`.
+    #: Folders of plans, separated by `:`. Clients and workers find a plan in them by its name.
     plans: str = ""
-    #: Files that describe jobs, in addition to the labels of containers; separated by `:`.
+    #: Files that describe [jobs](../how-to/jobs.md), in addition to the labels of containers; separated by `:`.
     jobs: str = ""
-    #: File with rules for stacks, in addition to the labels of containers: the action that a changed file
-    #: causes, the projects to handle, and the credentials of registries.
+    #: File with [rules for stacks](../how-to/stacks.md#rules-in-a-file), in addition to the labels of containers.
     stacks: str = ""
     #: Time for which the cached inventory of the stacks of a host is valid. After this time, the whole host is
     #: inspected again.
     cache_ttl: Duration = Field(default=3600.0, gt=0)
-    #: Interval at which beat starts `longshore orchestrate`, which restarts stale stacks. By default, beat never starts
-    #: it.
+    #: Interval at which beat (`longshore beat`) starts an orchestration, which restarts the services that differ from
+    #: their files or images ([Stacks](../how-to/stacks.md)). By default, beat starts none.
     orchestrate_every: Duration | None = Field(default=None, gt=0)
     #: Schedules of plans, by the name of the schedule. In the environment, the value is JSON.
     schedules: dict[ScheduleName, Scheduled] = Field(default_factory=dict)
-    #: Scheduler of beat: that of Celery (`celery`), or RedBeat (`redbeat`), which stores its entries in Redis.
+    #: Scheduler of beat: `celery` is the scheduler of Celery, `redbeat` is RedBeat, which stores its entries in Redis.
     beat: Literal["celery", "redbeat"] = "celery"
     #: Interval at which beat checks for due plans and jobs.
     tick: Duration = 5.0
-    #: Name that Longshore writes into the labels of its job containers, and by which it recognises them later. By
-    #: default, the name is derived from the address of Redis and the name space. Set the name if workers use different
-    #: addresses of the same Redis. If you change the address of Redis while job containers exist, first set the present
-    #: name, or Longshore does not recognise these containers. `docker inspect CONTAINER` shows the present name in the
-    #: label `longshore.job.installation` of a job container.
+    #: Name by which Longshore recognises its job containers: the value of their label `longshore.job.installation`. By
+    #: default, the name is a hash of the address of Redis and the name space. If workers use different addresses of the
+    #: same Redis, set the same name on all of them. Before you change the address of Redis while job containers exist,
+    #: set the present name, which `docker inspect CONTAINER` shows.
     installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     #: The most jobs that run at the same time, over all stacks; further jobs wait. No limit by default.
     max_jobs: int | None = Field(default=None, ge=1)
@@ -138,22 +136,23 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     #: Whether workers export each ended run as an OpenTelemetry trace, to OTEL_EXPORTER_OTLP_ENDPOINT.
     tracing: bool = False
-    #: Kinds of notifications that workers send, separated by commas.
+    #: The [kinds of notifications](../how-to/notifications.md) that workers send, separated by commas. By default, all.
     notify_on: str = "failed,undo_failed,approval_wanted,breaker_open"
     #: URL that receives notifications as JSON by POST.
     notify_webhook: str = ""
-    #: Key by which the POST requests of LONGSHORE_NOTIFY_WEBHOOK are signed. By default, they are not signed.
+    #: Key of the [signature](../how-to/notifications.md#a-webhook) of the requests to LONGSHORE_NOTIFY_WEBHOOK. By
+    #: default, the requests are not signed.
     notify_secret: str = ""
-    #: Program with its arguments that receives notifications as JSON on its standard input.
+    #: Program with its arguments, which receives notifications as JSON on its standard input.
     notify_command: str = ""
     #: Apprise addresses that receive notifications, separated by blanks.
     notify_apprise: str = ""
     #: URL of Flower. If it is set, notifications contain a link to the run.
     notify_link: str = ""
-    #: Name of the person or program that gives commands, in reports, events and the audit trail. By default, the user
+    #: Name that reports, events and the audit trail show as the author of this process's commands. By default, the user
     #: of the operating system.
     actor: str | None = None
-    #: Place from which commands come, in the audit trail. By default, the name of the machine.
+    #: Name that the audit trail shows as the origin of this process's commands. By default, the name of the machine.
     origin: str = ""
     #: Key file made by `longshore init`. If it is set, messages and requests are signed, and workers refuse unsigned
     #: ones. By default, messages are not signed.
@@ -163,11 +162,11 @@ class Settings(BaseSettings):
     #: The largest size of a plan with its parameters and files, in bytes.
     max_plan: int = Field(default=MAX_PLAN_BYTES, ge=1024, le=MAX_PLAN_BYTES)
 
-    #: URL of the Docker engine of a worker: unix://, tcp:// or ssh://. By default the value of DOCKER_HOST; if that is
-    #: not set, the engine of the current Docker context.
+    #: URL of the Docker engine of a worker: unix://, tcp:// or ssh://. The default is the value of DOCKER_HOST, or the
+    #: engine of the current Docker context if DOCKER_HOST is not set.
     docker_host: str = ""
-    #: Folders in which operations may read, write and run commands, separated by `:`. Links that lead out of these
-    #: folders are refused.
+    #: Folders in which operations may read, write and run commands, separated by `:`. Symbolic links that lead out of
+    #: these folders are refused. By default, all folders are allowed.
     allowed_roots: str = "/"
     #: Programs that steps may start: names or paths with * and ?, separated by commas; `-` allows none. By default, all
     #: programs are allowed.
@@ -178,39 +177,40 @@ class Settings(BaseSettings):
         "LC_*,LANG,TZ,TERM,COLUMNS,LINES,NO_COLOR,PGHOST,PGPORT,PGUSER,PGPASSWORD,PGDATABASE,MYSQL_PWD,REDISCLI_AUTH"
     )
     #: Sources from which secret() may read: prefixes of environment variables, and folders, separated by commas; `-`
-    #: allows none. With any value, secret() cannot read variables LONGSHORE_* (except LONGSHORE_SECRET_*), the worker's
-    #: keys, its Redis URL and its state folder.
+    #: allows none. Whatever the list contains, secret() never reads variables LONGSHORE_* (except LONGSHORE_SECRET_*),
+    #: the worker's keys, its Redis URL or its state folder.
     allowed_secrets: str = "LONGSHORE_SECRET_,/run/secrets"
     #: Operations that this worker may run: names with * and ?, separated by commas. By default, all are allowed.
     allowed_operations: str = ""
     #: Images that this worker may pull, or create containers from: names with * and ?, separated by commas. By default,
-    #: all are allowed. If the list is set, the worker builds no images.
+    #: all are allowed. If the list is set, the worker builds no images, because a build can put any content behind an
+    #: allowed name.
     allowed_images: str = ""
     #: Folders of the Docker host that containers may mount, separated by `:`. By default, all folders are allowed
-    #: except those of the system, whole home folders, and the folders of engines and of Longshore.
+    #: except system folders such as /etc, whole home folders, and the folders of Docker and of Longshore.
     allowed_binds: str = ""
     #: Machines that operations may connect to, separated by commas: names with * and ?, addresses, and networks
     #: (10.0.0.0/8). If a name resolves to a private address, the list must contain the address, too. By default, all
     #: hosts are allowed except link-local addresses (such as 169.254.169.254, the metadata service of clouds).
     allowed_hosts: str = ""
-    #: Whether containers may have all capabilities, devices, namespaces of the host, and any other option that
-    #: Longshore does not know to be harmless.
+    #: Whether containers may have privileges on their host: all capabilities, devices, namespaces of the host, and each
+    #: option that is not in Longshore's list of harmless options.
     allow_privileged: bool = False
     #: The largest size of an object (a file in Redis), in bytes.
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
 
-    #: Name of this host. By default, the part behind the @ in the node name of the worker (`worker@web1`), which is the
-    #: name of the machine unless `-n` or `--host` sets another one.
+    #: Name of this host. By default, the part after the @ in the node name of the worker: `web1` in `worker@web1`. This
+    #: part is the name of the machine unless the option `-n` or `--host` of the worker sets another one.
     host: str = ""
     #: Labels of this host, separated by commas: `role=web,group=web.dev.eu`. The target `role:web` of a step selects
     #: hosts with the label `role=web`.
     labels: str = ""
     #: Facts of this host in addition to the detected ones, for `when_fact` and templates: `rack=12,zone=eu-1`.
     facts: str = ""
-    #: Number of replicas of Redis that must confirm a write. By default 1 with a sentinel:// URL, else 0.
+    #: Number of replicas of Redis that must confirm a write. The default is 1 with a sentinel:// URL, and otherwise 0.
     replicas: int | None = Field(default=None, ge=0, le=10)
-    #: Lease of a running step. If the worker of the step does not renew the lease for this time, the worker loses the
-    #: step.
+    #: Time for which a worker may run a step without renewing its [lease](../concepts/leases.md#lease). After this
+    #: time, the worker loses the step, and another attempt may begin.
     lease: Duration = 15.0
     #: Interval of the sweep, in which each worker searches for due runs, lost messages and expired leases. A delayed
     #: retry begins up to this time late.
@@ -228,27 +228,27 @@ class Settings(BaseSettings):
     max_runs_per_plan: int | None = Field(default=None, ge=1)
     #: The most runs that may wait for their admission; the start of a further run is refused.
     max_queued: int = Field(default=10_000, ge=0)
-    #: If a step that can be repeated has lost its worker this number of times, the step is not repeated, and its
-    #: outcome is unknown.
+    #: Number of lost workers after which a step that can be repeated is not repeated again. The outcome of the step is
+    #: then [unknown](../concepts/unknown.md).
     max_lost: int = Field(default=3, ge=1, le=1000)
     #: Time for which a run with `on_unknown: ask` waits for a person's decision about a step of unknown outcome. After
     #: this time, the step is `unknown` and counts as failed.
     ask_timeout: Duration = 86_400.0
-    #: Time after which one run may try a service whose breaker has opened. Also the time after which an operation is
-    #: called again that raised the exception [`Delayed`](../concepts/recovery.md#services) without its argument
-    #: `after`. Both times vary at random by up to 20 %.
+    #: Time after which one run may try a service whose breaker has opened. The same time passes before an operation is
+    #: called again that raised [`Delayed`](../concepts/recovery.md#services) without the argument `after`. Both times
+    #: vary at random by up to 20 %.
     slow_retry: Duration = 30.0
     #: Time from the closing of a breaker until the runs that the breaker had suspended are due.
     fast_retry: Duration = 0.0
-    #: After `LONGSHORE_FAST_RETRY`, each run that the breaker had suspended waits for a random time, at most this long,
-    #: and then continues. The runs therefore do not call the service all at once.
+    #: The longest random time that each of these suspended runs also waits after `LONGSHORE_FAST_RETRY`, so that the
+    #: runs do not all call the service at once.
     retry_spread: Duration = 2.0
     #: Time for which a run is stored after its end, with the backups for its undo.
     retention: Duration = 7 * 86_400.0
-    #: If a plan needs a service whose breaker is open: whether its new run waits (`queue`), or its start is refused
-    #: (`refuse`).
+    #: Whether a new run waits (`queue`) or is refused (`refuse`) if its plan needs a service whose breaker is open.
     on_blocked: Literal["queue", "refuse"] = "queue"
-    #: Time limit of all compensations of a run together. Compensations that have not begun by then fail.
+    #: Time limit of all compensations of a run together. After this time, running compensations continue, and all
+    #: others fail.
     undo_timeout: Duration = 3600.0
     #: Time after which Celery delivers an unacknowledged message again. Set a longer time than your longest step takes.
     #: With a shorter time, Celery delivers the messages of running steps again. Longshore refuses these messages, so
@@ -256,10 +256,10 @@ class Settings(BaseSettings):
     visibility_timeout: Duration = 86_400.0
     #: Time for which a client waits for an answer of Redis before the client raises StoreUnavailable.
     connect_timeout: Duration = 5.0
-    #: The most Redis connections of one process. Threads that wait for events of runs may occupy half of them. Further
-    #: waiting threads poll Redis instead.
+    #: The most Redis connections of one process. Threads that wait for events of runs use at most half of the
+    #: connections; further waiting threads poll Redis instead.
     max_connections: int = Field(default=100, ge=2, le=10_000)
-    #: Time without a client and without a live run after which an embedded server stops.
+    #: Time after which an embedded server stops if it has no client and no live run.
     idle_timeout: Duration = 20.0
     #: Number of processes of the embedded worker. By default, the number of processors, but at least 4.
     concurrency: int = Field(default_factory=lambda: max(4, os.cpu_count() or 1), ge=1, le=256)

@@ -97,12 +97,12 @@ def _cell(text: str) -> str:
 _EXIT_CODES = (
     (
         "0", "The run or the command succeeded.",
-        "A run is `succeeded`, even if units have failed that `tolerate` allows.",
+        "A run is `succeeded`. Its steps may have failed [units](hosts.md#units) if `tolerate` allows them.",
     ),
     (
         "1", "The run failed, and no effect of the run remains or may remain.",
         "A run is `undone`, and `left_over` and `in_doubt` of its report are empty. A run is `failed` and had no"
-        " effect. A run is `cancelled`.",
+        " effect. A run is `cancelled`: it was cancelled before it began.",
     ),
     (
         "1", "The command failed.",
@@ -110,7 +110,8 @@ _EXIT_CODES = (
     ),
     (
         "2", "The request is invalid; nothing was stored.",
-        "Wrong usage, a wrong setting, an invalid plan, an unknown run, or the `--run-id` of a run of another plan.",
+        "Wrong usage, a wrong setting, an invalid plan, an unknown run, or a `--run-id` that belongs to a run of"
+        " another plan.",
     ),
     (
         "3", "An effect of the run remains or may remain.",
@@ -118,7 +119,7 @@ _EXIT_CODES = (
     ),
     (
         "3", "An `always` step of the run failed.",
-        "A run is `undone`, and the `always` step that starts the stack again failed.",
+        "A run is `undone`, but its `always` step, which starts a service again, failed.",
     ),
     (
         "130", "Ctrl-C ended the command; the run continues.",
@@ -133,7 +134,7 @@ def exit_codes() -> str:
     own = {name: text for name, command in leaves.items() if (text := _exit_codes_in(command))}
     others = ", ".join(f"`{name}`" for name in leaves if name not in own)
     lines = [
-        "# Exit codes", "", "Every command ends with one of five exit codes.", "",
+        "# Exit codes", "", "Every command ends with the exit code 0, 1, 2, 3 or 130.", "",
         "| code | meaning | examples |", "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
         "`left_over` lists effects that remain, and `in_doubt` lists effects that may remain"
@@ -141,19 +142,19 @@ def exit_codes() -> str:
         " code of a run, and `None` until the run has ended.", "",
         "`longshore run --detach` returns 0 after the request is stored, and does not wait for the run."
         " `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.", "",
-        "An error is one line on stderr, with the remedy. `-v` adds the traceback. [Errors](errors.md) lists the"
-        " errors. After the errors `wait-timeout` and `store-unavailable`, the exit code is 1, and the run may still be"
-        " running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and Redis has no"
-        " record of the run.", "",
+        "A command prints its error and the remedy as one line on stderr. `-v` adds the traceback. [Errors](errors.md)"
+        " lists the errors. After the errors `wait-timeout` and `store-unavailable`, the exit code is 1, and the run"
+        " may still be running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and"
+        " Redis has no record of the run.", "",
         "## Commands", "",
-        "The table gives the exact meaning of some exit codes of these commands. An exit code that the row of a command"
-        " does not contain has the meaning of the first table.", "",
+        "Some exit codes of these commands have a more exact meaning. All others have the meaning of the first"
+        " table.", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
         f"All other commands return 0, or the exit code of their error: {others}.", "",
         "## Errors", "",
-        "The table lists the exceptions of Python by exit code. In the row *1 or 3* are errors of a run or of one of"
-        " its steps. Their exit code is 3 if an effect of the run remains or may remain, and otherwise 1.", "",
+        "The table lists the Python exceptions by exit code. The row *1 or 3* contains the errors of a run or of a"
+        " step. Their exit code is 3 if an effect of the run remains or may remain, and otherwise 1.", "",
         "| code | exceptions |", "|---|---|",
     ]  # fmt: skip
     by_code: dict[str, list[str]] = {}
@@ -181,11 +182,11 @@ def all_settings() -> str:
     lines = [
         "# Settings", "",
         "Set a setting by its environment variable, or in a settings file (YAML or TOML). In the file, the name is in"
-        " lower case and without `LONGSHORE_`: `redis_url`. `--config FILE` or `LONGSHORE_CONFIG` selects the file. An"
-        " environment variable overrides the file, and a flag of a command overrides both. A *duration* is a number of"
-        " seconds, or a text such as `500ms`, `30s`, `10m` or `1h`. If the default is empty, the meaning says"
-        " what applies. If the meaning does not say so, nothing applies: without `LONGSHORE_PLANS`, for example, no"
-        " plan can be run by name. The [glossary](../concepts/glossary.md) defines the terms.",
+        " lower case and without `LONGSHORE_`: `redis_url`. `--config FILE` or `LONGSHORE_CONFIG` selects the file;"
+        " without them, Longshore reads no file. An environment variable overrides the file, and a flag of a command"
+        " overrides both. A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`."
+        " If the default is empty and the meaning does not give one, the setting has no effect until you set it. The"
+        " [glossary](../concepts/glossary.md) defines the terms.",
         "",
         "| variable | type | default | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
@@ -226,10 +227,11 @@ def plan() -> str:
     lines = [
         "# Plan schema", "",
         "This page lists every field of a plan, with its type and default. [The plan"
-        " language](../concepts/plan-language.md) explains the fields with examples. `longshore plan schema` prints the"
-        " JSON schema of plans, which editors use for completion and checks.", "",
+        " language](../concepts/plan-language.md), [Guards](guards.md) and [Hosts and targets](hosts.md) explain the"
+        " fields. `longshore plan schema` prints the JSON schema of plans, which editors use for completion and"
+        " checks.", "",
         "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. A *map* has names"
-        " with values. A type with a link is a part, which has its own section below.", "",
+        " with values. A type with a link has a section of its own below.", "",
         "## Plan", "", *_fields(schema),
     ]  # fmt: skip
     for name, part in schema["$defs"].items():
@@ -250,13 +252,17 @@ def _fields(part: dict[str, Any]) -> list[str]:
 
 def _json_default(field: dict[str, Any]) -> str:
     default = field.get("default")
-    return "" if default is None or default in ([], {}, "") else f"`{_cell(str(default))}`"
+    if default is None or default in ([], {}, ""):
+        return ""
+    return f"`{format_duration(default) if _type(field) == 'duration' else _cell(str(default))}`"
 
 
 def _type(field: dict[str, Any]) -> str:
     if choices := field.get("anyOf") or field.get("oneOf"):
         if {"type": "string"} in choices:  # the listed values are proposals
             choices = [one for one in choices if "enum" not in one]
+        if len(choices) == 2 and choices[1] == {"type": "array", "items": choices[0]}:
+            return f"{_type(choices[0])}, or a list of them"
         return ", ".join(dict.fromkeys(_type(one) for one in choices if one.get("type") != "null"))
     if choices := field.get("allOf"):
         return _type(choices[0])
@@ -353,10 +359,11 @@ def metrics() -> str:
 def error_codes() -> str:
     """Each error code with its meaning, exit code and remedy."""
     head = (
-        "If a command fails, it prints `error[CODE]: message`. `longshore explain CODE` prints the entry of the code on"
-        " this page. In Python, the attribute `code` of an exception contains the code. If an entry has the exit code"
-        " `1 or 3`, the code is 3 if an effect of the run remains or is in doubt, and otherwise 1 ([Exit"
-        " codes](exit-codes.md))."
+        "A command that fails prints `error[CODE]: message`. `longshore explain CODE` prints the same text about the"
+        " code as this page. In Python, the attribute `code` of an exception contains the code. An entry without an"
+        " exception describes an error that only workers raise; their log, the report of the run or `longshore audit`"
+        " shows its message. If an entry has the exit code `1 or 3`, the exit code is 3 if an effect of the run"
+        " remains or is in doubt, and otherwise 1 ([Exit codes](exit-codes.md))."
     )
     return f"# Errors\n\n{head}\n\n{error_reference()}"
 

@@ -132,7 +132,7 @@ def operation(
     renamed: Mapping[str, str] | None = None,
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Decorator:
-    """Decorate a function as the operation `name`.
+    """Decorator: register a function as the operation `name`.
 
     The parameters of the function are those of the step, validated by pydantic; a parameter that is annotated as
     Context, or named `ctx`, receives the context. The function returns a Result, a mapping, a model, a dataclass, or

@@ -54,7 +54,7 @@ class DurableResult:
 
 
 class Durable:
-    """A canvas whose `delay` starts a run of Longshore; `durable` returns it."""
+    """A canvas whose `delay` starts a run of Longshore; the return value of `durable`."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ def durable(
     timeout: float | str = "1h",
     client: Client | None = None,
 ) -> Durable:
-    """A canvas whose `delay` starts a run of Longshore instead of sending the canvas.
+    """Wrap a canvas so that its `delay` starts a run of Longshore instead of sending the canvas.
 
     The arguments are those of `Plan.from_canvas`. Without a `client`, the process has one for the application, with the
     settings of the environment.

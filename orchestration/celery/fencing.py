@@ -32,7 +32,7 @@ _RELEASES: dict[str | None, str] = {RETRY: "", IGNORED: "", REJECTED: "again", N
 
 
 def install(app: Celery, settings: Settings | None = None) -> None:
-    """Fence the tasks of a Celery app: a task runs for a step only if the step still expects this attempt.
+    """Fence the tasks of a Celery app: a worker runs the task of a step only if the step still expects the attempt.
 
     Before a task runs for a step, its worker asks the record whether the attempt is still live. The message of an
     expired, superseded or cancelled attempt is acknowledged and not carried out. While the task runs, its process holds

@@ -27,13 +27,14 @@ ERRORS: dict[str, ErrorText] = {
         "A command or a call of the library failed, and no other code applies. The message names the object and the "
         "reason.",
         "Any failure without a code of its own.",
-        "Follow the remedy in the message. `-v` before the command prints the traceback.",
+        "Follow the remedy in the message. The option `-v` prints the traceback.",
     ),
     # --- invalid requests
     "usage": ErrorText(
         "2",
         "The request is invalid, and nothing was started or changed.",
-        "An option or argument has a wrong form, options contradict each other, or a file exists already.",
+        "An option or argument has a wrong form, options contradict each other, or a file that the command would write "
+        "exists already.",
         "Correct the value that the message names. `--help` after the command lists its options.",
     ),
     "plan-invalid": ErrorText(
@@ -48,7 +49,7 @@ ERRORS: dict[str, ErrorText] = {
         "2",
         "The plan is valid, but the policy of the installation refuses it. The refusal is in the audit trail.",
         "The plan with its parameters and files is larger than LONGSHORE_MAX_PLAN, contains a plaintext secret, has a "
-        "file path with `..`, or has templates with a forbidden name or with too much code.",
+        "file path with `..`, or has templates that use a forbidden name or are too long.",
         "Replace a plaintext secret with `{{ secret('file:/run/secrets/NAME') }}`. Store large data in files on the "
         "hosts, or as objects in Redis, and not in the plan.",
     ),
@@ -62,12 +63,13 @@ ERRORS: dict[str, ErrorText] = {
         "2",
         "The plan, run, step, operation or schedule of that name does not exist.",
         "The name is misspelt, or the run was deleted after its retention. Or LONGSHORE_PLANS, LONGSHORE_REDIS_URL or "
-        "LONGSHORE_NAMESPACE has another value than for the program that created the object.",
-        "List the names: `longshore runs ls`, `longshore ops ls`, `longshore schedules ls`.",
+        "LONGSHORE_NAMESPACE differs from the value in the program that created the object.",
+        "List the names: `longshore runs ls`, `longshore ops ls`, `longshore schedules ls`. `longshore runs show RUN` "
+        "prints the steps of a run.",
     ),
     "job-not-found": ErrorText(
         "2",
-        "No host that answered has a job of that name.",
+        "None of the hosts that answered has a job of that name.",
         "The labels of the job are missing or invalid, its containers do not exist, or its host has no live worker.",
         "`longshore job ls` prints the known jobs and the problems of their labels. `longshore hosts ls` prints the "
         "hosts with live workers.",
@@ -81,7 +83,7 @@ ERRORS: dict[str, ErrorText] = {
     "run-conflict": ErrorText(
         "2",
         "The run id belongs to a run of another plan, or of the same plan with other parameters. Nothing was started.",
-        "A caller uses the same run id for two requests, or the plan was changed between two attempts at one request.",
+        "A caller uses the same run id for two requests, or repeats a request after a change of the plan.",
         "Choose another run id, or read the existing run: `longshore runs show RUN`. If plan, parameters and id are "
         "all equal, no error occurs: the command watches the existing run.",
     ),
@@ -108,7 +110,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "damaged-entry": ErrorText(
         "1",
-        "An entry in Redis cannot be read. The reader moves the entry to the dead letters and continues.",
+        "An entry in Redis cannot be decoded. A worker that reads the entry moves it to the dead letters and "
+        "continues.",
         "An entry was changed by hand, or written by an incompatible version.",
         "`longshore doctor` counts such entries. Start the request again if its run is missing in `longshore runs ls`.",
     ),
@@ -151,8 +154,7 @@ ERRORS: dict[str, ErrorText] = {
     # --- ended runs and jobs
     "run-failed": ErrorText(
         "1 or 3",
-        "The run has ended without success, and its report is complete. Exit code 3: an effect of the run remains or "
-        "is in doubt.",
+        "The run has ended without success, and its report is complete.",
         "A step failed, the run was cancelled, or its deadline has passed.",
         "`longshore runs show RUN` prints each step with its error. `longshore runs logs RUN STEP` prints the output "
         "of a step.",
@@ -168,12 +170,12 @@ ERRORS: dict[str, ErrorText] = {
         "1",
         "The image of a job container is missing and could not be pulled. The stack was not stopped.",
         "The name of the image is wrong, the registry does not answer, or the host is not logged in to the registry.",
-        "Pull the image on the host, then start the job again: `longshore job run NAME`. (If the image of a step of a "
-        "plan is missing, the code is `preflight`.)",
+        "Pull the image on the host, then start the job again: `longshore job run NAME`.",
     ),
     "stop-failed": ErrorText(
         "1 or 3",
-        "At least one container of the stack did not stop. Longshore has started the stopped containers again.",
+        "At least one container of the stack did not stop. Longshore has started the stopped containers again, unless "
+        "the job ran with `--keep-stopped`.",
         "A container did not exit within its stop timeout, or the engine refused to stop it.",
         "Read the error in `longshore runs show RUN`, and raise `--stop-timeout` if the stack needs more time.",
     ),
@@ -192,7 +194,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "job-cancelled": ErrorText(
         "1 or 3",
-        "The run of the job was cancelled, and its stack was started again.",
+        "The run of the job was cancelled. Longshore has started the stopped containers again, unless the job ran with "
+        "`--keep-stopped`.",
         "A person or an application cancelled the run.",
         "`longshore audit` names the actor. Start the job again: `longshore job run NAME`.",
     ),
@@ -207,8 +210,8 @@ ERRORS: dict[str, ErrorText] = {
     # --- errors of operations, recorded as the error of a step
     "operation-failed": ErrorText(
         _STEP,
-        "An operation failed on a worker. The step is `failed`, but may have acted in part; if the run is undone, the "
-        "undo of the step therefore runs, too.",
+        "An operation failed on a worker. The step is `failed`, but may have acted in part. Therefore its undo runs, "
+        "too, if the run is undone.",
         "The operation met an error, and no retry was left. The error of the step contains the reason.",
         "`longshore runs show RUN` prints the error. `longshore runs logs RUN STEP` prints the output of the step.",
     ),
@@ -221,8 +224,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "permanent": ErrorText(
         _STEP,
-        "An operation met an error that another attempt would meet again. The step is not retried. The field `retry` "
-        "of the step or plan does not change this.",
+        "An operation met an error that another attempt would meet again. The step is not retried, even if the step or "
+        "the plan has `retry`.",
         "The code of the operation raised `Permanent`, for example because a payment was declined.",
         "Correct the cause, then start a new run, or resume a failed one: `longshore runs resume RUN`.",
     ),
@@ -246,8 +249,9 @@ ERRORS: dict[str, ErrorText] = {
         "The effect of the step may have happened and cannot be verified. The step ends `unknown`.",
         "A worker or a connection was lost after the step had begun to act, and a second attempt could double the "
         "effect.",
-        "Find out on the host or service whether the effect exists. Record the outcome with `longshore runs resolve "
-        "RUN STEP`, if the run waits for your decision, or has ended and has not undone the step.",
+        "Find out on the host or service whether the effect exists. Then record the outcome: `longshore runs resolve "
+        "RUN STEP`. A worker accepts the command if the run waits for your decision, or has ended without undoing the "
+        "step.",
     ),
     "blocked": ErrorText(
         _STEP,
@@ -267,12 +271,11 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "not-allowed": ErrorText(
         _STEP,
-        "The settings of the worker forbid something that the step needs. No effect happened. The refusal is in the "
-        "audit trail.",
-        "A path, program, variable, image, host, secret or operation is not in the LONGSHORE_ALLOWED_… setting of the "
-        "worker. Or a container needs LONGSHORE_ALLOW_PRIVILEGED.",
-        "`longshore audit --refused` prints the refusals. Extend the setting of the worker that the message names, or "
-        "change the step.",
+        "The settings of the worker forbid the step. No effect happened. The refusal is in the audit trail.",
+        "A LONGSHORE_ALLOWED_… setting of the worker does not allow an operation, path, program, variable, image, host "
+        "or secret of the step. Or a container needs LONGSHORE_ALLOW_PRIVILEGED.",
+        "`longshore audit --refused` prints the refusals. Extend the setting that the message names, or change the "
+        "step.",
     ),
     "step-timeout": ErrorText(
         _STEP,
@@ -313,7 +316,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "http-no-answer": ErrorText(
         _STEP,
-        "An HTTP request had no response. If the request cannot have had an effect, the step is retried.",
+        "An HTTP request had no response. The step is retried, and fails after the last attempt. If a repeated request "
+        "could double an effect, the step ends `unknown` instead (`in-doubt`).",
         "The connection was refused or broke, or the response exceeded the timeout of the request.",
         "Request the address from the host of the worker, for example with `curl`. If the service is only slow, raise "
         "the `timeout` in the parameters of the step.",
@@ -322,7 +326,7 @@ ERRORS: dict[str, ErrorText] = {
         _STEP,
         "A container, image, network or volume that the step needs does not exist on the Docker engine.",
         "The object was removed, or its name is misspelt.",
-        "`longshore runs show RUN` prints the host. Search the object there, for example with `docker ps --all`.",
+        "`longshore runs show RUN` prints the host. Search for the object there, for example with `docker ps --all`.",
     ),
     "engine-conflict": ErrorText(
         _STEP,
@@ -332,7 +336,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "engine-timeout": ErrorText(
         _STEP,
-        "The Docker engine did not respond in time, and may complete the call later. The step is retried.",
+        "The Docker engine did not respond in time, and may complete the call later. The step is retried, and fails "
+        "after the last attempt.",
         "The host is overloaded, or its engine hangs.",
         "Check the engine on the host: `longshore doctor` and `longshore hosts ls` report unhealthy engines.",
     ),

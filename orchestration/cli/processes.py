@@ -50,8 +50,8 @@ def worker(
 ) -> None:
     """Start a Celery worker in the foreground.
 
-    The command runs `celery -A longshore.workers worker`. Exit code: 2 for wrong settings, otherwise that of the Celery
-    worker.
+    The command runs `celery -A longshore.workers worker`. Exit code: 2 for wrong settings, otherwise the exit code
+    of the Celery worker.
     """
     if get_settings().redis_url is None:
         raise ConfigError(

@@ -172,7 +172,7 @@ def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
 
     The inspection uses no cached data. The earlier inventory of a host remains until the new one is complete, and after
     a failure. Without --force the command asks for confirmation and reads the answer, y or N, from stdin. Exit codes:
-    0: rebuilt; 1: no host rebuilt, or not confirmed; 2: wrong usage; 3: some hosts failed.
+    0: rebuilt; 1: no host was rebuilt, or the answer was not y; 2: wrong usage; 3: some hosts failed.
     """
     stacks = _stacks()
     present, missing = stacks.hosts(hosts)
@@ -303,8 +303,8 @@ def restart(
     NAME is project/service, a project or a service. A named service is restarted even if it is up to date; of a project
     that is named, only running or stale services. Without NAME the command takes the services that `longshore select`
     lists. With - for NAME the command reads names from stdin, one per line. Ctrl-C stops watching the run; a second
-    Ctrl-C within two seconds cancels the run. Exit codes: 0: all up to date; 1: cancelled or all undone; 2: wrong usage
-    or an unknown name; 3: some stacks are not up to date.
+    Ctrl-C within two seconds cancels the run. Exit codes: 0: all up to date; 1: cancelled, or all changes were undone;
+    2: wrong usage or an unknown name; 3: some stacks are not up to date.
     """
     requested = _read_names(names)
     rollout = _rollout_from(rollout_options)
@@ -361,8 +361,8 @@ def orchestrate(
     Phases: check the cached inventory, rebuild it where needed, select stale services, restart or redeploy them stack
     by stack. The command first waits for the end of other runs that restart services on the hosts. Ctrl-C stops
     watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: nothing to do, or all up to
-    date; 1: a phase failed before any change, or all undone; 2: wrong usage; 3: some stacks are not up to date or could
-    not be inspected.
+    date; 1: failed before any change, or all changes were undone; 2: wrong usage; 3: some stacks are not up to date or
+    could not be inspected.
     """
     rollout = _rollout_from(rollout_options)
     stacks = _stacks()

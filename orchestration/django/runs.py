@@ -16,7 +16,7 @@ from longshore.orchestration.store.run_store import actor
 
 @cache
 def client() -> Client:
-    """The client of this process, with the settings of the project; made on first use."""
+    """Return the client of this process, with the settings of the project. The first call creates the client."""
     return Client()
 
 
@@ -27,7 +27,7 @@ def start_on_commit(
     run_id: str | None = None,
     using: str | None = None,
 ) -> str:
-    """Start a run once the current transaction has been committed; return the run's id now, to store with the data.
+    """Start a run after the commit of the current transaction; return its id at once, to store the id with the data.
 
     A transaction that is rolled back starts nothing; without a transaction, the run starts at once. `using` is the
     alias of the database. Raises PlanError, ParamsError and BadIdentifier now, so that they roll the transaction back.

@@ -84,7 +84,7 @@ class Expression:
 
 
 def template(text: str) -> Any:
-    """Returns its argument, a template; type checkers then accept the template for a parameter of any type."""
+    """Return the template `text`, with the type `Any`, so that type checkers accept it for each parameter."""
     return text
 
 
@@ -116,7 +116,7 @@ def as_data(value: Any) -> Any:
 
 
 class _Roots:
-    """Builds expressions for templates and `when`: `E.params.tag`, `E.item`, `E.steps["check-health"].data`."""
+    """Builds expressions for templates and `when`, such as `E.params.tag` or `E.steps["check-health"].data`."""
 
     def __getattr__(self, name: str) -> Expression:
         if name not in _ROOTS:

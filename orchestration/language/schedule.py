@@ -127,25 +127,27 @@ class Scheduled(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    plan: str = Field("", description="Name or file of the plan. In `schedules` of a plan, the plan itself")
+    plan: str = Field(
+        "", description="Name or file of the plan. Ignored in the `schedules` of a plan, which start the plan itself"
+    )
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the plan")
     cron: Annotated[str, BeforeValidator(parse_cron)] | None = Field(
         None, description="Five cron fields, or a descriptor such as @daily"
     )
     every: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Interval between starts; 1970-01-01 00:00 UTC is one of the times"
+        None, description="Interval between starts, counted from 1970-01-01 00:00 UTC: 1h starts on the hour"
     )
     timezone: Annotated[str, BeforeValidator(parse_zone)] = Field("UTC", description="Time zone of `cron`")
     jitter: Duration = Field(0.0, description="The longest random delay of each start")
     overlap: Overlap = Field(
         "queue",
-        description="If the previous run has not ended at a planned time: the new run waits (queue), is not started "
+        description="If the previous run has not ended at a planned time, the new run waits (queue), is not started "
         "(skip), or cancels the previous run (cancel_running)",
     )
     missed: Missed = Field(
         "once",
-        description="If planned times were missed: none of them is started later (skip), the latest one (once), or "
-        "the latest hundred (all)",
+        description="If planned times passed while no worker or beat was running, runs start later for none of them "
+        "(skip), for the latest one (once), or for the latest hundred (all)",
     )
 
     @model_validator(mode="after")

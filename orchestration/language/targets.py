@@ -111,7 +111,7 @@ def _as_facts(value: Any) -> Any:
 
 
 class HostFilter(BaseModel):
-    """Conditions on a host, all of which must hold. A host without known facts matches none."""
+    """Conditions on a host, all of which must hold. A condition on a fact that is not known does not hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -126,7 +126,10 @@ class HostFilter(BaseModel):
     fact: Annotated[dict[str, Any], BeforeValidator(_as_facts)] = Field(
         default_factory=dict, description="Facts that the host must have, with their values"
     )
-    healthy: bool | None = Field(None, description="true: the host accepts new steps, and its Docker engine answers")
+    healthy: bool | None = Field(
+        None,
+        description="true: the host accepts new steps, and its Docker engine, if any, answers. false: the opposite",
+    )
 
     @model_serializer(mode="plain")
     def _only_what_is_given(self) -> dict[str, Any]:

@@ -92,20 +92,17 @@ class Waits(StrEnum):
 
 
 class Retry(BaseModel):
-    """Retry policy of failed attempts.
+    """The number of attempts at a step, and the delays between them.
 
-    The first retry follows after `initial`. The delay doubles for each further retry, up to `maximum`. Without
-    `initial`, retries are immediate.
+    The first retry follows after `initial`. The delay doubles for each further retry, up to `maximum`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     attempts: int = Field(default=4, ge=1, le=100, description="The number of attempts, including the first one")
-    initial: Duration = Field(0.0, description="The delay before the first retry. No delay by default")
+    initial: Duration = Field(0.0, description="The delay before the first retry. By default, retries are immediate")
     maximum: Duration = Field(30.0, description="The longest delay before a retry")
-    jitter: bool = Field(
-        default=True, description="Whether each delay is a random time between half and the whole of the computed delay"
-    )
+    jitter: bool = Field(default=True, description="Whether each delay is shortened at random, by up to half")
 
     def delay(self, attempt: int, chance: float) -> float:
         """Seconds to wait after attempt number `attempt` (from 1); `chance` in [0, 1) is the random draw."""

@@ -38,7 +38,7 @@ OnUnknown = Literal["fail", "ask"]
 
 
 class Concurrency(_Model):
-    """A limit on the runs that share a key, in one plan or in several: at the limit, a new run is not admitted."""
+    """A limit on the runs with the same key, of one plan or of several. At the limit, no further run is admitted."""
 
     key: str = Field(min_length=1, description="The key; may use `params`, such as deploy-{{ params.app }}")
     limit: Annotated[int, Field(ge=1)] = Field(
@@ -56,23 +56,25 @@ class Plan(_Model):
 
     name: str = Field(description="The name of the plan")
     description: str = Field("", description="A description for people")
-    labels: dict[str, str] = Field(default_factory=dict, description="Keys with values, by which runs can be searched")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Keys with values, by which people find the runs of the plan"
+    )
     params: dict[str, Param] = Field(default_factory=dict, description="The parameters of the plan by name")
     on_error: OnError = Field(
         "stop",
-        description="The `on_error` of steps that do not set it. stop: if the step fails finally, the run fails. "
-        "continue: steps that do not depend on the failed step still run",
+        description="The `on_error` of steps that do not set it. stop: after the failure of a step, no further step "
+        "begins, and the run fails. continue: steps that do not depend on the failed step still run",
     )
     on_failure: OnFailure = Field("undo", description="Whether the effects of a failed run are undone or kept")
     on_undo_failure: OnUndoFailure = Field(
         "hold",
-        description="If the undo of a step fails: hold does not run the undos of the steps on which this step "
-        "depends; continue runs them",
+        description="hold: if the undo of a step fails, the steps on which this step depends are not undone. "
+        "continue: they are undone",
     )
     on_unknown: OnUnknown = Field(
         "fail",
-        description="If the outcome of a step is unknown: fail counts the step as failed; ask suspends the run until "
-        "a person decides about the step",
+        description="fail: a step of unknown outcome counts as failed. ask: the run is suspended until a person "
+        "decides about the step",
     )
     target: Annotated[str, BeforeValidator(_as_target)] = Field(
         "_any", description="The `target` of steps that do not set it"
@@ -85,13 +87,14 @@ class Plan(_Model):
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         None,
-        description="Time limit from the admission of the run to its end; a resume starts the time again. No limit by "
+        description="Time limit from the admission of the run to its end. A resume starts the time again. No limit by "
         "default",
     )
-    concurrency: Concurrency | None = Field(None, description="A limit on the runs that share a key")
+    concurrency: Concurrency | None = Field(None, description="A limit on the runs with the same key")
     schedules: dict[ScheduleName, Scheduled] = Field(
         default_factory=dict,
-        description="The schedules by name; they apply to plans in the folders of LONGSHORE_PLANS",
+        description="The schedules by name. They have an effect only if the plan is in a folder of LONGSHORE_PLANS, or "
+        "in a package",
     )
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 

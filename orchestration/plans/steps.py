@@ -177,7 +177,9 @@ class Step(_Model):
     op: str = Field(description="The operation, for example compose.up.execute")
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The parameters of the operation")
     after: Annotated[list[str], BeforeValidator(_as_list), _NAMES] = Field(
-        default_factory=list, description="The steps that must end before this step begins"
+        default_factory=list,
+        description="The steps that must end before this step begins. If one of them fails, this step is skipped, "
+        "unless it has `always` or a guard on failures",
     )
     when: Annotated[list[When], BeforeValidator(_as_conditions), PlainSerializer(_shortest), _OneOrSeveral()] = Field(
         default_factory=list, description="Conditions. If one of them is false, the step is skipped"
@@ -188,25 +190,28 @@ class Step(_Model):
     )
     foreach: Annotated[list[Any] | str | None, BeforeValidator(_as_items)] = Field(
         None,
-        description="A list, or a {{ template }} whose value is a list. The step runs once for each item, at the same "
-        "time",
+        description="A list, or a {{ template }} whose value is a list. The step runs once for each item, in parallel",
     )
     target: Annotated[str | None, BeforeValidator(_as_target)] = Field(
         None,
-        description="_any: one worker, on any host; _all: all hosts; NAME: the host of this name; KEY:VALUE: all "
-        "hosts with this label. By default the target of the plan",
+        description="The hosts of the step. _any: any one host; _all: all hosts; NAME: the host of this name; "
+        "KEY:VALUE: all hosts with this label. By default, the target of the plan",
     )
-    on_no_host: OnNoHost = Field("fail", description="If no host matches the target: the step fails or is skipped")
+    on_no_host: OnNoHost = Field(
+        "fail", description="Whether the step fails or is skipped if no host matches the target"
+    )
     when_fact: HostFilter | None = Field(
         None,
-        description="The step runs only on hosts that fulfil these conditions. With the target _any, the step runs if "
-        "at least one host fulfils them, possibly on another host",
+        description="The step runs only on hosts that fulfil these conditions. With the target _any, the step runs on "
+        "any host if at least one host fulfils them",
     )
     in_: Inside | None = Field(
-        None, alias="in", description="The container in which a step of a command, file, node or network operation runs"
+        None,
+        alias="in",
+        description="The container in which the step runs, for the operations command.*, file.*, node.* and network.*",
     )
     tolerate: Annotated[str | None, BeforeValidator(_as_tolerance)] = Field(
-        None, description="The number of items or hosts that may fail without failing the step: 2, or 10%. By default 0"
+        None, description="The number of items or hosts that may fail while the step succeeds: 2, or 10%. By default 0"
     )
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
         None, description="The most items or hosts that run at the same time. No limit by default"
@@ -216,19 +221,17 @@ class Step(_Model):
     )
     retry: Retry | None = Field(
         None,
-        description="The retries of failed attempts. By default those of the plan; without these, those of the "
-        "operation",
+        description="The `retry` of this step. By default, the `retry` of the plan",
     )
     on_error: OnError | None = Field(
         None,
-        description="If the step fails finally: stop lets the run fail; continue runs the steps that do not depend on "
-        "this step. By default `on_error` of the plan",
+        description="The `on_error` of this step. By default, the `on_error` of the plan",
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Time limit of each attempt at the step. By default LONGSHORE_STEP_TIMEOUT (1h)"
+        None, description="Time limit of each attempt at the step. The default is LONGSHORE_STEP_TIMEOUT (1h)"
     )
     undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
-        None, description="The undo of the step. By default that of the operation; `none`: the step has no undo"
+        None, description="The undo of the step. By default, the undo of the operation; `none`: the step has no undo"
     )
     always: bool = Field(default=False, description="Whether the step also runs if the run fails or is cancelled")
     irreversible: bool = Field(

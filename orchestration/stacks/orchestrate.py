@@ -106,7 +106,7 @@ Progress = Callable[[str], None]
 
 
 class Stacks:
-    """Checks and rebuilds the inventories of hosts, and restarts stale services; `orchestrate` does all of it."""
+    """Checks and rebuilds the inventories of hosts, and restarts stale services; `orchestrate` does all three."""
 
     def __init__(self, client: Client, rules: StackRules | None = None) -> None:
         client.ensure_server()
