@@ -131,6 +131,8 @@ def _requests(settings: Settings) -> list[str]:
         ":admission-requests",
         ":admission-order",
         ":new",
+        ":waiting:*",
+        ":waiting-queues",
         ":dry-run:*",
         ":dry-run-answers:*",
     ]

@@ -15,6 +15,7 @@ from celery.app.amqp import Queues
 from celery.signals import before_task_publish
 from celery.utils import uuid
 from kombu import Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from longshore.orchestration.messaging.signing import OURS, plan_header, seal
 from longshore.orchestration.messaging.step_header import StepHeader
@@ -36,8 +37,9 @@ RESENT = frozenset({STEP, UNDO, ADVANCE})
 
 #: The links of one chain, bounded because each message carries all later links.
 CHAIN_LINKS = 8
-#: The module of the transports of clients.
+#: The module of the transports of clients, and the alias of that of one server.
 _TRANSPORTS = "longshore.orchestration.messaging.transport"
+_ALIAS = "longshore-client"
 #: Messages of a header in one pipeline: the workers begin with the first ones while the others are built.
 _AT_ONCE = 10
 #: Seconds of the shortest life of a message.
@@ -55,7 +57,10 @@ class _WorkersQueues(Queues):
 
 def producer(settings: Settings) -> Celery:
     """A Celery app that only sends messages; it registers no task and does not become the current app."""
-    app = Celery("longshore-client", broker=settings.broker_url(), set_as_current=False)
+    # kombu takes the transport of a socket from the URL, by an alias.
+    TRANSPORT_ALIASES[_ALIAS] = f"{_TRANSPORTS}:Transport"
+    url = settings.broker_url().replace("redis+socket://", f"{_ALIAS}+socket://", 1)
+    app = Celery("longshore-client", broker=url, set_as_current=False)
     app.amqp.queues_cls = _WorkersQueues
     app.conf.update(
         task_default_queue=CONTROL,

@@ -105,7 +105,8 @@ class Admission:
     ) -> dict[str, Any] | None:
         """Store a request and enqueue its run, atomically and once; return the earlier request of this id, if any.
 
-        `message`: the first message of the run, sent with the request; see `Canvas.start_message`.
+        `message`: the first message of the run, sent with the request; see `Canvas.start_message`. A run whose
+        concurrency key is held gets a message when the key is released, and a record by the next sweep.
 
         Raises QueueFull, with nothing stored, where `bounded` and `max_queued` runs wait already.
         """
@@ -122,10 +123,13 @@ class Admission:
             keys.of(run_id).commands,
             keys.new,
         ]
-        queue = store.settings.broker_prefix() + message[0]
-        result, detail = store.run_global(
-            "submit", names, run_id, text, mark(), AdmissionRequest.of(body).text(), at_most, queue, message[1]
-        )
+        request = AdmissionRequest.of(body)
+        args = [run_id, text, mark(), request.text(), at_most, store.settings.broker_prefix() + message[0], message[1]]
+        if request.key and request.on_limit == "queue":
+            args += [request.limit, keys.slot(request.key), keys.waiting(f"key {request.key}"), keys.waiting_queues]
+        else:
+            args += [""]
+        result, detail = store.run_global("submit", names, *args)
         if result == "full":
             raise QueueFull(
                 f"run {run_id}: the run queue is full: {detail} runs wait already (max_queued)",

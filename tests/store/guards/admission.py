@@ -21,14 +21,19 @@ def empty_queue(stored: StoredRun, **limits: int) -> Admission:
 
 
 def submit(
-    queue: Admission, run_id: str, key: str = "", parents: Sequence[str] = (), locks: Sequence[str] = ()
+    queue: Admission,
+    run_id: str,
+    key: str = "",
+    parents: Sequence[str] = (),
+    locks: Sequence[str] = (),
+    message: tuple[str, str] = ("", ""),
 ) -> AdmissionRequest:
     """Submit a run of plan `p`; `parents` are its ancestors, outermost first."""
     parent = {"run": "top", "line": list(parents)} if parents else None
     body: dict[str, Any] = {"plan": {"name": "p"}, "parent": parent, "locks": list(locks)}
     if key:
         body["concurrency"] = {"key": key, "limit": 1, "on_limit": "queue"}
-    queue.submit(run_id, body)
+    queue.submit(run_id, body, message=message)
     return AdmissionRequest.of(body)
 
 
@@ -59,6 +64,18 @@ def commands_of_a_forgotten_run_are_deleted(stored: StoredRun) -> None:
     stored.redis.xadd(stored.store.keys.of("a").commands, {"kind": "cancel"})
     submit(queue, "a")
     assert stored.store.commands("a") == []
+
+
+@scenario
+def a_run_gets_its_first_message(stored: StoredRun) -> None:
+    queue, messages = empty_queue(stored), f"{stored.store.settings.broker_prefix()}control"
+    wanted = submit(queue, "a", "k", message=("control", "first of a"))
+    assert stored.redis.lrange(messages, 0, -1) == ["first of a"]
+    assert queue.admit("a", wanted) == ""
+    submit(queue, "b", "k", message=("control", "first of b"))
+    assert stored.redis.lrange(messages, 0, -1) == ["first of a"]  # the key is held
+    queue.release("a", wanted)
+    assert [run_id for run_id, _ in queue.wake(queue.queues_of(wanted))] == ["b"]
 
 
 # --- admit -------------------------------------------------------------------------------------
