@@ -28,20 +28,22 @@ _PACKAGES = {
 }
 
 _METHOD = f"""\
-`make bench` measures all of this and prints the figures. `make bench BENCH_ARGS=--write` measures the same, and
-then writes this page. The option `--large` adds plans of 10,000 steps and 100,000 waiting runs.
+`make bench` measures these figures and prints them. `make bench BENCH_ARGS=--write` also writes this page. The option
+`--large` adds plans of 10,000 steps, and measurements with 5,000 and with 100,000 runs that wait for a concurrency key.
 
-The column *beside* has the figures of other systems. Longshore and the other systems are measured by turns, in the
-same run of `make bench`. *Share* is Longshore's figure divided by the figure of one other system: the system that
-the target names or, if no target names a system, the first system in *beside*.
+The column *beside* has the figures of other systems, which the same `make bench` measures alternately with
+Longshore. *Share* is Longshore's figure divided by the figure of one other system: the system that the target names
+or, if no target names a system, the first system in *beside*.
 
 Longshore and Celery each have a Redis server and a worker with {CONCURRENCY} processes (prefork). Redis writes
 neither an append-only file nor snapshots, except in the section *Rates with appendfsync always*.
 
 - A rate is the median of the rounds. *p50* is the median of all samples of a latency, and 99% of the samples do not
-  exceed *p99*. *Recovery* has at most three rounds. *Idle cost* and *Scale* are measured once.
-- `50 levels × 10`, or short `50 × 10`, is a plan of 50 levels with 10 steps each; `/s` is steps per second.
-- A *bare Celery task* has no result, and nothing waits for the task. A chain of bare tasks records nothing. The
+  exceed *p99*. *Recovery* has at most three rounds. *Idle cost*, *Many live runs*, *Admission*, *Scale* and *Large
+  plans* are measured once.
+- `50 levels × 10`, or `50 × 10` for short, is a plan of 50 levels with 10 steps each; `/s` is steps per second.
+- A *bare Celery task* has no result, and nothing waits for the task. *Celery chains* consist of bare tasks. The
+  single *Celery chain* and the *Celery round trip* (one task) have results, and a client waits for the last one. The
   *Celery canvas* has one chord for each level. Longshore's no-ops are recorded steps of a plan.
 - *DBOS* runs workflows of no-op steps in one process with several threads. SQLite and PostgreSQL have their default
   settings, so that PostgreSQL writes each commit to the disk.
@@ -50,21 +52,24 @@ neither an append-only file nor snapshots, except in the section *Rates with app
 - *Idle cost*: a worker is its main process and its {CONCURRENCY} pool processes; 100% is one core. A *sweep* is the
   search of a worker for [due runs](../concepts/runs.md#how-a-run-continues), once a second. The 2,000 runs wait for
   an approval.
+- *Many live runs*: the benchmark claims the steps, and the worker only sweeps the runs. A run with a running step is
+  due every 5 s.
 - `Client.start` is the time until this call returns. The plans of 1,000 and 10,000 steps start on a Redis server
   without a worker, because a worker would compete for the processor.
 - *From one step of a chain to the next* is the difference of two event times, which Redis records in whole
   milliseconds.
 - *Behind runs that wait for a concurrency key*: at most two runs with the same [concurrency
-  key](../concepts/recovery.md#concurrency-keys) run at the same time. The benchmark starts 20, 200 or 800 runs with
-  one key, and then measures runs of one step without a key. A run that starts right after these starts waits until
-  a worker has read their messages.
+  key](../concepts/recovery.md#concurrency-keys) run at the same time. The benchmark starts 20, 200, 800 or 5,000
+  runs with one key, and then measures unrelated runs: runs of one step without a key. An unrelated run right after
+  these starts waits until a worker has read their messages.
 - *Many stored runs*: the runs are copies of one finished run of five steps. Most of the time of `longshore runs ls`
   is the start of the program. The figure is therefore the time of `longshore runs ls` minus the time of `longshore
-  runs ls --help`; a negative difference counts as 0.
+  runs ls --help`; a negative difference counts as 0. A scrape counts ended runs for a limited time, and leaves the
+  others to the next scrapes.
 - *Recovery* is the time from `kill -9` to the end of the run. The next attempt begins when the
   [lease](../concepts/leases.md#lease) of the killed attempt has expired: 15 s by default (`LONGSHORE_LEASE`).
-- *Scripts* are Longshore's Lua scripts in Redis, in all sections. Redis times them in its slow log, which lists the
-  scripts of 1 ms or more.
+- *Scripts* are Longshore's Lua scripts in Redis, in all sections except *Large plans*, which has rows of its own for
+  them. Redis times the scripts in its slow log, which lists the scripts of 1 ms or more.
 """
 
 

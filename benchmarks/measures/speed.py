@@ -185,4 +185,6 @@ def scale(bench: Bench) -> list[Figure]:
     finally:
         site.fresh()
     peer = "1 worker of one process"
-    return [Figure("items of 100 ms each, by 4 workers of one process", four, "/s", {peer: alone}, at_least(3.5, peer))]
+    return [
+        Figure("items of 100 ms each, by 4 workers of one process each", four, "/s", {peer: alone}, at_least(3.5, peer))
+    ]

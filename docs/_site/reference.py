@@ -344,7 +344,7 @@ def metrics() -> str:
         "# Metrics", "",
         "`longshore metrics` prints the metrics, and `longshore metrics --listen :9808` serves them to Prometheus."
         " [Monitor runs and workers](../how-to/monitoring.md#metrics-and-alerts) shows an example. Counters never"
-        " decrease, also not when runs are deleted.", "",
+        " decrease, even when runs are deleted. The [glossary](../concepts/glossary.md) defines the terms.", "",
         "| metric | type | labels | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
     store = MemoryStore(Settings())

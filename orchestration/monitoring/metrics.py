@@ -36,7 +36,7 @@ _COUNTERS = (
     (
         "resent",
         "longshore_messages_resent",
-        "Messages of steps and undos that were lost, and that a worker sent again",
+        "Messages of steps and undos that were sent again, because no worker had claimed the step or undo in time",
         ("op",),
     ),
 )
@@ -63,8 +63,8 @@ class Collector:
             yield _histogram(totals, metric, name, what, label)
         uncounted = GaugeMetricFamily(
             "longshore_runs_uncounted",
-            "Ended runs that this scrape has left to the next scrapes, because a scrape counts for a limited time; 0 "
-            "if all ended runs are counted",
+            "Ended runs that later scrapes will count, because a scrape counts for a limited time; all counters are "
+            "empty until this number is 0 for the first time",
         )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted
@@ -84,7 +84,7 @@ class Collector:
         length = GaugeMetricFamily("longshore_queue_length", "Messages that wait in a queue", labels=["queue"])
         oldest = GaugeMetricFamily(
             "longshore_queue_oldest_seconds",
-            "Longest wait among the steps and runs of the ten next messages, in seconds; 0 if the queue is empty",
+            "Seconds for which the oldest of the next ten messages of a queue has waited; 0 if the queue is empty",
             labels=["queue"],
         )
         workers = GaugeMetricFamily("longshore_queue_workers", "Running workers that consume a queue", labels=["queue"])

@@ -52,7 +52,7 @@ def form() -> Form:
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest, form: Form) -> Iterator[Callable[[str, Any], None]]:
-    """Notes a figure; they are printed, and kept in the long form."""
+    """Notes a figure; they are printed, and kept in the long form, with the docstring of the test."""
     found: dict[str, Any] = {}
     began = time.monotonic()
 
@@ -68,7 +68,7 @@ def figures(request: pytest.FixtureRequest, form: Form) -> Iterator[Callable[[st
     if form.long:
         FIGURES.mkdir(parents=True, exist_ok=True)
         (FIGURES / f"{request.node.name}.json").write_text(
-            json.dumps({"test": name, "seed": form.seed, "figures": found})
+            json.dumps({"test": name, "about": request.function.__doc__ or "", "seed": form.seed, "figures": found})
         )
 
 

@@ -13,15 +13,28 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "faults.md"
 HEAD = """\
 # Fault injection
 
-`make faults` injects faults into real workers, messages, connections and Redis, prints its seed and these results, and
-writes this page. `make test` runs a short form of each test. The operations of the runs write a log of their own,
-outside of Redis; the tests compare the rules with this log.
+`make faults` injects faults into real workers, messages, connections and Redis, and writes this page. Each section has
+the latest results of one test. `LONGSHORE_FAULTS_SEED=N make faults` repeats the faults of a seed. `make test` runs a
+short form of the tests.
+
+The operations of the runs write each effect into a log outside of Redis. A report that contradicts this log, or a run
+that has not ended, is a *broken rule*. In tests with many runs, except for random plans, every third run fails on
+purpose and ends `undone`, as does a run with an unknown outcome.
+
+"""
+CRASHES = """\
+## Crash points
+
+At each point of the code (`tasks/crash_points.py`), the process of a worker is killed, once for each kind of step.
+*recovered*: the run then ends in the right state, without a lost or doubled effect. An empty cell: this kind of step
+does not reach the point.
 
 """
 GUARDS = """\
 ## The guards of the scripts
 
-`tests/store/test_guards.py` removes each guard in turn, and a scenario of the rule's name fails without it.
+A [guard](../contributing.md#guards-of-the-scripts) is a condition that keeps a script from a wrong change.
+`tests/store/test_guards.py` removes each guard in turn; the scenario with the name of the rule then fails.
 
 | script | rule | guard |
 |---|---|---|
@@ -42,23 +55,24 @@ def figures(folder: Path) -> str:
             crashes.update({point: {"a run that is held": what} for point, what in kept["figures"].items()})
             continue
         rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in kept["figures"].items())
-        parts.append(f"## {kept['test'].capitalize()}\n\nSeed {kept['seed']}.\n\n| | |\n|---|---|\n{rows}\n")
+        about = f"{kept['about']}\n\n" if kept["about"] else ""
+        parts.append(f"## {kept['test'].capitalize()}\n\n{about}| seed | {kept['seed']} |\n|---|---|\n{rows}\n")
     return "\n".join([*parts, *_matrix(crashes)])
 
 
 def _matrix(crashes: dict[str, dict[str, str]]) -> list[str]:
-    """What became of each kind of step at each point; nothing where it does not come by."""
+    """The result of each kind of step at each point; empty where the step does not reach the point."""
     if not crashes:
         return []
     kinds = list(dict.fromkeys(kind for row in crashes.values() for kind in row))
     rows = [f"| `{point}` | {' | '.join(row.get(kind, '') for kind in kinds)} |" for point, row in crashes.items()]
     head = f"| a process dies at | {' | '.join(kinds)} |\n|{'---|' * (len(kinds) + 1)}"
-    return ["## Crash points\n\n" + "\n".join([head, *rows]) + "\n"]
+    return [CRASHES + "\n".join([head, *rows]) + "\n"]
 
 
 def _cell(value: object) -> str:
     if isinstance(value, dict):
-        value = ", ".join(f"{number} {name}" for name, number in value.items())
+        value = ", ".join(f"{name} {number}" for name, number in value.items())
     lines = [line.strip() for line in str(value).splitlines() if line.strip()]
     return "<br>".join(f"`{line}`" for line in lines) if len(lines) > 1 else str(value).replace("|", "\\|")
 

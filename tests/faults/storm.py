@@ -98,7 +98,7 @@ class Storm:
         if children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.chance.choice(children), signal.SIGKILL)
-                self.happened["children killed"] += 1
+                self.happened["pool processes killed"] += 1
 
     def stop_a_worker(self, seconds: float) -> None:
         """Beyond the lease; it wakes up by itself."""
@@ -120,7 +120,7 @@ class Storm:
             for child in worker.children()[:1]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGSTOP)
-                    self.happened["children stopped"] += 1
+                    self.happened["pool processes stopped"] += 1
 
     def lose_writes(self) -> None:
         """Kill Redis, and lose the last of what it has acknowledged."""

@@ -195,6 +195,7 @@ class Chaos:
 def test_random_plans_outlive_lost_writes_sleeping_workers_and_clock_jumps(
     place: Installation, own_redis: servers.RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
+    """A fault happens every two seconds."""
     # given
     place.options["lease"] = "2s"
     for number in range(form.of(2, 4)):
@@ -222,10 +223,11 @@ def test_random_plans_outlive_lost_writes_sleeping_workers_and_clock_jumps(
     # then
     found = chaos.broken()
     figures("runs", chaos.begun)
-    figures("ended as", chaos.states())
-    figures("requests lost with Redis's writes", chaos.lost)
-    figures("runs that a person resumed", len(+chaos.resumed))
-    moved = {"messages doubled": messages.doubled, "dropped": messages.lost, "shuffled": messages.shuffled}
+    figures("final states", chaos.states())
+    figures("requests lost by Redis", chaos.lost)
+    figures("runs resumed by the test", len(+chaos.resumed))
+    moved = {"messages doubled": messages.doubled, "messages lost": messages.lost}
+    moved["messages reordered"] = messages.shuffled
     figures("faults", dict(storm.happened) | moved)
-    figures("exceptions to the rules", len(found))
+    figures("broken rules", len(found))
     assert found == []

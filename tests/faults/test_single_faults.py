@@ -54,13 +54,16 @@ def test_the_only_worker_is_killed_in_mid_step_and_started_again(
     report = run.wait(PATIENCE)
 
     # then
-    figures("continues after the kill", f"{time.monotonic() - killed:.1f} s, with a lease of {place.options['lease']}")
+    figures(
+        "from kill to end of the run", f"{time.monotonic() - killed:.1f} s, with a lease of {place.options['lease']}"
+    )
     assert (report.exit_code, report.step("work").attempts) == (0, 2)
 
 
 def test_a_step_longer_than_the_visibility_timeout_is_done_once(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
+    """Celery delivers the message of the running step again."""
     # given
     visible, long = form.of((1, 4), (5, 20))
     place.options["visibility_timeout"] = f"{visible}s"
@@ -74,7 +77,7 @@ def test_a_step_longer_than_the_visibility_timeout_is_done_once(
 
     # then
     figures(
-        "done", f"{len(lines(tmp_path / 'log'))} time, with a visibility timeout of {visible} s and {long} s of work"
+        "executions", f"{len(lines(tmp_path / 'log'))}, with a visibility timeout of {visible} s and {long} s of work"
     )
     assert (report.exit_code, report.step("work").attempts) == (0, 1)
     assert lines(tmp_path / "log") == ["x"]
@@ -119,9 +122,9 @@ def test_redis_is_down_for_longer_than_leases(
     wait_for("all to end", ended, PATIENCE)
     repeated = [run.id for run in long if deeds(folder, run.id)["did", "work"] != 1]
     lost = [name for run in long for name in names(run, "lease_lost")]
-    figures("Redis was away", f"{away:g} s, {away / lease:g} leases")
-    figures("a start in that time", f"refused after {refusal:.1f} s: {str(refused.value)[:60]}…")
-    figures("steps taken over, or repeated", len(lost) + len(repeated))
+    figures("Redis was down for", f"{away:g} s, {away / lease:g} leases")
+    figures("start of a run then", f"refused after {refusal:.1f} s: {str(refused.value)[:60]}…")
+    figures("lost or repeated attempts", len(lost) + len(repeated))
     assert (repeated, lost) == ([], [])
     assert {run.report().exit_code for run in [*long, *short]} == {0}
 
@@ -135,6 +138,7 @@ def _long(folder: Path, seconds: float) -> Plan:
 def test_a_blocked_service_holds_fifty_runs_and_resumes_them_spread(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
+    """A step of each run calls a service, which is down and returns later."""
     # given
     count = form.of(20, 50)
     place.options |= {"slow_retry": "5s", "retry_spread": "3s"}
@@ -161,10 +165,10 @@ def test_a_blocked_service_holds_fifty_runs_and_resumes_them_spread(
 
     # then
     came = [float(line.split()[0]) for line in lines(folder / "calls")][in_vain:]
-    figures("held", dict(states))
-    figures("calls while it was down", in_vain)
-    figures("attempts burnt", sum(run.report().step("call").status != "changed" for run in runs))
-    figures("calls once it was back", "\n    " + "\n    ".join(histogram(came, 0.5)))
+    figures("states during the outage", dict(states))
+    figures("calls during the outage", in_vain)
+    figures("calls that failed in the end", sum(run.report().step("call").status != "changed" for run in runs))
+    figures("calls per half second after the return", "\n    " + "\n    ".join(histogram(came, 0.5)))
     # Not all at once: they fall into several spans, whatever the machine's speed is.
     assert len({int((moment - min(came)) / 0.25) for moment in came}) > 2
     assert Breakers(client.store).open() == []
@@ -173,6 +177,7 @@ def test_a_blocked_service_holds_fifty_runs_and_resumes_them_spread(
 def test_connections_are_cut_again_and_again(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Note
 ) -> None:
+    """A proxy closes all connections between the workers and Redis."""
     # given workers that come to Redis by a way that can be cut
     with Proxy(own_redis.port) as proxy:
         through = f"redis://127.0.0.1:{proxy.port}/0"
@@ -197,13 +202,14 @@ def test_connections_are_cut_again_and_again(
         # then
         broken = load.broken()
         figures("runs", len(load.runs))
-        figures("ended as", load.states())
+        figures("final states", load.states())
         figures("cuts", proxy.cuts)
-        figures("exceptions to the rules", len(broken))
+        figures("broken rules", len(broken))
         assert broken == []
 
 
 def test_clients_are_killed_as_they_start_runs(place: Installation, tmp_path: Path, form: Form, figures: Note) -> None:
+    """A killed client leaves a complete run, or none."""
     # given
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "2").start()
@@ -230,13 +236,14 @@ def test_clients_are_killed_as_they_start_runs(place: Installation, tmp_path: Pa
         assert list(rules.broken(report, folder, fails=False)) == []
     assert not [run_id for run_id in ids if run_id not in there and deeds(folder, run_id)]
     figures("clients killed", len(ids))
-    figures("runs begun, and ended", len(there))
+    figures("stored runs, which all ended", len(there))
 
 
 @pytest.mark.skipif(not LONG, reason="only in the long form: make faults; the short one is in test_redis_itself.py")
 def test_redis_is_full_for_a_while_under_load(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Note
 ) -> None:
+    """Redis has no free memory for a second at a time."""
     # given
     four_workers(place)
     load = Load(place, tmp_path / "deeds", form.of(4, 60), 6).begin()
@@ -256,9 +263,9 @@ def test_redis_is_full_for_a_while_under_load(
     # then
     broken = load.broken()
     figures("runs", len(load.runs))
-    figures("ended as", load.states())
-    figures("times full", times)
-    figures("exceptions to the rules", len(broken))
+    figures("final states", load.states())
+    figures("times that Redis was full", times)
+    figures("broken rules", len(broken))
     assert broken == []
 
 
@@ -283,6 +290,7 @@ def _command_at_random(settings: dict[str, Any], plan: dict[str, Any], run_id: s
 def test_eight_processes_command_one_run_at_random(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
+    """For a minute, the processes start, cancel, resume and undo the run."""
     # given
     four_workers(place)
     folder = tmp_path / "deeds"
@@ -322,7 +330,7 @@ def test_eight_processes_command_one_run_at_random(
     unknown = {step.name for step in kept if step.status == "unknown"}
     commands = [event for event in run.events() if event.name == "command"]
     figures("commands", dict(Counter(event.fields["kind"] for event in commands)))
-    figures("ended as", str(report.state))
+    figures("final states", str(report.state))
     assert report.state in TERMINAL
     steps = [(step.name, str(step.status), step.undo and str(step.undo.status), step.error) for step in report.steps]
     assert changed - {"lights"} <= standing <= (changed | unknown) - {"lights"}, steps
