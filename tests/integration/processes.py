@@ -318,12 +318,12 @@ def all_that_is_kept(place: Installation, *more: str) -> str:
 
 
 def redis_of(installation: Installation) -> dict[bytes, Any]:
-    """Every key of the installation with its value, but for how the workers' remote control is wired, and
-    their signs of life.
+    """Every key of the installation with its value, but for how the workers' remote control is wired, their signs of
+    life, and messages that a worker has received and not acknowledged yet.
     """
     client = installation.redis
     prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
-    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":hosts", b":host:")
+    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":hosts", b":host:", b"unacked")
     keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
     # What expires by itself may do so at any time: a pause of the sweepers, a sign of life.
     keys = [key for key in keys if client.pttl(key) == -1]
