@@ -29,7 +29,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What pip downloads stays in the checkout too, unless the person has chosen a place for it.
 export PIP_CACHE_DIR ?= $(CURDIR)/.dev/pip
 
-demo: env ## run the main job: a release that succeeds, and one that fails and is taken back
+demo: env ## run the demo: a release that succeeds, and one that fails and is compensated
 	@$(BIN)/python examples/demo/demo.py
 
 test: lint ## lint, then all tests, with real servers (PYTEST_ARGS='-k saga' for some of them)

@@ -1,4 +1,4 @@
-"""The plan of hello.yaml in Python; both build the same Plan."""
+"""The plan of hello.yaml in Python. Both files describe the same plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def hello() -> Plan:
     plan = Plan(
         "hello",
         params={
-            "folder": Param(type="string", pattern="/.*", description="Where the files go"),
+            "folder": Param(type="string", pattern="/.*", description="The folder of the files"),
             "greeting": Param(type="string", default="hello", enum=["hello", "ahoy"]),
         },
     )

@@ -1,8 +1,8 @@
-"""Celery's settings, each with its reason. Most follow from fault tests: killed workers, cut connections,
+"""Celery's settings, each with its reason. Fault tests found most of the reasons: killed workers, cut connections,
 a full Redis.
 
-The file lies at the top of a checkout and, as `longshore.workers.celeryconfig`, in the package: a
-module named `celeryconfig` in a wheel would become the configuration of every Celery app beside it.
+In a checkout, `celeryconfig.py` is a link to this module. The wheel has only `longshore.workers.celeryconfig`, because
+a module named `celeryconfig` would become the configuration of every Celery app in the same environment.
 """
 
 from longshore.orchestration.schedules.celery_beat import redbeat
@@ -13,7 +13,7 @@ from longshore.workers.queues import all_queues
 _settings = get_settings()
 
 broker_url = _settings.broker_url()
-# Advances runs instead of storing results: the saga holds the outcomes.
+# This backend advances runs and stores no results, because the records of runs have the outcomes.
 result_backend = "longshore.workers.result_backend:SagaBackend"
 
 # JSON only: with pickle, a client that can write to Redis could run code.
@@ -22,31 +22,31 @@ accept_content = ["json"]
 result_serializer = "json"
 event_serializer = "json"
 
-# A message is acknowledged when its step has ended, so that a killed worker's message is redelivered.
+# A message is acknowledged when its step has ended, so that the message of a killed worker is redelivered.
 task_acks_late = True
-# An immediate requeue loops for ever on a step that kills its worker; the lease decides instead.
+# An immediate requeue would repeat a step that kills its worker for ever. The expiry of the lease decides instead.
 task_reject_on_worker_lost = False
-# Results and error records would duplicate the saga's record.
+# Results and error records would duplicate the record of the run.
 task_ignore_result = True
 task_store_errors_even_if_ignored = False
 task_track_started = False
 
-# One message a process, so that none waits behind a long step.
+# Each process has one message at a time, so that no message waits behind a long step.
 worker_prefetch_multiplier = 1
 worker_disable_prefetch = True
 # A step continues while Redis is unreachable, and records its outcome on reconnection.
 worker_cancel_long_running_tasks_on_connection_loss = False
 
-# By default a full or read-only Redis ends the worker.
+# By default, a full or read-only Redis ends the worker.
 broker_channel_error_retry = True
 # The worker waits for Redis without a limit.
 broker_connection_retry = True
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_transport_options = {
-    # For the messages that no sweeper resends, which alone have a copy in Redis until they are acknowledged.
+    # Only messages that the sweeper does not resend have a copy in Redis until their acknowledgement.
     "visibility_timeout": _settings.visibility_timeout,
-    # A dead worker's messages are restored 10 s after the timeout, not 100.
+    # The messages of a dead worker are restored 10 s after the timeout, instead of 100 s.
     "unacked_restore_interval": 10,
     "unacked_restore_throttle": 1,
     # Detect a half-open connection.
@@ -54,36 +54,36 @@ broker_transport_options = {
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
     "health_check_interval": 10,
-    # A message's queue is its priority; Celery's four steps would make four lists a queue, and every read
-    # would wait on all of them.
+    # The queue of a message is its priority. Celery's four priority steps would create four lists for each queue, and
+    # each read would wait on all of them.
     "priority_steps": [0],
-    # Control work and undo before new work.
+    # Workers read control work and undos before new work.
     "queue_order_strategy": "longshore.workers.queues:UndoFirst",
-    # A key prefix of the installation, and the name under which Sentinel knows the server.
+    # The key prefix of the installation, and the name of the master in Sentinel.
     **_settings.broker_options(),
 }
 
-# All queues, without -Q.
+# Without -Q, a worker consumes all queues.
 task_queues = all_queues()
 task_default_queue = "control"
 
-# Seconds that SIGQUIT leaves a step to end; SIGTERM waits without a limit.
+# After SIGQUIT, running steps have this number of seconds to end. After SIGTERM, the worker waits without a limit.
 worker_soft_shutdown_timeout = 7
-# Bounds a memory leak in a library that an operation uses.
+# A new process after this number of tasks bounds a memory leak in a library that an operation uses.
 worker_max_tasks_per_child = 10_000
-# Flower enables workers' events while it runs, and records a task when a worker receives it: an event for
-# each message sent would double the cost of sending.
+# Flower enables the events of workers while Flower runs, and records a task when a worker receives the task. An event
+# for each sent message would double the cost of sending.
 task_send_sent_event = False
 worker_send_task_events = False
-# Keep an application's own logging.
+# Keep the logging of an application.
 worker_hijack_root_logger = False
 timezone = "UTC"
 
-# Two beats start one run: the worker that receives the tick reads which schedules are due. A tick that expires
-# is followed by another, so no schedule file is needed.
+# Two beats start only one run, because the worker that receives a tick reads in Redis which schedules are due. After a
+# lost tick, the next tick starts the missed runs, so that the beat needs no schedule file.
 beat_scheduler = "celery.beat:Scheduler"
 if _settings.beat == "redbeat":
-    # One of several beats is active, and entries can be added and removed while it runs.
+    # One of several beats is active. Entries can be added and removed while the beat runs.
     beat_scheduler = "redbeat.RedBeatScheduler"
     globals().update(redbeat(_settings))
 beat_schedule = {

@@ -1,7 +1,7 @@
-"""Demo: a release succeeds, the next one fails in its check and is compensated.
+"""Demo: one release succeeds. The check of the next release fails, and this release is compensated.
 
-The demo runs in `.dev/demo` of the checkout, with an embedded Redis and a worker; both are stopped at the end. If a
-Docker engine with Compose answers, the shop is a Compose stack, with images that the demo builds.
+The demo runs in `.dev/demo` of the checkout, with an embedded Redis and an embedded worker, which the demo stops at the
+end. If a Docker engine with Compose answers, the shop is a Compose stack, with images that the demo builds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Orders over HTTP: start a run, follow it as server-sent events, approve and cancel it.
+"""Orders over HTTP: start a run, follow its events as server-sent events, approve the order, cancel the order.
 
 LONGSHORE_IMPORTS=operations longshore worker
 uvicorn application:app
@@ -18,7 +18,7 @@ from longshore.orchestration import AsyncClient, AsyncRun, Plan, UnknownName
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """One client for the process: all watchers share its connection."""
+    """Open one client for the process. All requests that follow runs share its connection."""
     async with AsyncClient() as client:
         app.state.longshore = client
         yield
@@ -55,7 +55,7 @@ def order_plan(order: str, amount: int) -> Plan:
 
 @app.put("/orders/{order}", status_code=202)
 async def place(order: str, amount: int, client: Longshore) -> dict[str, object]:
-    """Start the run of an order; a repeated request starts nothing."""
+    """Start the run of an order. A repeated request starts nothing."""
     run = await client.start(order_plan(order, amount), run_id=f"order-{order}")
     return {"run": run.id, "attached": run.attached}
 
@@ -68,7 +68,7 @@ async def show(run: KnownRun) -> dict[str, object]:
 
 @app.get("/orders/{order}/events")
 async def events(run: KnownRun, request: Request) -> StreamingResponse:
-    """Events as they occur; a browser that connects again continues after the last one that it has seen."""
+    """Send the events of a run as they occur. A browser that reconnects continues after its last event."""
 
     async def stream() -> AsyncIterator[str]:
         async for event in run.events(after=request.headers.get("last-event-id", "0-0")):
@@ -85,5 +85,5 @@ async def approve(run: KnownRun) -> dict[str, str]:
 
 @app.post("/orders/{order}/cancel", status_code=202)
 async def cancel(run: KnownRun) -> dict[str, str]:
-    """Cancel an order; a charge is refunded."""
+    """Cancel an order. A completed charge is refunded."""
     return {"answer": await run.answer(await run.cancel("by the customer"))}

@@ -1,4 +1,4 @@
-"""The operations of an order, as coroutines; workers import them by LONGSHORE_IMPORTS=operations."""
+"""Operations of an order, as coroutines. Workers import this module with LONGSHORE_IMPORTS=operations."""
 
 import asyncio
 

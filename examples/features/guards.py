@@ -1,4 +1,4 @@
-"""Guards: expressions over parameters and earlier steps, each with its reason; all must hold."""
+"""Guards: expressions over parameters and earlier steps, each with a reason. A step runs if all its guards hold."""
 
 from longshore.orchestration import Client, E, Plan
 

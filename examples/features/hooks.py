@@ -1,4 +1,4 @@
-"""Hooks, called in the order of the run's events by the watching process."""
+"""Hooks, which the waiting client calls in the order of the events of the run."""
 
 from longshore.orchestration import Client, Hooks, Plan
 

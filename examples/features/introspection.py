@@ -1,4 +1,4 @@
-"""Analysis of a plan before it runs: problems, levels, explanation, and the failure matrix."""
+"""Analysis of a plan before its first run: problems, levels, explanation, and the failure matrix."""
 
 from longshore.orchestration import Plan, PlanError, validate
 from longshore.orchestration.plans.compiled import CompiledPlan

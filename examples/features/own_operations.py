@@ -1,4 +1,4 @@
-"""An operation of the application in the sandbox, with its journal and compensation, without a server or a worker."""
+"""An operation of the application and its compensation in the sandbox, without a server or a worker."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Typed results: parameters of later steps keep their types, and the report decodes them into a model."""
+"""Typed results: the data of a step keep their types in later steps, and the report decodes the data into a model."""
 
 import shop
 

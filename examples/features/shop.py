@@ -18,7 +18,7 @@ class Bank(Exception):
 
 @operation("shop.charge", idempotent=True, retry_on=(Bank,))
 def charge(ctx: Context, order: Order, ledger: Path) -> Result:
-    """Charge an order once: the idempotency key is the same at every attempt."""
+    """Charge an order only once, because the idempotency key is the same at each attempt."""
     if ctx.idempotency_key not in (ledger.read_text() if ledger.exists() else ""):
         with ledger.open("a") as file:
             file.write(f"charge {order.number} {order.amount} {ctx.idempotency_key}\n")
@@ -44,11 +44,11 @@ def total(ctx: Context) -> dict[str, int]:
 
 @operation("shop.health", read_only=True)
 def health(hosts: list[str]) -> Result:
-    """A result for each host; the step fails if a host fails, unless the plan tolerates the failure."""
+    """Return a result for each host. The step fails if more hosts fail than `tolerate` allows."""
     return Result.from_hosts(hosts, lambda host: HostResult(host, error="no answer" if host == "db1" else None))
 
 
 @operation("shop.catalog", read_only=True)
 def catalog() -> dict[str, list[str]]:
-    """The items for sale: builder of the cache in `catalog.yaml`."""
+    """The items for sale. This operation is the builder of the cache in `catalog.yaml`."""
     return {"items": ["anchor", "compass"]}

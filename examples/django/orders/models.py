@@ -1,4 +1,4 @@
-"""An order, with the run that carries it out."""
+"""An order, with the id of its run."""
 
 from django.db import models
 

@@ -1,4 +1,4 @@
-"""The operations of an order, which change its row. Workers import this module by themselves."""
+"""Operations that change the row of an order. Longshore workers import this module without a setting."""
 
 from longshore.orchestration import Preflight, operation
 from orders.models import Order

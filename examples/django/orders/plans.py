@@ -6,7 +6,7 @@ from orders.operations import charge, ship
 
 
 def order_plan(order: Order, *, approve: bool) -> Plan:
-    """Charge an order and ship it, after an approval where one is asked for."""
+    """Charge an order, wait for an approval if `approve` is set, and ship the order."""
     plan = Plan("order", sequential=True)
     plan.step("charge", charge, order=order.pk)
     if approve:

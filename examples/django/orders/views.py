@@ -1,4 +1,4 @@
-"""Place an order, show it with its run, and cancel it."""
+"""Views that place, show and cancel an order."""
 
 from django.db import transaction
 from django.http import HttpRequest, JsonResponse
@@ -14,7 +14,7 @@ from orders.plans import order_plan
 @csrf_exempt
 @require_POST
 def place(request: HttpRequest) -> JsonResponse:
-    """Store an order and start its run, both or none."""
+    """Store an order, and start its run when the transaction commits."""
     try:
         with transaction.atomic():
             order = Order.objects.create(customer=request.POST["customer"], amount=request.POST["amount"])
@@ -35,6 +35,6 @@ def show(request: HttpRequest, number: int) -> JsonResponse:
 @csrf_exempt
 @require_POST
 def cancel(request: HttpRequest, number: int) -> JsonResponse:
-    """Cancel the run of an order; completed steps are compensated."""
+    """Cancel the run of an order. Completed steps are compensated."""
     run = client().get(get_object_or_404(Order, pk=number).run_id)
     return JsonResponse({"command": run.cancel("by the customer")})

@@ -1,4 +1,4 @@
-"""The settings of the project; the last four lines set Longshore up."""
+"""The settings of the project. The last three lines configure Longshore."""
 
 import os
 from pathlib import Path
