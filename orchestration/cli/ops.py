@@ -50,7 +50,7 @@ def ls(text: str) -> None:
 @command(ops_group, "show")
 @click.argument("operation", shell_complete=complete_operation)
 def show(operation: str) -> None:
-    """Print the parameters, the result and the guarantees of OPERATION."""
+    """Print the parameters, result, undo and retries of OPERATION."""
     entry = describe(find(operation))
     if current_options().json:
         current_options().show(entry)
@@ -78,10 +78,10 @@ def show(operation: str) -> None:
     "--target",
     default="_any",
     show_default=True,
-    help="_any (any worker), _all (all hosts), the name of a host, or a label such as role:web.",
+    help="Host: _any (one free worker), _all (each host), the name of a host, or a label such as role:web.",
 )
 @click.option("--in", "inside", metavar="CONTAINER", help="Run the operation inside this container.")
-@click.option("--timeout", metavar="DURATION", help="Time limit of each attempt, e.g. 90s.")
+@click.option("--timeout", metavar="DURATION", help="Time limit of each attempt, such as 90s.")
 @click.option(
     "--run-id",
     metavar="ID",
@@ -99,9 +99,8 @@ def run(
 ) -> None:
     """Run OPERATION as a run of one step, and print its result.
 
-    A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping. A repeated KEY makes
-    a list. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: succeeded;
-    1: failed; 2: wrong usage; 3: an effect remains, or is in doubt.
+    A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping, and a repeated KEY
+    makes a list. Ctrl-C stops watching; Ctrl-C twice cancels the run.
     """
     values = typed(find(operation), read_values(params))
     plan = single(operation, values, target=target, inside=inside, timeout=timeout)
