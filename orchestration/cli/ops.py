@@ -55,7 +55,7 @@ def show(operation: str) -> None:
     if current_options().json:
         current_options().show(entry)
         return
-    print_lines(f"{entry['name']}: {entry['summary']}\n{entry['notes']}\n")
+    print_lines("\n".join(filter(None, [f"{entry['name']}: {entry['summary']}", entry["notes"]])) + "\n")
     facts = {"queue": entry["queue"]} | entry["about"]
     if entry["inside"]:
         facts["inside"] = "can run inside a container (in: {container: NAME})"
@@ -64,9 +64,11 @@ def show(operation: str) -> None:
     for name, text in facts.items():
         print_line(f"  {name:<16} {text}")
     for title in ("parameters", "result"):
-        print_lines(f"\n{title}" + (f": {entry['result_notes']}" if title == "result" else ""))
+        print_lines(
+            f"\n{title}" + (f": {entry['result_notes']}" if title == "result" and entry["result_notes"] else "")
+        )
         for row in entry[title]:
-            default = f" [{row['default']}]" if row["default"] else ""
+            default = f" [{row['default']}]" if row["default"] and title == "parameters" else ""
             described = f"  {row['description']}" if row["description"] else ""
             print_line(f"  {row['name']:<{_NAME_WIDTH}} {row['type']}{default}{described}")
 

@@ -216,7 +216,7 @@ def _confirmed(question: str) -> bool:
     type=click.Choice(["table", "text", "json", "names", "yaml"]),
     default="table",
     show_default=True,
-    help="Output format. names: one name per line, for `longshore restart -`.",
+    help="Output format. names: one name per line, as input of longshore restart.",
 )
 def select(
     labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, retry: bool, form: str
