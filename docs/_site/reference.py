@@ -62,7 +62,7 @@ def runnable() -> Iterator[tuple[str, click.Command]]:
 
 def _usage(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=name, **cli.context_settings)
-    return " ".join([name, *command.collect_usage_pieces(context)])
+    return " ".join([name, *command.collect_usage_pieces(context)]).strip()
 
 
 def _options(command: click.Command, without: Collection[str | None] = ()) -> list[str]:

@@ -18,7 +18,7 @@ from longshore.orchestration.store import audit as audit_trail
     default=50,
     show_default=True,
     type=click.IntRange(1, 100_000),
-    help="Print at most the latest N entries.",
+    help="Maximum number of entries.",
 )
 @click.option("--run", default="", metavar="RUN", help="Only entries about this run.")
 @click.option("--refused", is_flag=True, help="Only refused requests.")
@@ -26,7 +26,8 @@ from longshore.orchestration.store import audit as audit_trail
 def audit(limit: int, run: str, refused: bool) -> None:
     """Print the audit trail, oldest entry first.
 
-    Each entry has the time, the action, the actor, the address of the client, the run, the step and the reason.
+    Entries are starts of runs, commands such as cancel or approve, pauses of schedules, and refused requests. Each
+    entry has the time, the action, the actor, the machine of the actor, the run, the step and the reason.
 
     """
     entries = list(audit_trail.lines(client().store, limit=limit, run=run, refused=refused))[::-1]

@@ -14,11 +14,14 @@ from longshore.orchestration.store.breakers import Breakers
 
 @click.group("breaker")
 def breaker_group() -> None:
-    """List and reset circuit breakers of external services and jobs.
+    """List and reset circuit breakers of services and jobs.
 
-    A breaker opens when an external service, such as a registry or an HTTP API, does not answer. Runs that need the
-    service are suspended until the breaker closes. The breaker of a job opens when the job has failed three times in a
-    row; its schedule then starts no run until a reset.
+    The breaker of an external service, such as a registry or an HTTP API, opens when the service is down. Runs that
+    need the service are suspended. About every 30 seconds, one of these runs calls the service; if the service answers,
+    the breaker closes.
+
+    The breaker of a job opens after three failures in a row. The schedule of the job then starts no run, until you
+    reset the breaker or a run of the job succeeds.
 
     """
 
@@ -27,7 +30,8 @@ def breaker_group() -> None:
 def ls() -> None:
     """List the external services and jobs whose circuit breaker is open.
 
-    Each line has the time since the breaker opened, the next trial call, the number of waiting runs and the error.
+    Each line has the time since the breaker opened, the time until the next call, the number of suspended runs and the
+    error.
 
     """
     options, store = current_options(), client().store
@@ -56,7 +60,9 @@ def reset(service: str) -> None:
     """Close the circuit breaker of SERVICE.
 
     SERVICE is a name that `longshore breaker ls` prints; for a job, quote the name: 'job NAME@HOST'. The suspended runs
-    that wait for the service resume, spread over a few seconds. Exit code 2 if the breaker is not open.
+    continue within a few seconds, and the schedule of the job starts runs again.
+
+    Exit code 2 if the breaker is not open.
     """
     store = client().store
     breakers = Breakers(store)

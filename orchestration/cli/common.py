@@ -126,7 +126,7 @@ def global_options(function: F, *, without: str = "") -> F:
 _GLOBAL: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (
         ("-v", "--verbose"),
-        {"is_flag": True, "callback": _store_option("verbose"), "help": "Print more, and tracebacks of errors."},
+        {"is_flag": True, "callback": _store_option("verbose"), "help": "Print more, such as tracebacks of errors."},
     ),
     (("-q", "--quiet"), {"is_flag": True, "callback": _store_option("quiet"), "help": "Print errors only."}),
     (
@@ -139,11 +139,20 @@ _GLOBAL: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (
         ("-o", "--output"),
-        {"type": click.Choice(["text", "json"]), "callback": _store_option("output"), "help": "Output format."},
+        {
+            "type": click.Choice(["text", "json"]),
+            "callback": _store_option("output"),
+            "help": "Output format. Default: text.",
+        },
     ),
     (
         ("--config",),
-        {"metavar": "FILE", "is_eager": True, "callback": _set_config, "help": "Settings file, YAML or TOML."},
+        {
+            "metavar": "FILE",
+            "is_eager": True,
+            "callback": _set_config,
+            "help": "Settings file (YAML or TOML). Default: LONGSHORE_CONFIG.",
+        },
     ),
     (
         ("--actor",),

@@ -18,8 +18,10 @@ _GRADES = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 def doctor() -> None:
     """Diagnose the installation.
 
-    Checks Redis, its users and scripts, the workers, and runs that wait for a decision; prints a remedy for each
-    problem. Exit codes: 0: no errors (warnings allowed); 1: at least one error.
+    The command checks Redis, queues, workers, hosts, stored plans and waiting runs, and prints a remedy for each
+    problem.
+
+    Exit codes: 0: no errors (warnings are allowed); 1: at least one error, or Redis does not answer.
     """
     options = current_options()
     findings = checks.examine(client().store)

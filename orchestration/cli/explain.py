@@ -27,9 +27,8 @@ def _complete_code(_ctx: click.Context, _param: click.Parameter, incomplete: str
 def explain(code: str | None) -> None:
     """Explain an error code, such as run-conflict.
 
-    Error messages have the form `error[CODE]: …`. The command prints the meaning, usual causes and remedy of CODE, or
-    without CODE the list of all codes. `longshore plan explain PLAN` explains a plan. Exit codes: 0: explained; 2:
-    unknown code.
+    Error messages have the form `error[CODE]: …`. The command prints the meaning, usual causes and remedy of CODE.
+    Without CODE, the command lists all codes. `longshore plan explain PLAN` explains a plan.
     """
     options = current_options()
     if code is None:

@@ -18,7 +18,7 @@ from longshore.orchestration.plans.model import single
 
 @click.command()
 @click.option(
-    "--older-than", metavar="DURATION", help="Only backups at least this old, e.g. 30d. Default: the retention of runs."
+    "--older-than", metavar="DURATION", help="Only backups at least this old, e.g. 30d. Default: LONGSHORE_RETENTION."
 )
 @click.option("--host", default="_all", metavar="HOST", help="Only this host. Default: all hosts with a Docker engine.")
 @click.option(
@@ -30,9 +30,9 @@ from longshore.orchestration.plans.model import single
 def gc(older_than: str | None, host: str, every_run: bool) -> None:
     """Delete backups that no undo needs any more.
 
-    On each host, the command deletes backups of runs whose records were deleted: image tags, replaced containers,
-    revisions of stacks, and receipts (records of attempts). Backups of runs that are still stored remain, because an
-    undo may need them. Exit codes: 0: done; 1: failed; 2: wrong usage.
+    On each host, the command deletes backups of runs whose records were deleted: image tags, replaced containers, saved
+    configurations of stacks, and receipts (files about attempts). Workers do so by themselves once an hour; the command
+    does so at once, or with other options.
     """
     params: dict[str, object] = {"every_run": True} if every_run else {}
     if older_than is not None:

@@ -25,7 +25,7 @@ _DRAIN_ACK_TIMEOUT = 15.0
 def hosts_group() -> None:
     """List, drain and forget hosts.
 
-    A host is a machine with workers. A drained host accepts no new steps; see `longshore hosts drain --help`.
+    A host is a machine with workers. Drain a host before its maintenance: a drained host accepts no new steps.
 
     """
 
@@ -35,14 +35,16 @@ def _filter_options(function: Any) -> Any:
         click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only hosts with this label; repeatable."),
         click.option("--os", help="Only hosts with this Linux distribution."),
         click.option("--arch", help="Only hosts with this processor architecture."),
-        click.option("--fact", multiple=True, metavar="NAME=VALUE", help="Only hosts with this fact; repeatable."),
+        click.option(
+            "--fact", multiple=True, metavar="NAME=VALUE", help="Only hosts with this fact, e.g. rack=12; repeatable."
+        ),
         click.option(
             "--healthy",
             is_flag=True,
             default=None,
             help="Only hosts that accept new steps and whose Docker engine, if any, answers.",
         ),
-        click.option("-a", "--all", "every", is_flag=True, help="Also hosts whose workers have stopped."),
+        click.option("-a", "--all", "every", is_flag=True, help="List also hosts whose workers have stopped."),
     ):
         function = option(function)
     return function
@@ -53,7 +55,11 @@ def _filter_options(function: Any) -> Any:
 def ls(
     label: tuple[str, ...], os: str | None, arch: str | None, fact: tuple[str, ...], healthy: bool | None, every: bool
 ) -> None:
-    """List hosts with state, labels, facts and workers, one host per line."""
+    """List hosts with state, labels, facts and workers, one per line.
+
+    Facts are properties that workers detect, such as os, arch and memory, or that LONGSHORE_FACTS sets.
+
+    """
     options = current_options()
     try:
         facts = parse_facts(",".join(fact))
@@ -86,7 +92,7 @@ def _summary_line(host: Host) -> str:
 @command(hosts_group, "show")
 @click.argument("host")
 def show(host: str) -> None:
-    """Print the labels and facts of HOST, and each of its workers with its queues."""
+    """Print labels and facts of HOST, and the queues of its workers."""
     options = current_options()
     found = _registry().get(host)
     if options.json:
@@ -107,16 +113,18 @@ def show(host: str) -> None:
 
 @command(hosts_group, "drain")
 @click.argument("host")
-@click.option("--stop", is_flag=True, help="Stop the workers of the host when idle.")
-@click.option("--wait", is_flag=True, help="Return when no step is active on the host any more.")
+@click.option("--stop", is_flag=True, help="Stop the workers of the host when no step is active.")
+@click.option("--wait", is_flag=True, help="Wait until no step is active on the host.")
 @click.option("--timeout", default=3600.0, show_default=True, help="Maximum seconds for --wait.")
 def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     """Stop sending new steps to HOST; active steps finish.
 
-    The host still runs undo steps, and steps that always run (`always: true`). Without --wait the command returns once
-    the workers have acknowledged the drain. Exit codes: 0: the host accepts no new steps, and with --wait no step is
-    active; 1: a worker has not acknowledged the drain, or with --wait steps are still active after --timeout; 2: wrong
-    usage or an unknown host.
+    A new step with the target `_any` runs on another host, and a step with several hosts skips this host. A step that
+    names this host waits, and fails after LONGSHORE_CLAIM_TIMEOUT. The host still runs undo steps and `always` steps.
+    Without --wait, the command returns once the workers have acknowledged the drain.
+
+    Exit codes: 0: the host accepts no new steps, and with --wait no step is active; 1: a worker has not acknowledged
+    the drain, or with --wait a step is still active after --timeout; 2: wrong usage or an unknown host.
     """
     hosts = _registry()
     found = hosts.get(host)
@@ -167,10 +175,11 @@ def undrain(host: str) -> None:
 @command(hosts_group, "forget")
 @click.argument("host")
 def forget(host: str) -> None:
-    """Remove HOST, whose workers have stopped for good, from the list of hosts.
+    """Remove HOST, whose workers have stopped, from the list.
 
-    The command also deletes the cached inventory and the job descriptions of the host. Exit code 2 if the host has a
-    running worker, which would register the host again.
+    The command also deletes the cached inventory and the job descriptions of the host.
+
+    Exit code 2 if the host has a running worker, which would register the host again.
     """
     hosts = _registry()
     found = hosts.get(host)

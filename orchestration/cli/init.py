@@ -44,9 +44,8 @@ SCHEMA = "longshore-plan.schema.json"
 def plan(file: Path, kind: str) -> None:
     """Write an example plan with comments.
 
-    FILE (default: plan.yaml) receives the plan. The file longshore-plan.schema.json beside FILE is the JSON Schema of
-    plans, with which editors complete and check the plan. Existing files are never replaced. Exit codes: 0: written; 2:
-    wrong usage, or FILE exists.
+    The command writes FILE (default: plan.yaml), and in the same folder longshore-plan.schema.json, with which editors
+    complete and check plans. An existing FILE is not replaced.
     """
     if file.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"{file} is not a YAML file", remedy="use a name that ends with .yaml")
@@ -96,15 +95,21 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 @click.group(cls=_Init, commands=[plan], invoke_without_command=True, subcommand_metavar="")
 @click.argument("folder", default="secrets", type=click.Path(file_okay=False), shell_complete=_complete_folder)
-@click.option("--rotate", is_flag=True, help="Only add new signing keys to the existing ones.")
+@click.option("--rotate", is_flag=True, help="Only add new signing keys to both key files.")
 @click.option(
     "--after",
     default="1d",
     show_default=True,
     metavar="DURATION",
-    help="With --rotate: delay until messages are signed with the new keys.",
+    help="With --rotate: time until messages are signed with the new keys.",
 )
-@click.option("--queue", "queues", multiple=True, metavar="NAME", help="Queue of custom operations; repeatable.")
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    metavar="NAME",
+    help="Queue of your own operations, which the Redis users may access; repeatable.",
+)
 @click.option(
     "--redis",
     "where",
@@ -112,7 +117,12 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
     show_default=True,
     help="URL of Redis, as workers and clients reach it.",
 )
-@click.option("--owner", type=int, metavar="UID", help="Owner of the files: the user id inside the containers.")
+@click.option(
+    "--owner",
+    type=int,
+    metavar="UID",
+    help="User id that owns the files, such as that of the containers.",
+)
 @global_options
 @click.pass_context
 def init(
@@ -126,13 +136,17 @@ def init(
 ) -> None:
     """Create the secrets of an installation, or an example plan.
 
-    `longshore init plan` writes an example plan (`longshore init plan --help`). Without `plan`, the command creates
-    secrets: keys that sign messages, users and passwords of Redis, and a login for Flower. FOLDER (default: secrets)
-    receives worker/keys.json, client/keys.json (for applications and operators), redis/users.acl, env (for docker
-    compose --env-file), and plans/, an empty folder for secrets that plans may use. Existing files are never
-    replaced; --rotate adds new keys to worker/keys.json and client/keys.json, and ignores --queue and --redis. Exit
-    codes: 0: created; 2: wrong usage, or files exist.
+    `longshore init plan --help` describes example plans. Without `plan`, the command writes these new files into FOLDER
+    (default: secrets):
 
+    \b
+    worker/keys.json   signing keys of workers
+    client/keys.json   signing keys of applications and operators
+    redis/users.acl    users of Redis
+    env                URLs of Redis with passwords, for docker compose --env-file
+    plans/             an empty folder for secrets that plans may use
+
+    To replace the keys, use --rotate, and copy the new key files to all workers and clients within the time of --after.
     """
     if folder == plan.name or ctx.invoked_subcommand:
         raise UsageError(

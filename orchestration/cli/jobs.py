@@ -21,11 +21,14 @@ from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.explain import explain
 
 _FILE = click.option(
-    "-f", "--file", "files", multiple=True, metavar="FILE", help="Also read jobs from FILE; repeatable."
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    help="Also read jobs from FILE, besides LONGSHORE_JOBS; repeatable.",
 )
-_STRICT = click.option(
-    "--strict", is_flag=True, help="Treat every warning about a description as an error, exit code 2."
-)
+_STRICT = click.option("--strict", is_flag=True, help="Exit with 2 if a description has a warning or an error.")
 _HOST = click.option("--host", metavar="HOST", help="Host of the job; required if several hosts describe the job.")
 
 
@@ -33,8 +36,8 @@ _HOST = click.option("--host", metavar="HOST", help="Host of the job; required i
 def job_group() -> None:
     """List, show and run jobs.
 
-    A job stops a stack, runs a job container on the volumes of the stack, and then starts the stack again, even if
-    the job container fails.
+    A job, such as a backup, stops a stack, runs a job container on the volumes of the stack, and then starts the stack
+    again, even if the job container fails.
 
     """
 
@@ -43,7 +46,7 @@ def job_group() -> None:
 @_FILE
 @_STRICT
 def ls(files: tuple[str, ...], strict: bool) -> None:
-    """List the jobs that container labels and files describe, with the next start."""
+    """List the jobs that labels and files describe, with the next start."""
     connected = client()
     listing, now = Jobs(connected).list(files=files), connected.store.now()
     options = current_options()
@@ -85,9 +88,9 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 
 @command(job_group, "run")
 @click.argument("name")
-@click.option("--timeout", metavar="TIME", help="Time limit of the job container, e.g. 90s or 2h.")
+@click.option("--timeout", metavar="TIME", help="Time limit of the job container, such as 90s or 2h.")
 @click.option("--stop-timeout", metavar="TIME", help="Time for each container to stop before Docker kills it.")
-@click.option("--start-timeout", metavar="TIME", help="Time for the stopped containers to become healthy again.")
+@click.option("--start-timeout", metavar="TIME", help="Time for the containers of the stack to become healthy again.")
 @click.option("--keep-stopped", is_flag=True, help="Do not start the stack again.")
 @click.option("--keep-failed-worker", is_flag=True, help="Do not remove the job container if it fails.")
 @click.option(
@@ -97,11 +100,13 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 @_HOST
 @_FILE
 def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None, detach: bool, **options: Any) -> None:
-    """Run the job NAME and print the output of its job container and the result.
+    """Run the job NAME, and print the output of its job container.
 
-    Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: the job
-    container succeeded, and the stack is up, or kept stopped by --keep-stopped; 1: the job container failed, and the
-    stack is up; 2: no such job, or wrong usage; 3: the stack is not fully up, even if the job container succeeded.
+    The last lines are the result. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+
+    Exit codes: 0: the job container succeeded, and the stack is up again; 1: the job container failed, and the stack is
+    up again; 2: no such job, or wrong usage; 3: the stack is not fully up, even if the job container succeeded. With
+    --keep-stopped, the stack may be down after 0 and 1.
     """
     connected = client()
     listing = Jobs(connected).list(files=files)

@@ -21,8 +21,8 @@ def locks_group() -> None:
 def ls() -> None:
     """List the locks that are held, with holder, reason and lease.
 
-    A run holds the lock of a stack, printed as `project NAME`, until the run ends. A step holds a lock by a lease,
-    which expires unless its worker renews the lease.
+    A run or step that needs a held lock waits. A run holds the lock of a stack (`project HOST/NAME`) until the run
+    ends. A step holds a lock by a lease, which expires unless its worker renews the lease.
     """
     options, store = current_options(), client().store
     holders, runs = Locks(store).held(), Admission(store).held()

@@ -17,16 +17,16 @@ COMMANDS = (
     ("run", "run:run", "Start a run of PLAN and watch the run until it ends."),
     ("plan", "plans:plan_group", "Validate, explain, draw and simulate plans."),
     ("runs", "runs:runs_group", "List, watch, cancel, resume and undo runs."),
-    ("orchestrate", "stacks:orchestrate", "Check the cached inventory; restart or redeploy stale services."),
+    ("orchestrate", "stacks:orchestrate", "Find stale services, and restart or redeploy them."),
     ("check", "stacks:check", "Check that the cached inventory matches the hosts."),
     ("rebuild", "stacks:rebuild", "Inspect each host again, and replace the cached inventory."),
-    ("select", "stacks:select", "List stale services, or all services of an image; restart none."),
-    ("restart", "stacks:restart", "Restart or redeploy the stale services, or the named ones."),
+    ("select", "stacks:select", "List stale services, or all services that run an image."),
+    ("restart", "stacks:restart", "Restart or redeploy stale services, or named services."),
     ("job", "jobs:job_group", "List, show and run jobs."),
     ("schedules", "schedules:schedules_group", "List, trigger, pause and resume schedules."),
     ("ops", "ops:ops_group", "List, describe and run operations."),
     ("hosts", "hosts:hosts_group", "List, drain and forget hosts."),
-    ("breaker", "breakers:breaker_group", "List and reset circuit breakers of external services and jobs."),
+    ("breaker", "breakers:breaker_group", "List and reset circuit breakers of services and jobs."),
     ("locks", "locks:locks_group", "List the locks that runs and steps hold."),
     ("audit", "audit:audit", "Print the audit trail, oldest entry first."),
     ("metrics", "metrics:metrics", "Print or serve metrics in Prometheus format."),
@@ -64,12 +64,13 @@ All commands: longshore --help\
 def cli(ctx: click.Context) -> None:
     """Run multi-step plans on Celery, and undo the finished steps if one fails.
 
-    LONGSHORE_REDIS_URL, or redis_url in the settings file, names the Redis of the installation. Without a URL, a
-    command starts a Redis and a worker on this machine.
+    LONGSHORE_REDIS_URL, or redis_url in the settings file, is the URL of your Redis. Without a URL, a command that
+    needs Redis starts an embedded Redis and a worker on this machine. Both outlive the command, and stop when idle.
 
-    Exit codes of all commands, unless a command's help has others: 0: success; 1: failure; 2: wrong usage or wrong
-    configuration; 3: an effect remains, or is in doubt; 130: interrupted. An error message has the form
-    error[CODE]: …, and `longshore explain CODE` explains the error.
+    An error message has the form error[CODE]: …, and `longshore explain CODE` explains the error.
+
+    Exit codes, unless the help of a command has others: 0: success; 1: failure; 2: wrong usage or configuration; 3: an
+    effect of the run remains or may remain; 130: interrupted.
     """
     if ctx.invoked_subcommand is None:
         print_lines(BEGIN, err=True)

@@ -15,14 +15,16 @@ from longshore.orchestration.store.queue_lengths import queue_lengths
 
 @click.command()
 @click.option(
-    "--listen", metavar="[ADDRESS:]PORT", help="Serve the metrics at /metrics until Ctrl-C, instead of printing them."
+    "--listen",
+    metavar="[ADDRESS:]PORT",
+    help="Serve the metrics at /metrics, instead of printing them. Default ADDRESS: 127.0.0.1.",
 )
 @global_options
 def metrics(listen: str | None) -> None:
     """Print or serve metrics in Prometheus format.
 
-    The metrics count the results of runs and steps, and show queues, hosts and circuit breakers. With -o json the
-    command prints the lengths of the queues only. The default ADDRESS is 127.0.0.1.
+    The metrics count the results of runs and steps, and show queues, hosts and circuit breakers. The command needs
+    longshore[metrics]. With -o json, the command prints only the lengths of the queues.
 
     """
     store, options = client().store, current_options()

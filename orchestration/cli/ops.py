@@ -50,12 +50,12 @@ def ls(text: str) -> None:
 @command(ops_group, "show")
 @click.argument("operation", shell_complete=complete_operation)
 def show(operation: str) -> None:
-    """Print the parameters, the result and the guarantees of OPERATION."""
+    """Print the parameters, result, undo and retries of OPERATION."""
     entry = describe(find(operation))
     if current_options().json:
         current_options().show(entry)
         return
-    print_lines(f"{entry['name']}: {entry['summary']}\n{entry['notes']}\n")
+    print_lines("\n".join(filter(None, [f"{entry['name']}: {entry['summary']}", entry["notes"]])) + "\n")
     facts = {"queue": entry["queue"]} | entry["about"]
     if entry["inside"]:
         facts["inside"] = "can run inside a container (in: {container: NAME})"
@@ -64,9 +64,11 @@ def show(operation: str) -> None:
     for name, text in facts.items():
         print_line(f"  {name:<16} {text}")
     for title in ("parameters", "result"):
-        print_lines(f"\n{title}" + (f": {entry['result_notes']}" if title == "result" else ""))
+        print_lines(
+            f"\n{title}" + (f": {entry['result_notes']}" if title == "result" and entry["result_notes"] else "")
+        )
         for row in entry[title]:
-            default = f" [{row['default']}]" if row["default"] else ""
+            default = f" [{row['default']}]" if row["default"] and title == "parameters" else ""
             described = f"  {row['description']}" if row["description"] else ""
             print_line(f"  {row['name']:<{_NAME_WIDTH}} {row['type']}{default}{described}")
 
@@ -78,10 +80,10 @@ def show(operation: str) -> None:
     "--target",
     default="_any",
     show_default=True,
-    help="_any (any worker), _all (all hosts), the name of a host, or a label such as role:web.",
+    help="Host: _any (one free worker), _all (each host), the name of a host, or a label such as role:web.",
 )
 @click.option("--in", "inside", metavar="CONTAINER", help="Run the operation inside this container.")
-@click.option("--timeout", metavar="DURATION", help="Time limit of each attempt, e.g. 90s.")
+@click.option("--timeout", metavar="DURATION", help="Time limit of each attempt, such as 90s.")
 @click.option(
     "--run-id",
     metavar="ID",
@@ -99,9 +101,8 @@ def run(
 ) -> None:
     """Run OPERATION as a run of one step, and print its result.
 
-    A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping. A repeated KEY makes
-    a list. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: succeeded;
-    1: failed; 2: wrong usage; 3: an effect remains, or is in doubt.
+    A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping, and a repeated KEY
+    makes a list. Ctrl-C stops watching; Ctrl-C twice cancels the run.
     """
     values = typed(find(operation), read_values(params))
     plan = single(operation, values, target=target, inside=inside, timeout=timeout)

@@ -24,8 +24,8 @@ from longshore.orchestration.settings import get_settings
 def plan_group() -> None:
     """Validate, explain, draw and simulate plans.
 
-    PLAN is a file (YAML or JSON), or the name of a plan in a folder of LONGSHORE_PLANS or in a package. These commands
-    start no run.
+    PLAN is a file (YAML or JSON), or the name of a plan in a folder of LONGSHORE_PLANS or in an installed package.
+    These commands start no run, and need neither Redis nor workers.
 
     """
 
@@ -33,7 +33,7 @@ def plan_group() -> None:
 @command(plan_group, "validate")
 @click.argument("plan", shell_complete=complete_plan)
 def validate(plan: str) -> None:
-    """Validate PLAN and print every problem.
+    """Validate PLAN and print every problem, with its line.
 
     Exit codes: 0: valid; 2: not valid.
     """
@@ -80,7 +80,11 @@ def levels(plan: str) -> None:
 @command(plan_group, "explain")
 @click.argument("plan", shell_complete=complete_plan)
 def explain(plan: str) -> None:
-    """Explain PLAN: the order, retries and undo of its steps, and changes without undo."""
+    """Explain the order, retries and undo of the steps of PLAN.
+
+    The command also names the steps whose effect has no undo.
+
+    """
     text = explanation.explain(CompiledPlan(load_plan(plan)))
     if current_options().json:
         current_options().show({"explanation": text.splitlines()})
@@ -112,10 +116,12 @@ def graph(plan: str, form: str) -> None:
 @click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="Parameter of the plan; repeatable.")
 @click.option("--params", "file", metavar="FILE", help="File with parameters, YAML or JSON; -p overrides them.")
 def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
-    """Simulate PLAN in memory: once without a failure, then once for each step with that step failing.
+    """Simulate PLAN in memory, with a failure of each step in turn.
 
-    The command prints how each simulated run ends, and changes nothing. Exit codes: the exit code of the run without a
-    failure, if that is not 0; otherwise 3 if a simulated run ends with 3; otherwise 0.
+    No operation runs. The first simulated run has no failure; in each further run, another step fails. The command
+    prints the end, the undone steps and the remaining effects of each run. The command needs longshore[testing].
+
+    Exit code: that of the simulated run without a failure; if this is 0 and another one ends with 3, then 3.
     """
     checked = load_plan(plan)
     found = list(testing.simulate(checked, read_params(checked, pairs, file)))

@@ -32,10 +32,17 @@ _FLOWER_PORT = 5555
     "-Q",
     "--queues",
     metavar="NAMES",
-    help="Only these queues, separated by commas; their undo queues are added.",
+    help="Only these queues, separated by commas, and their queues for undo steps.",
 )
 @click.option("-c", "--concurrency", type=click.IntRange(1, 1024), help="Number of processes. Default: one per CPU.")
-@click.option("-n", "--name", metavar="NAME", default="worker", help="Name of the worker on this host.")
+@click.option(
+    "-n",
+    "--name",
+    metavar="NAME",
+    default="worker",
+    help="Name of the worker, unique on its host.",
+    show_default=True,
+)
 @click.option("--host", metavar="HOST", help="Name of this host. Default: the host name of the machine.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label of this host; repeatable.")
 @click.option("--loglevel", default="INFO", show_default=True, help="Log level.")
@@ -50,8 +57,9 @@ def worker(
 ) -> None:
     """Start a Celery worker in the foreground.
 
-    The command runs `celery -A longshore.workers worker`. Exit code: 2 for wrong settings, otherwise the exit code
-    of the Celery worker.
+    The command runs `celery -A longshore.workers worker`. Without -Q, the worker consumes the queues of all operations.
+
+    Exit code: 2 for wrong settings, otherwise the exit code of the Celery worker.
     """
     if get_settings().redis_url is None:
         raise ConfigError(
@@ -90,8 +98,8 @@ def worker(
 def beat(loglevel: str) -> None:
     """Start Celery beat in the foreground.
 
-    Beat starts plans and jobs at the times of their schedules. The command runs `celery -A longshore.workers beat`.
-    Several beats may run at a time; each start still happens once.
+    At each interval of LONGSHORE_TICK, beat sends a message, on which a worker starts the plans and jobs that are due.
+    The command runs `celery -A longshore.workers beat`. You can run several beats; each planned start happens once.
 
     """
     if get_settings().redis_url is None:
@@ -104,18 +112,25 @@ def beat(loglevel: str) -> None:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=click.IntRange(1, 65535), default=_FLOWER_PORT, show_default=True, help="Port.")
+@click.option("--port", type=click.IntRange(1, 65535), default=_FLOWER_PORT, show_default=True, help="Port of Flower.")
 @click.option(
-    "--address", default="", help="Address of this machine. Default: 127.0.0.1; any other address needs a login."
+    "--address",
+    default="",
+    help="Address on which Flower listens. Default: 127.0.0.1; any other address needs a login.",
 )
-@click.option("--read-only", is_flag=True, help="Show runs only: no buttons, and none of Flower's own operations.")
+@click.option(
+    "--read-only",
+    is_flag=True,
+    help="Show pages without buttons, and refuse Flower's control of workers.",
+)
 @click.argument("more", nargs=-1, type=click.UNPROCESSED)
 @global_options
 def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> None:
     """Start Flower with additional pages that show runs.
 
-    Flower runs in the foreground. MORE are options of Flower itself. To require a login, set
-    FLOWER_BASIC_AUTH=user:password in the environment, or configure Flower's OAuth.
+    Flower runs in the foreground. The pages also have buttons to cancel, resume, undo and approve. MORE are options of
+    Flower itself. To require a login, set FLOWER_BASIC_AUTH=user:password in the environment, or configure Flower's
+    OAuth.
     """
     if find_spec("flower") is None:
         raise ConfigError("Flower is missing", remedy="pip install 'longshore[flower]'")
@@ -165,9 +180,10 @@ def _with_undo_queues(queues: str) -> list[str]:
 def dev() -> None:
     """Start Redis, a worker, beat and Flower in the foreground.
 
-    The command needs no configuration, and is made for development on one machine. Flower starts if the package flower
-    is installed. The data stays in the state folder. Exit code 2 if LONGSHORE_REDIS_URL is set, or if an embedded
-    server already runs in this state folder.
+    The command is for development on one machine, and needs no configuration. Ctrl-C stops all processes; the data stay
+    in the state folder (LONGSHORE_STATE_DIR). Flower starts if the package flower is installed.
+
+    Exit code 2 if LONGSHORE_REDIS_URL is set, or if an embedded Redis already runs in this state folder.
     """
     settings = get_settings()
     if settings.redis_url is not None:

@@ -42,17 +42,18 @@ _OUTPUT_DRAIN_TIMEOUT = 3.0
 @click.option(
     "--run-id",
     metavar="ID",
-    help="Id of the run. An existing run with this id and the same plan is watched, not started again.",
+    help="Id of the run. An existing run with this id, the same plan and parameters is watched, not started again.",
 )
 @click.option("--detach", is_flag=True, help="Print the id of the run and return at once.")
 @global_options
 def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None, detach: bool) -> None:
     """Start a run of PLAN and watch the run until it ends.
 
-    PLAN is a file (YAML or JSON), or the name of a plan in a folder of LONGSHORE_PLANS or in a package. Ctrl-C stops
-    watching, and the run continues; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: succeeded; 1:
-    failed and undone, or cancelled; 2: wrong usage or an invalid plan; 3: an effect remains, or is in doubt; 130:
-    watching was interrupted.
+    PLAN is a file (YAML or JSON), or the name of a plan in a folder of LONGSHORE_PLANS or in an installed package.
+    Ctrl-C stops watching, and the run continues; a second Ctrl-C within two seconds cancels the run.
+
+    Exit codes: 0: succeeded; 1: failed and undone, or cancelled; 2: wrong usage or an invalid plan; 3: an effect
+    remains or may remain; 130: interrupted by Ctrl-C.
     """
     loaded = load_plan(plan)
     params = read_params(loaded, pairs, file)

@@ -32,7 +32,7 @@ from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.search import Filter, search, time_or_age
 from longshore.orchestration.states import TERMINAL, UNDO_OPEN, RunState
 
-_SINCE = "Only runs created since: an age such as 2h, or a date or time (UTC)."
+_SINCE = "Only runs created since TIME: an age such as 2h, or a date or time (UTC) such as 2026-11-20."
 
 
 @click.group("runs")
@@ -45,7 +45,9 @@ def runs_group() -> None:
 
 
 @command(runs_group, "ls")
-@click.option("-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Number of runs.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Maximum number of runs."
+)
 @click.option("--plan", default="", metavar="NAME", help="Only runs of this plan.")
 @click.option("--state", type=click.Choice([str(state) for state in RunState]), help="Only runs in this state.")
 @click.option("--label", default="", metavar="KEY[=VALUE]", help="Only runs of plans with this label.")
@@ -91,10 +93,10 @@ def _report_or_none(run: Run) -> Report | None:
 @command(runs_group, "show")
 @click.argument("run", shell_complete=complete_run)
 def show(run: str) -> None:
-    """Print the report of RUN.
+    """Print the report of RUN, with the outcome of each step.
 
-    Exit codes: 0: succeeded or not ended; 1: failed and undone, or cancelled; 2: unknown run; 3: an effect remains, or
-    is in doubt.
+    Exit codes: 0: succeeded or not ended; 1: failed and undone, or cancelled; 2: unknown run; 3: an effect remains or
+    may remain.
     """
     options = current_options()
     found = client().get(run)
@@ -114,9 +116,10 @@ def show(run: str) -> None:
 def watch(run: str) -> None:
     """Watch RUN until it ends, and print its report.
 
-    Ctrl-C stops watching, and the run continues; a second Ctrl-C within two seconds cancels the run. Exit codes: 0:
-    succeeded; 1: failed and undone, or cancelled; 2: unknown run; 3: an effect remains, or is in doubt;
-    130: watching was interrupted.
+    Ctrl-C stops watching, and the run continues; a second Ctrl-C within two seconds cancels the run.
+
+    Exit codes: 0: succeeded; 1: failed and undone, or cancelled; 2: unknown run; 3: an effect remains or may remain;
+    130: interrupted by Ctrl-C.
     """
     exit_with(watch_to_end(client().get(run)))
 
@@ -124,7 +127,7 @@ def watch(run: str) -> None:
 @command(runs_group, "events")
 @click.argument("run", shell_complete=complete_run)
 def events(run: str) -> None:
-    """Print all events of RUN, in order, with the seconds since the first event."""
+    """Print all events of RUN, with the seconds since the first event."""
     options = current_options()
     found = client().get(run).events()
     if options.json:
@@ -141,7 +144,7 @@ def events(run: str) -> None:
 @click.argument("step", shell_complete=complete_step)
 @click.option("-f", "--follow", is_flag=True, help="Print new lines as they arrive, until the run ends.")
 def logs(run: str, step: str, follow: bool) -> None:
-    """Print the output of STEP, at most the last 1000 lines.
+    """Print the output of STEP, about the last 1000 lines.
 
     Lines from the stderr of the step go to stderr.
 
@@ -161,7 +164,9 @@ def logs(run: str, step: str, follow: bool) -> None:
 def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
     """Cancel RUN: start no further steps, and undo the finished ones.
 
-    Exit codes: 0: cancelled; 1: refused; 2: unknown run; 3: an effect remains, or is in doubt.
+    Running steps are asked to stop, and are undone, too. The command waits for the end of the run.
+
+    Exit codes: 0: cancelled; 1: refused; 2: unknown run; 3: an effect remains or may remain.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -178,8 +183,10 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
 def undo(run: str, reason: str, detach: bool) -> None:
     """Undo the changes of RUN, which has ended, or retry a failed undo.
 
-    The finished steps are undone in reverse order. Exit codes: 0: undone; 1: refused; 2: unknown run; 3: an effect
-    remains, or is in doubt.
+    The finished steps are undone in reverse order. After a finished step with `irreversible: true`, the command is
+    refused.
+
+    Exit codes: 0: undone; 1: refused; 2: unknown run; 3: an effect remains or may remain.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -198,9 +205,11 @@ def undo(run: str, reason: str, detach: bool) -> None:
 def resume(run: str, reason: str, detach: bool) -> None:
     """Resume RUN after a suspension, a failure or a failed undo.
 
-    A suspended run continues, unless it waits for a decision: use `longshore runs resolve` for that. A failed, partial
+    A suspended run continues. If the run waits for a decision, use `longshore runs resolve` instead. A failed, partial
     or cancelled run continues with the first step that has not succeeded. A failed undo is retried. An undone run
-    cannot be resumed. Exit codes: the same as `longshore run`, or 1 if the resume is refused.
+    cannot be resumed.
+
+    Exit codes: the same as `longshore run`, or 1 if the resume is refused.
     """
     found, options = client().get(run), current_options()
     if options.dry_run:
@@ -244,18 +253,22 @@ def _resume_steps(run: Run) -> str:
 @command(runs_group, "resolve")
 @click.argument("run", shell_complete=complete_run)
 @click.argument("step", shell_complete=complete_step)
-@click.option("--done", is_flag=True, help="The step succeeded.")
-@click.option("--skip", is_flag=True, help="Skip the step and continue with the run.")
-@click.option("--undone", is_flag=True, help="The effect of the step does not exist, or was removed by hand.")
-@click.option("--abandon", is_flag=True, help="Give up the undo of the step; the report lists the step as left over.")
+@click.option("--done", is_flag=True, help="The effect exists: the step counts as succeeded.")
+@click.option("--skip", is_flag=True, help="The effect is not needed: the step counts as skipped.")
+@click.option("--undone", is_flag=True, help="The effect does not exist, or you have removed it.")
+@click.option("--abandon", is_flag=True, help="The effect exists and remains: the report lists the step as left over.")
 @click.option("--note", default="", help="Note, recorded in the events of the run with actor and time.")
 def resolve(run: str, step: str, note: str, **flags: bool) -> None:
-    """Record the real outcome of STEP, whose outcome is unknown or whose undo failed.
+    """Record a decision about a step of unknown outcome or failed undo.
 
-    Find out the outcome of the step on its host first, then choose exactly one of --done, --skip, --undone and
-    --abandon. A run that waits for the decision continues after --done or --skip; after --undone the step counts as
-    failed, and the run is undone unless its plan keeps changes. A run that has ended needs `longshore runs resume` to
-    continue. Exit codes: 0: recorded; 1: refused; 2: wrong usage or an unknown run or step.
+    First find out on the host whether the effect of the step exists. Then choose exactly one of --done, --skip,
+    --undone and --abandon.
+
+    A run that waits for this decision continues after --done and --skip. After --undone and --abandon, the step counts
+    as failed, and the other steps are undone, unless the plan keeps changes. A run that has ended continues only after
+    `longshore runs resume`.
+
+    Exit codes: 0: recorded; 1: refused; 2: wrong usage or an unknown run or step.
     """
     chosen = [name for name, is_set in flags.items() if is_set]
     if len(chosen) != 1:
@@ -289,12 +302,14 @@ def _accepted(run: Run, command_id: str) -> bool:
 @click.option("--run-id", metavar="ID", help="Id of the run that repeats the steps.")
 @click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
 def replay(host: str, service: str, since: str | None, run_id: str | None, detach: bool) -> None:
-    """Repeat the recorded steps of a host or external service that has lost its data.
+    """Repeat the steps of a host or service that has lost its data.
 
-    Choose exactly one of --host and --service. One new run repeats the steps that changed the host or the service, with
-    the recorded parameters and in the original order; undone steps are omitted, and steps that cannot be repeated are
-    listed. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: the same
-    as `longshore run`, or 3 if some steps cannot be repeated.
+    Choose exactly one of --host and --service. One new run repeats the steps that changed the host or the service and
+    were not undone, with the recorded parameters and in the original order. Only operations of the kind `converges`
+    (`longshore ops show`) are repeated; the command lists all other steps. Ctrl-C stops watching; Ctrl-C twice cancels
+    the run.
+
+    Exit codes: the same as `longshore run`, or 3 if some steps cannot be repeated.
     """
     options, connected = current_options(), client()
     created_since = time_or_age(since) if since is not None else None
@@ -336,10 +351,12 @@ def _print_left_out(replayed: Replay) -> None:
 def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) -> None:
     """Delete the records of ended runs; a deleted run cannot be undone.
 
-    The command deletes the given RUNs, or without RUN all runs older than --older-than (default: the retention time,
-    after which ended runs also expire by themselves). Child runs are deleted, too. A given RUN that is too young or not
-    of --plan is named and skipped. Exit codes: 0: each run was deleted, or skipped by --older-than or --plan; 1: some
-    runs were refused because they have not ended; 2: wrong usage or an unknown run.
+    Without RUN, the command deletes all runs that ended longer ago than --older-than (default: LONGSHORE_RETENTION,
+    after which workers delete ended runs anyway). Child runs are deleted, too. A given RUN that does not match
+    --older-than or --plan is skipped.
+
+    Exit codes: 0: each run was deleted or skipped; 1: some runs were refused because they have not ended; 2: wrong
+    usage or an unknown run.
     """
     options, connected = current_options(), client()
     seconds = read_duration(older_than, "--older-than") if older_than is not None else connected.settings.retention

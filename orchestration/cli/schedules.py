@@ -25,9 +25,9 @@ def schedules_group() -> None:
 def ls() -> None:
     """List all schedules, with plan, times and next start.
 
-    Schedules come from the settings file, from plans in the folders of LONGSHORE_PLANS, from the beat of your
-    application, and from jobs. NEXT is empty for the beat of your application and for jobs, whose next start `longshore
-    job ls` prints. DONE UNTIL is the time up to which all planned starts are handled.
+    Schedules come from the settings file, from plans in the folders of LONGSHORE_PLANS, from jobs, and from other
+    beats. NEXT is empty for the last two; `longshore job ls` prints the next start of a job. All planned starts up to
+    DONE UNTIL were started or skipped.
 
     """
     options, listing = current_options(), Schedules(client()).list()
@@ -63,9 +63,11 @@ def _row(found: ScheduleStatus) -> dict[str, str | None]:
 def trigger(name: str, detach: bool) -> None:
     """Start the plan of schedule NAME now, and watch the run.
 
-    NAME is a schedule from the settings file or from a plan; for a job use `longshore job run`. The times of the
-    schedule do not change, and a paused schedule can be triggered, too. Ctrl-C stops watching the run; a second Ctrl-C
-    within two seconds cancels the run. Exit codes: the same as `longshore run`.
+    NAME is a schedule of the settings file or of a plan; for a job, use `longshore job run`. The planned times of the
+    schedule do not change. A paused schedule can be triggered, too. Ctrl-C stops watching; Ctrl-C twice cancels the
+    run.
+
+    Exit codes: the same as `longshore run`.
     """
     connected = client()
     if current_options().dry_run:
@@ -82,7 +84,8 @@ def trigger(name: str, detach: bool) -> None:
 def pause(name: str) -> None:
     """Pause schedule NAME until it is resumed.
 
-    Times that pass during the pause do not count as missed.
+    NAME is a name that `longshore schedules ls` prints, also that of a job. Starts that are planned during the pause
+    are skipped.
 
     """
     _set_paused(name, paused=True)

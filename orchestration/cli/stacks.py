@@ -30,17 +30,19 @@ from longshore.orchestration.stacks.plan import RolloutOptions, with_defaults
 from longshore.orchestration.stacks.selection import Selection, choose, named
 
 _HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
-_REGISTRY = click.option("--registry", is_flag=True, help="Compare image tags with their registries, without pulling.")
+_REGISTRY = click.option("--registry", is_flag=True, help="Also compare image tags with their registries.")
 _LABEL = click.option(
-    "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only containers with this label; repeatable."
+    "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only services with this label; repeatable."
 )
-
-
-_RETRY = click.option("--retry", is_flag=True, help="Also try versions that have failed their health check before.")
+_RETRY = click.option("--retry", is_flag=True, help="Also select services whose new version was unhealthy before.")
 
 
 def _image_option(effect: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option("--image", metavar="IMAGE", help=f"{effect}. IMAGE is a name, with or without tag, or an id.")
+
+
+def _time_option(name: str, default: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(name, metavar="TIME", default=default, show_default=True, help=text)
 
 
 def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,36 +51,26 @@ def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--max-parallel", type=click.IntRange(1), help="Maximum number of stacks that restart in parallel."
         ),
         click.option(
-            "--canary", type=click.IntRange(1), help="Restart N stacks first; if one fails, leave the others unchanged."
+            "--canary",
+            type=click.IntRange(1),
+            help="Number of stacks to restart first; if one fails, no other restarts.",
         ),
         click.option(
             "--on-failure",
             type=click.Choice(["keep", "undo"]),
             default="keep",
             show_default=True,
-            help="keep: undo only the stacks that fail; undo: undo all stacks.",
+            help="keep: undo only the stacks that fail; undo: undo all stacks if one fails.",
         ),
-        click.option(
-            "--healthy-deadline",
-            metavar="TIME",
-            default="60s",
-            show_default=True,
-            help="Time for a stack to become healthy.",
-        ),
-        click.option(
-            "--min-healthy-time",
-            metavar="TIME",
-            default="5s",
-            show_default=True,
-            help="Time a container without health check must run.",
-        ),
+        _time_option("--healthy-deadline", "60s", "Time in which a stack must become healthy."),
+        _time_option("--min-healthy-time", "5s", "Time that a container without health check must run."),
         _RETRY,
         click.option(
             "--no-way-back",
             type=click.Choice(["refuse", "accept"]),
             default="refuse",
             show_default=True,
-            help="If what runs could not be brought back: leave the stack alone, or restart it all the same.",
+            help="Whether to restart a stack whose running version could not be restored afterwards.",
         ),
         click.option("--run-id", metavar="ID", help="Id of the run that restarts the stacks."),
         click.option("--detach", is_flag=True, help="Print the id of the run and return at once."),
@@ -102,15 +94,18 @@ def _stacks() -> Stacks:
 
 @click.command("check")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
-@_image_option("Also list all services that run this image, whether they are out of date (stale) or not")
+@_image_option("Also list all services that run this image, stale or not")
 @_HOST
 @_REGISTRY
 @global_options
 def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bool) -> None:
     """Check that the cached inventory matches the hosts.
 
-    The inventory lists the deployed stacks of each host. The command changes nothing. Exit codes: 0: the inventory is
-    valid; 1: the inventory needs a rebuild; 2: a host could not be checked, or wrong usage.
+    The inventory is stored in Redis, and lists the Compose stacks of each host with their containers, files and images.
+    The command changes nothing. If the inventory is not valid, `longshore select`, `restart` and `orchestrate` rebuild
+    the inventory first. To find services that need a restart, use `longshore select`.
+
+    Exit codes: 0: the inventory is valid; 1: it needs a rebuild; 2: a host could not be checked, or wrong usage.
     """
     as_json = as_json or current_options().json
     found = None
@@ -170,9 +165,11 @@ def _now() -> str:
 def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     """Inspect each host again, and replace the cached inventory.
 
-    The inspection uses no cached data. The earlier inventory of a host remains until the new one is complete, and after
-    a failure. Without --force the command asks for confirmation and reads the answer, y or N, from stdin. Exit codes:
-    0: rebuilt; 1: no host was rebuilt, or the answer was not y; 2: wrong usage; 3: some hosts failed.
+    Use the command if the cached inventory seems wrong: the inspection uses no cached data. If the inspection fails,
+    the earlier inventory of the host remains. Without --force, the command asks for confirmation, and reads the answer,
+    y or N, from stdin.
+
+    Exit codes: 0: rebuilt; 1: no host was rebuilt, or the answer was not y; 2: wrong usage; 3: some hosts failed.
     """
     stacks = _stacks()
     present, missing = stacks.hosts(hosts)
@@ -207,7 +204,7 @@ def _confirmed(question: str) -> bool:
 
 @click.command("select")
 @_LABEL
-@_image_option("List all services that run this image, whether they are out of date (stale) or not")
+@_image_option("List all services that run this image, stale or not")
 @_HOST
 @_REGISTRY
 @_RETRY
@@ -219,17 +216,18 @@ def _confirmed(question: str) -> bool:
     type=click.Choice(["table", "text", "json", "names", "yaml"]),
     default="table",
     show_default=True,
-    help="Output format.",
+    help="Output format. names: one name per line, as input of longshore restart.",
 )
 def select(
     labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, retry: bool, form: str
 ) -> None:
-    """List stale services, or all services of an image; restart none.
+    """List stale services, or all services that run an image.
 
-    A service is stale if its containers are missing or unhealthy, or differ from its compose files, mounted files or
-    images; each has its reasons. The command first replaces the cached inventory of hosts without a valid one, and with
-    --registry that of all hosts; --dry-run replaces none. Exit codes: 0: all hosts inspected; 2: wrong usage, or no
-    host inspected; 3: some hosts or projects could not be inspected.
+    A service is stale if its containers are missing or unhealthy, or differ from its Compose files, mounted files or
+    images. The list names the reasons. First, the command rebuilds the cached inventory of each host without a valid
+    one (with --registry, of each host; with --dry-run, of no host).
+
+    Exit codes: 0: all hosts inspected; 2: wrong usage, or no host inspected; 3: some hosts or projects not inspected.
     """
     stacks = _stacks()
     found = stacks.select(
@@ -298,13 +296,15 @@ def restart(
     detach: bool,
     **rollout_options: Any,
 ) -> None:
-    """Restart or redeploy the stale services, or the named ones.
+    """Restart or redeploy stale services, or named services.
 
-    NAME is project/service, a project or a service. A named service is restarted even if it is up to date; of a project
-    that is named, only running or stale services. Without NAME the command takes the services that `longshore select`
-    lists. With - for NAME the command reads names from stdin, one per line. Ctrl-C stops watching the run; a second
-    Ctrl-C within two seconds cancels the run. Exit codes: 0: all up to date; 1: cancelled, or all changes were undone;
-    2: wrong usage or an unknown name; 3: some stacks are not up to date.
+    Without NAME, the command first waits for other runs that restart services on the hosts, and then restarts the
+    services that `longshore select` lists. NAME is PROJECT/SERVICE, a service or a project; HOST:NAME selects one host.
+    A named service is restarted even if it is not stale, and of a named project the running and the stale services. If
+    NAME is -, the command reads names from stdin, one per line. With --registry, newer images are pulled first. Ctrl-C
+    stops watching; Ctrl-C twice cancels the run.
+
+    Exit codes: 0: all up to date; 1: cancelled, or all changes undone; 2: wrong usage; 3: some are not up to date.
     """
     requested = _read_names(names)
     rollout = _rollout_from(rollout_options)
@@ -356,13 +356,15 @@ def orchestrate(
     detach: bool,
     **rollout_options: Any,
 ) -> None:
-    """Check the cached inventory; restart or redeploy stale services.
+    """Find stale services, and restart or redeploy them.
 
-    Phases: check the cached inventory, rebuild it where needed, select stale services, restart or redeploy them stack
-    by stack. The command first waits for the end of other runs that restart services on the hosts. Ctrl-C stops
-    watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: nothing to do, or all up to
-    date; 1: failed before any change, or all changes were undone; 2: wrong usage; 3: some stacks are not up to date or
-    could not be inspected.
+    The command first waits for other runs that restart services on the hosts, and then does the work of `longshore
+    check`, `rebuild` (if needed), `select` and `restart`. If a stack does not become healthy, its earlier version is
+    restored. `longshore select --help` defines stale. With --registry, newer images are pulled first. Ctrl-C stops
+    watching; Ctrl-C twice cancels the run.
+
+    Exit codes: 0: nothing to do, or all up to date; 1: failed before any change, cancelled, or all changes undone; 2:
+    wrong usage; 3: some stacks are not up to date or could not be inspected.
     """
     rollout = _rollout_from(rollout_options)
     stacks = _stacks()

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
+from pydantic import Field
+
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, Params, Result, Undo, Waits, register
+from longshore.orchestration.operations.base import (
+    NO_RETRY,
+    READ_ONLY,
+    Kind,
+    Operation,
+    Params,
+    Result,
+    Undo,
+    Waits,
+    register,
+)
 
 
 class ApprovalParams(Params):
-    """`timeout` starts when the step is dispatched; after it, `on_timeout` fails or approves the step."""
+    """`longshore runs approve RUN STEP` approves or rejects the step."""
 
-    message: str = ""
-    timeout: Duration = 86_400.0
-    on_timeout: Literal["fail", "approve"] = "fail"
+    message: str = Field("", description="Text for the person who decides")
+    timeout: Duration = Field(86_400.0, description="Time for the decision, from the dispatch of the step")
+    on_timeout: Literal["fail", "approve"] = Field("fail", description="The end of the step after `timeout`")
 
 
 class ApprovalResult(Result):
-    """`by` is empty after a timeout; `at` is in ms of the Redis clock."""
+    """`by` is the person who decided, empty after a timeout. `at` is in ms since 1970, by Redis's clock."""
 
     approved: bool
     by: str = ""
@@ -36,5 +49,6 @@ APPROVAL = register(
         summary="Wait for an approval or rejection, without occupying a worker",
         retry=NO_RETRY,
         waits=Waits.PERSON,
+        about=replace(READ_ONLY, duplicate="waits again", dry_run="shows the longest wait"),
     )
 )

@@ -136,12 +136,12 @@ class About:
     changed: str
     #: The effect of its undo.
     undo: str
-    #: How a duplicate delivery of the step is handled.
+    #: The effect of a second attempt at the step.
     duplicate: str
     #: The answer of a dry run.
     dry_run: str = "compares the current with the requested state, and predicts the changes"
-    #: Which errors are retried.
-    retried: str = "an unreachable or busy engine only"
+    #: The errors after which a further attempt follows.
+    retried: str = "temporary errors"
 
 
 #: Texts of read-only operations.
@@ -201,7 +201,7 @@ class Operation:
     @property
     def elsewhere(self) -> bool:
         """Whether another system performs the effect, which no receipt on a worker's host can fence."""
-        return self.queue == "network" or self.function is not None or self.name == "celery.task.execute"
+        return self.function is not None or self.name in {"network.http.request", "celery.task.execute"}
 
     def upgraded(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of a step that may have been stored for an earlier version of the operation."""

@@ -29,26 +29,26 @@ CacheName = Annotated[
 class CacheParams(Params):
     """The name of a cache."""
 
-    cache: CacheName
+    cache: CacheName = Field(description="Name of the cache")
 
 
 class RebuildParams(CacheParams):
-    """Run a builder operation and store its data as the next generation, read with `Client().cached(NAME)`.
+    """The data of the builder become the next generation, which `Client().cached(NAME)` reads.
 
     A valid generation is not rebuilt, unless `force` is set. A generation is valid if it is intact, younger than
-    `ttl`, built from the same `fingerprint` and not invalidated. Side effects of the builder are not undone.
+    `ttl`, built from the same `fingerprint`, and not invalidated. Other effects of the builder are not undone.
     """
 
-    builder: Annotated[str, Field(min_length=1)] = Field(description="The builder operation, run on this step's worker")
+    builder: Annotated[str, Field(min_length=1)] = Field(description="Operation, which runs on the worker of this step")
     params: dict[str, Any] = Field({}, description="Parameters of the builder")
-    fingerprint: str = Field("", description="Version of the builder's input; a different one needs a rebuild")
-    ttl: Duration = Field(0.0, description="Lifetime of a generation; unlimited by default")
+    fingerprint: str = Field("", description="Version of the input; another version needs a rebuild")
+    ttl: Duration = Field(0.0, description="Lifetime of a generation; 0: unlimited")
     force: bool = Field(default=False, description="Build even if the current generation is valid")
 
 
 class RebuildResult(Result):
-    """`generation` is the current generation, `previous` the one before; `built` is false if the step found a valid
-    generation. `age_s` in seconds.
+    """`generation` is the current generation, and `previous` the one before. `built` is false if the step found a valid
+    generation; otherwise, `why` is the reason of the build.
     """
 
     cache: str
@@ -60,13 +60,13 @@ class RebuildResult(Result):
 
 
 class CheckParams(CacheParams):
-    """Check whether a cache is valid, with `fingerprint` for the given version of its input."""
+    """A missing cache is not valid."""
 
-    fingerprint: str = ""
+    fingerprint: str = Field("", description="Version of the input; a cache of another version is not valid")
 
 
 class CheckResult(Result):
-    """`reason`: why the cache is not valid."""
+    """`reason`: the reason why the cache is not valid."""
 
     cache: str
     valid: bool
@@ -76,7 +76,7 @@ class CheckResult(Result):
 
 
 class InvalidateParams(CacheParams):
-    """Mark a cache invalid, so that the next rebuild builds it. The current generation is kept for an undo only."""
+    """The next rebuild builds a new generation. The current generation is kept only for an undo."""
 
 
 class InvalidateResult(Result):
@@ -99,7 +99,7 @@ REBUILD = register(
         about=About(
             changed="a generation was built",
             undo="restores the previous generation, unless another one was built since",
-            duplicate="one at a time by the cache's lock; the others find the new generation",
+            duplicate="waits for the lock of the cache; finds the new generation",
             dry_run="shows whether the cache is valid, and its builder",
             retried="temporary errors of the builder",
         ),

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AwareDatetime, Field
 
 from longshore.orchestration.errors import UsageError
-from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, Params, Result, Undo, Waits, register
+from longshore.orchestration.operations.base import (
+    NO_RETRY,
+    About,
+    Kind,
+    Operation,
+    Params,
+    Result,
+    Undo,
+    Waits,
+    register,
+)
 
 if TYPE_CHECKING:
     from celery import Signature
@@ -49,24 +59,24 @@ class TaskOptions(Params):
 
 
 class TaskParams(Params):
-    """The parts of a signature. `queue` is a queue that the application's workers consume. With `as_result`, the step's
-    data has the value that the task returned as `result`, also where the value is a mapping. `fenced`: each worker of
-    the application asks the record before it begins the task. `idempotent`: a second execution has no further effect;
-    after the loss of a worker only such a task runs again.
-    """
+    """The step sends the message of the task, and waits for the end of the task without occupying a worker."""
 
-    task: Annotated[str, Field(min_length=1)]
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    queue: str = "celery"
-    as_result: bool = False
-    options: TaskOptions = TaskOptions()
-    fenced: bool = False
-    idempotent: bool = False
+    task: Annotated[str, Field(min_length=1, description="Name of the task")]
+    args: list[Any] = Field([], description="Positional arguments")
+    kwargs: dict[str, Any] = Field({}, description="Keyword arguments")
+    queue: str = Field("celery", description="A queue that the application's workers consume")
+    as_result: bool = Field(default=False, description="Store the returned value as `result`, also if it is a mapping")
+    options: TaskOptions = Field(TaskOptions(), description="Options of the message")
+    fenced: bool = Field(
+        default=False, description="The application has `install(app)`: its worker asks Longshore before it begins"
+    )
+    idempotent: bool = Field(
+        default=False, description="A second execution has no further effect; only then may the task run again"
+    )
 
 
 class TaskResult(Result):
-    """The mapping that the task returned; any other value, and all values with `as_result`, as `result`."""
+    """The mapping that the task returned. Any other value is in `result`; with `as_result`, a mapping is, too."""
 
     result: Any = None
 
@@ -83,6 +93,14 @@ CELERY = register(
         retry=NO_RETRY,
         repeatable=lambda params: params.get("idempotent") is True,
         waits=Waits.TASK,
+        about=About(
+            changed="always",
+            undo="none; give the step an `undo` in the plan",
+            duplicate="after the loss of its worker, the task runs again only if `idempotent`; otherwise the step is "
+            "unknown",
+            dry_run="names the task and its queue",
+            retried="each error of the task, except Permanent, Preflight, InDoubt and StepCancelled",
+        ),
     )
 )
 

@@ -9,6 +9,10 @@ from pydantic import Field
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import NO_RETRY, About, Kind, Operation, Params, Result, Undo, register
 
+OkCodes = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)]
+#: The exit codes with which a program or container succeeds.
+OK_CODES: Any = Field([0], description="Exit codes of success")
+
 
 class CommandParams(Params):
     """A program with its environment and limits. An exit code outside of `ok_codes` is a failure."""
@@ -16,30 +20,33 @@ class CommandParams(Params):
     cwd: str | None = Field(None, description="Working directory")
     env: dict[str, str] = Field(
         {},
-        description="Environment, not inherited: these, PATH, HOME, LANG, USER, TZ, TMPDIR, LONGSHORE_*. The setting "
-        "`allowed_environment` limits the names",
+        description="Environment variables, in addition to LONGSHORE_RUN_ID, LONGSHORE_STEP and LONGSHORE_ATTEMPT. "
+        "On the host, the program inherits only PATH, HOME, USER, LOGNAME, LANG, LC_ALL, TZ and TMPDIR. "
+        "LONGSHORE_ALLOWED_ENVIRONMENT may limit the names",
     )
     stdin: str | None = Field(None, description="Text for standard input")
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Then TERM, grace and KILL for the process group; by default the step's timeout"
+        None, description="Time limit; then the program gets TERM. By default the timeout of the step"
     )
-    grace: Duration = Field(10.0, description="Between TERM and KILL")
-    ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
+    grace: Duration = Field(10.0, description="Time between TERM and KILL")
+    ok_codes: OkCodes = OK_CODES
     changes: bool = Field(default=True, description="false: the command only reads, and needs no undo")
-    creates: str | None = Field(None, description="A path; if it exists, the command is not run")
-    unless: str | list[str] | None = Field(None, description="A command; if it exits with 0, the command is not run")
+    creates: str | None = Field(None, description="A path; if the path exists, the command does not run")
+    unless: str | list[str] | None = Field(
+        None, description="A command that runs first; if its exit code is 0, the step does no more"
+    )
 
 
 class ExecParams(CommandParams):
-    """An argument list, executed without a shell."""
+    """The program runs without a shell."""
 
     argv: Annotated[list[str], Field(min_length=1, description="The program and its arguments")]
 
 
 class ShellParams(CommandParams):
-    """A command line for `/bin/sh -c`."""
+    """`/bin/sh -c` runs the command line."""
 
-    command: Annotated[str, Field(min_length=1)]
+    command: Annotated[str, Field(min_length=1, description="The command line")]
 
 
 class CommandResult(Result):
@@ -61,12 +68,12 @@ def repeatable(params: dict[str, Any]) -> bool:
 
 
 COMMAND_ABOUT = About(
-    changed="the command ran, and changes is not false",
-    undo="none by itself: declare undo on the step",
-    duplicate="one at a time by its receipt; a lost attempt is unknown, and retried only with creates, unless or "
-    "changes: false",
-    dry_run="shows the command, and whether creates skips it",
-    retried="none, unless the plan has a retry policy; then exit codes too",
+    changed="the command ran, unless `changes` is false",
+    undo="none; give the step an `undo` in the plan",
+    duplicate="after a lost attempt, the command runs again only with `creates`, `unless` or `changes: false`; "
+    "otherwise the step is unknown",
+    dry_run="shows the command, and whether `creates` skips the command",
+    retried="temporary errors, exit codes and time limits",
 )
 
 

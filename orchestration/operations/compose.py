@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -10,14 +11,16 @@ from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Operation, Params, Result, Undo, register
 from longshore.orchestration.operations.command import (
     COMMAND_ABOUT,
+    OK_CODES,
     CommandParams,
     CommandResult,
+    OkCodes,
     is_read_only_command,
     repeatable,
 )
 from longshore.orchestration.operations.docker.images import Login
+from longshore.orchestration.operations.docker.programs import KEEP_FAILED, RunResult
 from longshore.orchestration.operations.docker.programs import RUN as DOCKER_RUN
-from longshore.orchestration.operations.docker.programs import RunResult
 
 
 def _list(value: Any) -> Any:
@@ -30,8 +33,12 @@ Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_li
 NoWayBack = Literal["refuse", "accept"]
 #: The reaction of a step if the running containers could not be created again.
 NO_WAY_BACK: Any = Field(
-    "refuse", description="If what runs now cannot be brought back: fail before the first change, or accept it"
+    "refuse", description="If the running version could not be restored: fail before any change, or continue"
 )
+#: Descriptions that several parameters share.
+GRACE = "Time between TERM and KILL; by default that of each container"
+AUTH = "Registry credentials; by default the worker's docker configuration"
+UNDISTURBED = "Time that a service without a health check must run without a restart"
 
 
 class ProjectParams(Params):
@@ -41,12 +48,16 @@ class ProjectParams(Params):
     `project` alone, folder and files are those of the existing containers.
     """
 
-    project_dir: Annotated[str, Field(min_length=1)] | None = None
-    project: Annotated[str, Field(min_length=1)] | None = None
-    files: Paths = []
-    services: Paths = []
-    profiles: Paths = []
-    env_file: Paths = []
+    project_dir: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Folder of the project on the Docker host"
+    )
+    project: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Name; without `project_dir`, its containers must exist"
+    )
+    files: Paths = Field([], description="Compose files, relative to `project_dir`")
+    services: Paths = Field([], description="All by default")
+    profiles: Paths = Field([], description="Profiles to enable")
+    env_file: Paths = Field([], description="Files of variables, relative to `project_dir`")
 
     @field_validator("project_dir")
     @classmethod
@@ -75,45 +86,40 @@ class ProjectParams(Params):
 class HealthChecked(ProjectParams):
     """Waits until each service is healthy or, without a health check, has run without a restart."""
 
-    healthy_deadline: Duration = Field(60.0, description="Longest wait; then the step fails")
-    min_healthy_time: Duration = Field(5.0, description="Time without a restart, for services without a health check")
+    healthy_deadline: Duration = Field(60.0, description="Time for the services to become healthy")
+    min_healthy_time: Duration = Field(5.0, description=UNDISTURBED)
 
 
 class Replacing(HealthChecked):
     """A rollout: containers are replaced in batches."""
 
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Services per batch, dependencies first, each batch healthy before the next; all by default"
+        None, description="Services in one batch; each batch must be healthy before the next. All by default"
     )
     auto_revert: bool = Field(
-        default=False, description="If the services do not become healthy, revert the project at once"
+        default=False, description="If the services do not become healthy, restore the earlier version at once"
     )
-    grace: Duration | None = Field(
-        None, description="Between TERM and KILL for replaced containers; by default their own"
-    )
+    grace: Duration | None = Field(None, description=GRACE)
     no_way_back: NoWayBack = NO_WAY_BACK
 
 
 class UpParams(Replacing):
-    """Images are never built, and only pulled as `pull` sets, before any container is stopped.
+    """Images are not built, and are pulled as `pull` sets, before any container is stopped.
 
-    The step succeeds when, by `healthy_deadline`, each service is healthy or, without a health check, has run for
-    `min_healthy_time` without a restart.
+    The step fails if a service is not healthy by `healthy_deadline`.
     """
 
-    pull: Literal["never", "missing", "always"] = "never"
-    auth: Login | None = Field(None, description="Registry credentials; by default the worker's docker configuration")
+    pull: Literal["never", "missing", "always"] = Field("never", description="missing: images that the host lacks")
+    auth: Login | None = Field(None, description=AUTH)
     remove_orphans: bool = Field(default=False, description="Remove containers of services that no file defines")
 
 
 class DownParams(ProjectParams):
-    """Containers and networks are removed; volumes and images stay. A project goes down as a whole.
+    """Containers and networks are removed; volumes and images stay."""
 
-    `remove_orphans` also removes containers of services that the files no longer define.
-    """
-
-    remove_orphans: bool = False
-    grace: Duration | None = None
+    services: Paths = Field([], description="Must be empty: a project goes down as a whole")
+    remove_orphans: bool = Field(default=False, description="Remove containers of services that no file defines")
+    grace: Duration | None = Field(None, description=GRACE)
     no_way_back: NoWayBack = NO_WAY_BACK
 
     @field_validator("services")
@@ -127,68 +133,69 @@ class DownParams(ProjectParams):
 class StopParams(ProjectParams):
     """Running containers are stopped, dependents before their dependencies."""
 
-    grace: Duration | None = None
+    grace: Duration | None = Field(None, description=GRACE)
 
 
 class StartParams(HealthChecked):
     """Stopped containers are started, dependencies first; no container is created."""
 
-    min_healthy_time: Duration = 1.0
+    min_healthy_time: Duration = Field(1.0, description=UNDISTURBED)
 
 
 class RestartParams(HealthChecked):
-    """Running containers are restarted in order. Changes of the files are not applied; use `up` for those."""
+    """Changes of the files are not applied; use `compose.up.execute` for those."""
 
-    min_healthy_time: Duration = 1.0
-    grace: Duration | None = None
+    min_healthy_time: Duration = Field(1.0, description=UNDISTURBED)
+    grace: Duration | None = Field(None, description=GRACE)
 
 
 class ConfigParams(ProjectParams):
-    """The resolved configuration of the files. An unset variable is an error."""
+    """An unset variable in the files is an error."""
 
 
 class PsParams(ProjectParams):
-    """All containers of the project, including those of `compose run`."""
+    """The list includes the containers of `docker compose run`."""
 
 
 class PullParams(ProjectParams):
-    """Pull the images of the services; no container is started."""
+    """No container is started."""
 
-    policy: Literal["always", "missing"] = "always"
-    auth: Login | None = Field(None, description="Registry credentials; by default the worker's docker configuration")
+    policy: Literal["always", "missing"] = Field("always", description="missing: only images that the host lacks")
+    auth: Login | None = Field(None, description=AUTH)
 
 
 class BuildParams(ProjectParams):
-    """Build the images of the services with a `build` section; no container is started."""
+    """Services without a `build` section are left out. No container is started."""
 
-    no_cache: bool = False
+    no_cache: bool = Field(default=False, description="Build without the cache of the engine")
     pull: bool = Field(default=False, description="Pull newer base images")
 
 
 class ServiceExecParams(CommandParams):
-    """A program inside a running container of a service."""
+    """The container must be running."""
 
-    project: Annotated[str, Field(min_length=1)]
-    service: Annotated[str, Field(min_length=1)]
+    project: Annotated[str, Field(min_length=1, description="Name of the project")]
+    service: Annotated[str, Field(min_length=1, description="Name of the service")]
     number: Annotated[int, Field(ge=1)] = Field(1, description="Number of the container")
-    argv: Annotated[list[str], Field(min_length=1)]
-    user: str | None = None
+    argv: Annotated[list[str], Field(min_length=1, description="The program and its arguments")]
+    user: str | None = Field(None, description="user[:group]; by default that of the container")
 
 
 class ServiceRunParams(ProjectParams):
-    """A one-off container with the image, networks, volumes and environment of a service.
+    """The container has the image, networks, volumes and environment of the service, and publishes no ports.
 
-    Dependencies of the service must be running; the step does not start them. The container publishes no ports.
+    The dependencies of the service must be running.
     """
 
-    service: Annotated[str, Field(min_length=1)]
-    command: list[str] | None = Field(None, description="Replaces the command of the service")
-    env: dict[str, str] = {}
-    user: str | None = None
-    workdir: str | None = None
-    ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
-    grace: Duration = Field(10.0, description="Between TERM and KILL after a cancellation or timeout")
-    keep_failed: bool = Field(default=False, description="Keep a failed container after the run, until its undo or gc")
+    services: Paths = Field([], description="Must be empty: use `service`")
+    service: Annotated[str, Field(min_length=1, description="Name of the service")]
+    command: list[str] | None = Field(None, description="In place of the command of the service")
+    env: dict[str, str] = Field({}, description="Additional environment variables")
+    user: str | None = Field(None, description="user[:group]; by default that of the service")
+    workdir: str | None = Field(None, description="Working directory")
+    ok_codes: OkCodes = OK_CODES
+    grace: Duration = Field(10.0, description="Time between TERM and KILL")
+    keep_failed: bool = Field(default=False, description=KEEP_FAILED)
 
     @field_validator("services")
     @classmethod
@@ -199,10 +206,12 @@ class ServiceRunParams(ProjectParams):
 
 
 class RollbackParams(Replacing):
-    """Return to a revision: the resolved files and images of a successful `up`. Images are neither pulled nor built.
+    """A revision is the resolved configuration of a successful `compose.up.execute`, with its images.
 
-    The project is rolled back as a whole; `longshore ops run compose.ps.get project=…` lists its revisions.
+    `longshore ops run compose.ps.get project=…` lists the revisions. Images are neither pulled nor built.
     """
+
+    services: Paths = Field([], description="Must be empty: a project is rolled back as a whole")
 
     to: Annotated[int, Field(ge=1)] | Literal["previous"] = Field(
         "previous", description="Number of a revision; previous: the latest that differs from the running one"
@@ -229,9 +238,9 @@ class ContainerState(Result):
 
 
 class UpResult(Result):
-    """Container names by action, and the current containers.
+    """Names of containers by action, and the present containers.
 
-    `revision` is the saved resolved file on the Docker host. The file may contain secrets and is never sent.
+    `revision` is the path of the saved configuration on the Docker host.
     """
 
     project: str
@@ -243,12 +252,12 @@ class UpResult(Result):
     containers: list[ContainerState] = []
     revision: str | None = None
     standing: list[dict[str, Any]] = Field(
-        [], description="The running version: images, revision, health, and a sentence"
+        [], description="The version that runs now: images, revision, health, and a sentence"
     )
 
 
 class ConfigResult(Result):
-    """Image, configuration hash and number of containers of each service, without values of variables."""
+    """Image, configuration hash and number of containers of each service, without the values of variables."""
 
     project: str
     services: dict[str, dict[str, Any]] = {}
@@ -257,7 +266,7 @@ class ConfigResult(Result):
 
 
 class PsResult(Result):
-    """`revisions`: targets of a rollback, the latest last: `number, at, run, services` (image ids)."""
+    """`revisions` lists the possible rollbacks, the latest last, each as `number, at, run, services` (image ids)."""
 
     project: str
     exists: bool = False
@@ -266,7 +275,7 @@ class PsResult(Result):
 
 
 class ImagesResult(Result):
-    """Id of each image before (null for none) and after the step."""
+    """The id of each image before and after the step; null for none."""
 
     project: str
     images: dict[str, dict[str, str | None]] = {}
@@ -293,7 +302,7 @@ def _compose(
 
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": READ_ONLY}
-_ENGINE = "an unreachable engine or registry; a Compose conflict after a crash"
+_ENGINE = "an unreachable engine or registry, or a Compose conflict after a crash"
 _BY_STATE = "finds the containers in the requested state"
 
 UP = _compose(
@@ -305,7 +314,7 @@ UP = _compose(
         changed="a container was created, replaced, started or removed, or a pull fetched another image",
         undo="restores the former configuration, images and running containers from backups; takes a new project "
         "down, without its volumes. Fails if the project was changed since",
-        duplicate="one at a time by the project's lock; finds hashes, images and states as requested",
+        duplicate="waits for the lock of the project; changes only what differs from the files",
         dry_run="lists the services that would change, with reasons: missing, configuration, image, not running",
         retried=_ENGINE,
     ),
@@ -332,7 +341,7 @@ STOP = _compose(
     "Stop running containers of a project",
     About(
         changed="a container ran",
-        undo="starts exactly the containers that the step stopped, in order, and pauses those that were paused",
+        undo="starts exactly the containers that the step stopped, and pauses those that were paused",
         duplicate=_BY_STATE,
         retried=_ENGINE,
     ),
@@ -373,7 +382,7 @@ PULL = _compose(
         undo="restores or removes the tags; layers stay on disk",
         duplicate="finds the tags at the images of the registry",
         dry_run="compares the registry's digests with the local ones",
-        retried="an unreachable registry or engine; an interrupted download",
+        retried="an unreachable registry or engine, or an interrupted download",
     ),
     undo=Undo.PARTIAL,
     secrets=frozenset({"auth"}),
@@ -400,7 +409,7 @@ ROLLBACK = _compose(
     About(
         changed="a container was created, replaced, started or removed",
         undo="restores the former state, like the undo of compose.up.execute",
-        duplicate="one at a time by the project's lock; finds the revision running",
+        duplicate="waits for the lock of the project; finds the revision running",
         dry_run="lists the services that would change, with reasons",
         retried=_ENGINE,
     ),
@@ -412,7 +421,7 @@ EXEC = _compose(
     ServiceExecParams,
     CommandResult,
     "Run a program inside a container of a service",
-    COMMAND_ABOUT,
+    replace(COMMAND_ABOUT, retried="temporary errors; with `retry`, after exit codes and time limits, too"),
     kind=Kind.ACTS,
     undo=Undo.NONE,
     repeatable=repeatable,

@@ -43,18 +43,18 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._/@-]{0,254}$"
 class DeployParams(Params):
     """One of `content`, `source` and `object` is required.
 
-    Without `mode`, `owner` or `group`, an existing file keeps its own; a new file gets 0644 and the worker's user.
+    Without `mode`, `owner` or `group`, an existing file keeps its value; a new file gets 0644 and the worker's user.
     With `template`, the content is a Jinja2 template over `vars`, `host` and `run`; an undefined name is an error.
     """
 
     path: _Path
-    content: str | None = Field(None, description="Text")
+    content: str | None = Field(None, description="Content as text")
     source: str | None = Field(None, description="A file beside the plan, sent with the run")
     object: str | None = Field(
         None,
         description="A name in the object store (file.upload), or a URL: https://…, file:///…, s3://…, gs://…, az://…",
     )
-    template: bool | None = Field(None, description="By default as the object was uploaded, else false")
+    template: bool | None = Field(None, description="The content is a template; by default as uploaded")
     vars: dict[str, Any] = Field({}, description="Variables of the template")
     mode: Annotated[str, Field(pattern=r"^0?[0-7]{3,4}$|.*\{\{.*"), expected("an octal mode such as '0644'")] | None = (
         Field(None, description="Octal, such as '0644'")
@@ -81,26 +81,26 @@ class DeployResult(Result):
 
 
 class UndeployParams(Params):
-    """Remove a file. The record of its deployment is kept, so that its status becomes `missing`."""
+    """`file.status.get` then returns `missing`."""
 
     path: _Path
 
 
 class UndeployResult(Result):
-    """`sha256` of the removed file; null if it did not exist."""
+    """`sha256` of the removed file; null if no file existed."""
 
     path: str
     sha256: str | None = None
 
 
 class StatusParams(Params):
-    """Compare a file with its last deployment."""
+    """The last deployment is the latest `file.deploy.execute` of this path."""
 
     path: _Path
 
 
 class StatusResult(Result):
-    """`in-sync`, `drifted` (content, mode or owner), or `missing` (no file, or never deployed)."""
+    """`status` is `in-sync`, `drifted` (content, mode or owner differ), or `missing` (no file, or never deployed)."""
 
     path: str
     status: Literal["in-sync", "drifted", "missing"]
@@ -116,7 +116,7 @@ class _Named(Params):
         Field(pattern=NAME + r"|.*\{\{.*", description="Name in the object store"),
         expected("a name in the object store: letters, digits and ._/@-"),
     ]
-    content: str | None = Field(None, description="Text")
+    content: str | None = Field(None, description="Content as text")
     source: str | None = Field(None, description="A file beside the plan, sent with the run")
 
     @model_validator(mode="after")
@@ -127,9 +127,9 @@ class _Named(Params):
 
 
 class UploadParams(_Named):
-    """Store bytes under a name. Without `force`, different bytes under an existing name are an error."""
+    """The object store is in Redis. Without `force`, different bytes under an existing name are an error."""
 
-    content_type: Literal["raw", "template"] = Field("raw", description="template: rendered at deployment")
+    content_type: Literal["raw", "template"] = Field("raw", description="template: rendered by file.deploy.execute")
     force: bool = Field(default=False, description="Replace an existing entry")
 
 
@@ -143,7 +143,7 @@ class UploadResult(Result):
 
 
 class ChangedParams(_Named):
-    """Check whether an upload of these bytes would change the object store."""
+    """The step checks whether `file.upload` of these bytes would change the object store."""
 
 
 class ChangedResult(Result):
@@ -163,7 +163,7 @@ def _file(name: str, params: type[Params], result: type[Result], summary: str, a
 
 
 _FULL: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
-_NOTHING = "a full disk or a disk error only"
+_NOTHING = "a full disk or a disk error"
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE}
 
 

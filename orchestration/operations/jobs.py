@@ -28,11 +28,11 @@ Seconds = Annotated[Duration, Field(gt=0)]
 class JobParams(Params):
     """A step of a job. A label of the job container records the containers that ran before."""
 
-    job: str = Field(min_length=1, description="The job's name")
-    stacks: list[str] = Field([], description="Compose projects to stop as a whole")
+    job: str = Field(min_length=1, description="Name of the job")
+    stacks: list[str] = Field([], description="Stacks to stop as a whole")
     containers: list[str] = Field([], description="Further containers to stop")
-    beside: list[str] = Field([], description="Stacks of which only a part is stopped; locked against other changes")
-    run: str = Field("", description="The run that owns the worker, if it is another one")
+    beside: list[str] = Field([], description="Further stacks to lock")
+    run: str = Field("", description="The run that created the job container; by default this run")
 
 
 class JobMount(Params):
@@ -44,57 +44,57 @@ class JobMount(Params):
 
 
 class WorkerParams(JobParams):
-    """The job container is created, not started; its label records the running containers."""
+    """The job container is not started. A label of the job container lists the containers that run now."""
 
     image: str = Field(min_length=1, description="An image on the host")
     command: list[Text] = Field([], description="By default the image's own")
     env: dict[str, Text] = Field(
         {}, description="In addition to LONGSHORE_JOB_NAME, LONGSHORE_RUN_ID and LONGSHORE_STACK"
     )
-    mounts: list[JobMount] = []
+    mounts: list[JobMount] = Field([], description="Volumes of the job container")
     no_way_back: NoWayBack = NO_WAY_BACK
     make: bool = Field(default=True, description="false: the container exists and cannot be created again")
-    plan_record: str = Field("{}", description="The record from which the run is rebuilt if Redis loses it")
+    plan_record: str = Field("{}", description="Record to rebuild the run if Redis loses the run")
 
 
 class StopParams(JobParams):
-    """Dependents stop first; containers of one level stop in parallel."""
+    """Dependents stop first. Independent containers stop in parallel."""
 
-    timeout: Seconds = Field(30.0, description="Time for each container to stop before it is killed")
+    timeout: Seconds = Field(30.0, description="Time for each container to stop, before KILL")
 
 
 class WorkParams(JobParams):
-    """The job container is started once; later attempts wait for it or read its exit code."""
+    """The step waits for the end of the job container."""
 
-    timeout: Seconds = Field(3600.0, description="From start to TERM")
-    grace: Duration = Field(10.0, description="From TERM to KILL")
+    timeout: Seconds = Field(3600.0, description="Time limit of the job container, before TERM")
+    grace: Duration = Field(10.0, description="Time between TERM and KILL")
     stop_timeout: Seconds = Field(30.0, description="Time to stop containers that were restarted meanwhile")
-    env: dict[str, Text] = Field({}, description="Secret variables of the worker, redacted from its output")
-    begin: bool = Field(default=True, description="Start a worker that was not started yet")
+    env: dict[str, Text] = Field({}, description="Secret variables, which the output does not show")
+    begin: bool = Field(default=True, description="false: start no job container that was not started before")
 
 
 class StartParams(JobParams):
-    """Start exactly the containers that ran before, in dependency order."""
+    """Containers start after their dependencies."""
 
     timeout: Seconds = Field(30.0, description="Time for each dependency to become healthy")
     stop_timeout: Seconds = Field(30.0, description="Time to complete an interrupted stop")
-    grace: Duration = Field(10.0, description="Between TERM and KILL for a worker that is still running")
+    grace: Duration = Field(10.0, description="Time between TERM and KILL for a job container that still runs")
 
 
 class HealthyParams(JobParams):
-    """Check that each container that ran before runs again, and is healthy if it was healthy before."""
+    """A container that was unhealthy before the job may be unhealthy afterwards."""
 
-    timeout: Seconds = 30.0
+    timeout: Seconds = Field(30.0, description="Time for the containers to become healthy")
 
 
 class RemoveParams(JobParams):
-    """Remove the job container after its result is recorded; kept if the stack was not restarted."""
+    """The job container is kept if the stack was not started again."""
 
-    keep_failed: bool = Field(default=False, description="Keep a failed worker")
+    keep_failed: bool = Field(default=False, description="Keep a failed job container")
 
 
 class WorkerResult(Result):
-    """`snapshot.kept` has one entry for each container that ran, `snapshot.sources` the files of their projects."""
+    """`snapshot.kept` has an entry for each running container, and `snapshot.sources` the files of their projects."""
 
     id: str
     name: str
@@ -121,13 +121,13 @@ class StartResult(Result):
 
 
 class HealthyResult(Result):
-    """`healthy`: healthy; `down`: unhealthy; `as_before`: unhealthy now and before the job."""
+    """`down`: not running, or not healthy. `as_before`: unhealthy now and before the job."""
 
     healthy: list[str] = []
     down: list[str] = []
     as_before: list[str] = []
     standing: list[dict[str, Any]] = Field(
-        [], description="The running version of each stack: images, revision and health"
+        [], description="The version of each stack that runs now: images, revision and health"
     )
 
 
@@ -195,11 +195,11 @@ WORK = _job(
     WorkResult,
     "Run a job container to completion, once",
     About(
-        changed="the worker ran",
-        undo="none: the effects of the worker stay",
+        changed="the job container ran",
+        undo="none: the effects of the job container remain",
         duplicate="waits for the started container, or reads its exit code",
         dry_run="names the container that would run",
-        retried="an unreachable or busy engine; a failed worker is not started again",
+        retried="temporary errors; a failed job container is not started again",
     ),
     Kind.ACTS,
 )

@@ -46,13 +46,13 @@ class DnsResult(Result):
 
 
 class DnsUpdateParams(Params):
-    """Name servers and search domains in /etc/resolv.conf; an omitted list and other lines are unchanged.
+    """The step writes /etc/resolv.conf. An omitted list and all other lines stay unchanged.
 
-    The step fails if the file is a symlink, because a program of the machine generates it.
+    The step fails if the file is a symlink, because a program then generates the file.
     """
 
     servers: list[str] | None = Field(None, description="Addresses, in query order")
-    search_domains: list[str] | None = None
+    search_domains: list[str] | None = Field(None, description="Search domains")
 
     @field_validator("servers")
     @classmethod
@@ -73,18 +73,18 @@ class DnsUpdateParams(Params):
 
 
 class PingParams(Params):
-    """Runs the machine's `ping`."""
+    """The step runs the program `ping`."""
 
     address: Annotated[str, Field(min_length=1, pattern=r"^[^-]", description="A name or an address")]
     count: Annotated[int, Field(ge=1, le=100)] = Field(3, description="Number of packets")
     timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="Total time for all packets")
     max_loss: Annotated[float, Field(ge=0, le=100)] = Field(
-        99.9, description="Tolerated packet loss in percent; more is a failure. 100 never fails"
+        99.9, description="Tolerated packet loss in percent; with more, the step fails"
     )
 
 
 class PingResult(Result):
-    """Loss in percent, times in milliseconds, null without a reply."""
+    """The loss in percent, and the times in milliseconds; null without a reply."""
 
     packets_sent: int
     packets_received: int
@@ -95,10 +95,10 @@ class PingResult(Result):
 
 
 class HttpGetParams(Params):
-    """A GET request, repeated every `interval` until the response is as expected; fails after `deadline`."""
+    """The step sends GET requests until the response is as expected, and fails after `deadline`."""
 
-    url: Url
-    headers: dict[str, str] = {}
+    url: Url = Field(description="http:// or https://")
+    headers: dict[str, str] = Field({}, description="Headers of the request")
     ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(None, description="By default 200 to 299")
     contains: str | None = Field(None, description="Text that the response must contain")
     timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="Timeout of one request")
@@ -131,27 +131,25 @@ class Undoing(Params):
 
 
 class HttpRequestParams(Params):
-    """A request to a service. GET and HEAD are read-only; any other method may have an effect.
+    """A request with GET or HEAD only reads; any other method may have an effect.
 
-    Each attempt sends the same idempotency key, so that a service with support for such keys acts once.
+    Each attempt sends the same idempotency key. A service that supports such keys then acts only once.
     """
 
-    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "POST"
-    url: Url
-    headers: dict[str, str] = {}
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field("POST", description="Method")
+    url: Url = Field(description="http:// or https://")
+    headers: dict[str, str] = Field({}, description="Headers of the request")
     payload: Any = Field(None, description="Sent as JSON")
     body: str | None = Field(None, description="Sent verbatim")
     ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(None, description="By default 200 to 299")
     unchanged_codes: list[_Code] = Field([304, 208], description="Success without a change")
-    delayed_codes: list[_Code] = Field([202], description="Outcome not known yet: polled with the same key")
+    delayed_codes: list[_Code] = Field([202], description="The outcome is not known yet: the request is sent again")
     blocked_codes: list[_Code] = Field(
         [503], description="The service is down: the run is suspended until its breaker closes"
     )
     retried_codes: list[_Code] = Field([408, 425, 429, 500, 502, 504], description="Temporary errors, retried")
     idempotency_header: str | None = Field("Idempotency-Key", description="null: no key is sent")
-    idempotent: bool | None = Field(
-        None, description="Allow a retry after a lost response; by default for PUT and DELETE"
-    )
+    idempotent: bool | None = Field(None, description="Retry after a lost response; by default for PUT and DELETE")
     timeout: Annotated[Duration, Field(gt=0)] = Field(30.0, description="Timeout of one request")
     verify: bool = Field(default=True, description="Verify TLS certificates")
     undo: Undoing | None = Field(None, description="The compensating request")
@@ -193,7 +191,7 @@ DNS_UPDATE = _network(
         changed="one of the lists differed",
         undo="restores the file's content; fails if the file was changed since",
         duplicate="finds the file as requested",
-        retried="a disk error only",
+        retried="a disk error",
     ),
 )
 PING = _network("ping.do", PingParams, PingResult, "Ping a machine")
@@ -208,7 +206,7 @@ HTTP_GET = _network(
         undo="none needed",
         duplicate="sends the request again",
         dry_run="shows the request",
-        retried="inside the step, until its deadline",
+        retried="temporary errors; the step itself repeats the request until `deadline`",
     ),
 )
 HTTP_REQUEST = _network(
@@ -223,10 +221,11 @@ HTTP_REQUEST = _network(
     undoable=lambda params: bool(params.get("undo")),
     secrets=frozenset({"headers", "payload", "body", "undo"}),
     about=About(
-        changed="the method may have an effect, and the status is not in unchanged_codes",
-        undo="the request given as undo; none without it",
+        changed="the method is not GET or HEAD, and the status is not in `unchanged_codes`",
+        undo="sends the request of the parameter `undo`; none without this parameter",
         duplicate="each attempt sends the same idempotency key, which the service must support",
         dry_run="shows the request",
-        retried="a failed connection, and retried_codes; a lost response only if idempotent, else the step is unknown",
+        retried="a failed connection and `retried_codes`; after a lost response, the step is retried if `idempotent`, "
+        "and otherwise unknown",
     ),
 )

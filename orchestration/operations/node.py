@@ -14,7 +14,7 @@ class NodeParams(Params):
 
 
 class DiskParams(Params):
-    """A selection of file systems; by default all with a size."""
+    """By default, the list has all file systems with a size."""
 
     path: str | None = Field(None, description="Only the file system of this path")
 
@@ -37,7 +37,7 @@ class OsResult(Result):
 
 
 class DiskResult(Result):
-    """Each as `filesystem, mount, total, used, available`, in bytes, from `df -P`."""
+    """Each disk as `filesystem, mount, total, used, available`, in bytes, from `df -P`."""
 
     disks: list[dict[str, Any]] = []
 
@@ -69,7 +69,7 @@ class LoadResult(Result):
 
 
 class StatusResult(Result):
-    """All node facts in one result."""
+    """The results of the other `node.*` operations."""
 
     hostname: str
     os: OsResult

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import About, Kind, Operation, Params, Result, Undo, register
 
 
 class NoopParams(Params):
-    """`fail` makes the step fail, with the given text as its error."""
+    """For examples, tests and benchmarks."""
 
-    sleep: Duration = 0.0
-    fail: bool | str = False
-    changed: bool = True
-    data: dict[str, Any] = {}
+    sleep: Duration = Field(0.0, description="Time that the step takes")
+    fail: bool | str = Field(default=False, description="true, or the text of the error: the step fails")
+    changed: bool = Field(default=True, description="Whether the step is changed")
+    data: dict[str, Any] = Field({}, description="The result")
+
+
+class NoopResult(Result):
+    """The given `data`."""
 
 
 NOOP = register(
     Operation(
         name="noop.execute",
         params=NoopParams,
-        result=Result,
+        result=NoopResult,
         queue="noop",
         kind=Kind.ACTS,
         undo=Undo.FULL,
         effect=False,
         summary="Have no effect: sleep, fail, or return the given data",
+        about=About(
+            changed="as the parameter `changed` sets",
+            undo="has no effect, either",
+            duplicate="sleeps, fails or returns again",
+            dry_run="shows whether the step fails",
+        ),
     )
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,25 +9,26 @@ from pydantic import BaseModel
 
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.operations import About, Kind, Operation, all_operations
-from longshore.orchestration.operations.base import READ_ONLY
+from longshore.orchestration.operations.base import READ_ONLY, Params, Result
 
 _KINDS = {
-    Kind.READ_ONLY: "read-only: the operation changes nothing",
-    Kind.CONVERGES: "converges: a second call returns unchanged",
-    Kind.ACTS: "acts: each call has its effect",
+    Kind.READ_ONLY: "read_only: the operation changes nothing",
+    Kind.CONVERGES: "converges: a second execution returns unchanged",
+    Kind.ACTS: "acts: each execution has its effect",
 }
-#: The receipt on the worker's host fences a superseded attempt.
-_HERE = "on this host; a superseded attempt is fenced before the next one acts"
-_ELSEWHERE = "at least once: a request to another system may arrive after its undo, if the worker was paused meanwhile"
+#: The receipt on the worker's host fences a lost attempt.
+_HERE = "on the host, fenced"
+_ELSEWHERE = "in another system, not fenced: a request of a lost attempt may arrive later, even after the undo"
+_EFFECTS = {
+    "docker.push.execute": "at the registry, fenced on the host",
+    "file.upload": "in Redis, fenced on the host",
+    "plan.run.execute": "as of the steps of the child run",
+}
 
 
 def describe(operation: Operation) -> dict[str, Any]:
     """Describe an operation as JSON data, for `ops show` and the reference page."""
     about = operation.about or (READ_ONLY if operation.kind is Kind.READ_ONLY else _DEFAULT_ABOUT)
-    retry = operation.retry
-    tries = "once" if retry.attempts == 1 else f"up to {retry.attempts} times"
-    if retry.attempts > 1:
-        tries += f", {format_duration(retry.initial)} to {format_duration(retry.maximum)} apart"
     return {
         "name": operation.name,
         "summary": operation.summary,
@@ -42,9 +42,9 @@ def describe(operation: Operation) -> dict[str, Any]:
             "kind": _KINDS[operation.kind],
             "changed": about.changed,
             "undo": about.undo,
-            "second delivery": about.duplicate,
+            "second attempt": about.duplicate,
             "dry run": about.dry_run,
-            "tried": f"{tries}: {about.retried}",
+            "attempts": _attempts(operation, about.retried),
             "effect": _effect(operation),
         },
         "parameters": list(_rows(operation.params)),
@@ -54,24 +54,40 @@ def describe(operation: Operation) -> dict[str, Any]:
     }
 
 
+#: Texts of functions as operations.
 _DEFAULT_ABOUT = About(
-    changed="the function returns it",
-    undo="the function given as undo",
-    duplicate="the function may use its idempotency key",
+    changed="as the function returns; by default always",
+    undo="calls the undo function, if the operation has one",
+    duplicate="after a lost attempt, calls the function again only with `idempotent` or `done`",
+    dry_run="calls the predict function, if the operation has one",
+    retried="temporary errors; with `retry`, after other exceptions, too",
 )
+
+
+def _attempts(operation: Operation, retried: str) -> str:
+    """The number of attempts, their longest delay, and the errors after which they follow."""
+    retry = operation.retry
+    if operation.waits.is_final:
+        return "1"
+    if retry.attempts == 1:
+        return f"1; with `retry`, more after {retried}"
+    longest = format_duration(max(retry.delay(number, 1.0) for number in range(1, retry.attempts)))
+    return f"up to {retry.attempts}, at most {longest} apart, after {retried}"
 
 
 def _effect(operation: Operation) -> str:
     if operation.kind is Kind.READ_ONLY or not operation.effect:
         return "none"
+    if operation.name in _EFFECTS:
+        return _EFFECTS[operation.name]
     if operation.queue == "cache":
         return "in Redis, atomically"
     return _ELSEWHERE if operation.elsewhere else _HERE
 
 
 def _notes(model: type[BaseModel]) -> str:
-    """The docstring of a model as one line."""
-    return " ".join((inspect.getdoc(model) or "").split())
+    """The docstring of a model as one line; empty for a base, and for a model without a docstring of its own."""
+    return "" if model in {Params, Result} else " ".join((vars(model).get("__doc__") or "").split())
 
 
 def _rows(model: type[BaseModel]) -> Iterator[dict[str, Any]]:
@@ -79,17 +95,22 @@ def _rows(model: type[BaseModel]) -> Iterator[dict[str, Any]]:
     schema = model.model_json_schema()
     needed = set(schema.get("required", []))
     for name, said in schema.get("properties", {}).items():
+        kind = _type(said, schema.get("$defs", {}))
         yield {
             "name": name,
-            "type": _type(said, schema.get("$defs", {})),
-            "default": "required" if name in needed else _shown(said.get("default")),
+            "type": kind,
+            "default": "required" if name in needed else _shown(said.get("default"), kind),
             "description": said.get("description", ""),
         }
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, kind: str) -> str:
     """A default as text; empty for null, empty lists and maps."""
     match value:
+        case float() if kind == "duration":
+            return format_duration(value)
+        case dict():
+            return ""
         case None | [] | {}:
             return ""
         case bool():
@@ -109,6 +130,8 @@ def _type(said: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     if "anyOf" in said:
         return " | ".join(dict.fromkeys(_type(one, known) for one in said["anyOf"] if one.get("type") != "null"))
     kind = said.get("type", "any")
+    if "30s" in said.get("examples", ()):
+        return "duration"
     if isinstance(kind, list):
         return " | ".join(_WORDS.get(str(one), str(one)) for one in kind)
     if kind == "array":
@@ -126,8 +149,12 @@ def page() -> str:
     lines = [
         "# Operations",
         "",
-        "All operations with their parameters, results, compensations and retries, generated from the schemas;"
-        " `longshore ops show OP` prints the same. Every parameter may contain templates.",
+        "This page lists the built-in operations. `longshore ops show OP` prints the entry of one operation, also of an"
+        " operation of your own. Most parameters may contain [templates](../concepts/plan-language.md#values). A"
+        " *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m` or `1h`. A *map* has names with"
+        " values.",
+        "",
+        *_LINES,
         "",
         "| operation | does | kind | undo | queue |",
         "|---|---|---|---|---|",
@@ -140,22 +167,55 @@ def page() -> str:
         )
     for one in found:
         lines += ["", f"## {one['name']}", "", f"{one['summary']}. {one['notes']}", ""]
-        lines += [f"- **{what}:** {text}" for what, text in one["about"].items() if text]
+        lines += [f"- **{what}:** {text}" for what, text in one["about"].items() if not _is_implied(one, what, text)]
         if one["inside"]:
             lines.append("- **inside a container:** with `in: {container: NAME}`")
         if one["secrets"]:
             lines.append(f"- **`secret()` is allowed in:** {', '.join(one['secrets'])}")
-        for title, rows in (("parameter", one["parameters"]), ("result", one["result"])):
-            if rows:
-                lines += ["", f"| {title} | type | default | |", "|---|---|---|---|"]
-                lines += [_row(row) for row in rows]
-        if one["result_notes"]:
-            lines += ["", f"Result: {one['result_notes']}"]
+        if one["parameters"]:
+            lines += ["", "| parameter | type | default | meaning |", "|---|---|---|---|"]
+            lines += [_row(row, "type", "default", "description") for row in one["parameters"]]
+        lines += ["", f"Result: {one['result_notes']}"]
+        if one["result"]:
+            keys = ("type", "description") if any(row["description"] for row in one["result"]) else ("type",)
+            lines += [
+                "",
+                f"| result | {' | '.join(keys).replace('description', 'meaning')} |",
+                "|---" * len(keys) + "|---|",
+            ]
+            lines += [_row(row, *keys) for row in one["result"]]
     return "\n".join(lines) + "\n"
 
 
-def _row(row: dict[str, str]) -> str:
-    cells = (f"`{row['name']}`", *(_cell(row[key]) for key in ("type", "default", "description")))
+#: The meaning of the lines of each operation.
+_LINES = (
+    "| line | meaning |", "|---|---|",
+    "| kind | the effect of a second execution with the same parameters |",
+    "| changed | when the step is `changed`; otherwise, it is `unchanged` |",
+    "| undo | the [compensation](../concepts/compensation.md) of the step. After a *partial* undo, a part of the effect"
+    " remains |",
+    "| second attempt | the further attempt at a step, after a retry, a lost worker or a repeated message |",
+    "| dry run | the answer of `--dry-run` |",
+    "| attempts | the number of attempts, and the errors after which another one follows. A *temporary* error is, for"
+    " example, an unreachable Docker engine. The field `retry` of a step or plan sets other numbers"
+    " ([Retries](../concepts/plan-language.md#retries)) |",
+    "| effect | the place of the effect. *Fenced*: a [receipt](../concepts/leases.md#receipt) on the host keeps a lost"
+    " attempt from acting after a later one |",
+    "",
+    "A `read_only` operation is never changed, and has no undo and no effect. Unless its entry says otherwise, a second"
+    " attempt reads again, and a dry run names the object that the step would read.",
+)  # fmt: skip
+
+
+def _is_implied(entry: dict[str, Any], what: str, text: str) -> bool:
+    """Whether the page leaves out a line, because the line is the same for all operations that only read."""
+    implied = {"changed": READ_ONLY.changed, "undo": READ_ONLY.undo, "second attempt": READ_ONLY.duplicate}
+    implied |= {"dry run": READ_ONLY.dry_run, "effect": "none"}
+    return entry["kind"] == str(Kind.READ_ONLY) and implied.get(what) == text
+
+
+def _row(row: dict[str, str], *keys: str) -> str:
+    cells = (f"`{row['name']}`", *(_cell(row[key]) for key in keys))
     return f"| {' | '.join(cells)} |"
 
 

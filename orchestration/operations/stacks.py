@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import About, Kind, Operation, Params, Result, Undo, register
-from longshore.orchestration.operations.compose import NO_WAY_BACK, NoWayBack
+from longshore.orchestration.operations.compose import GRACE, NO_WAY_BACK, UNDISTURBED, NoWayBack
 from longshore.orchestration.operations.docker.images import Login
 
 Demand = Literal["redeploy", "restart", "none"]
@@ -20,7 +20,7 @@ class ServiceSpec(Params):
     """Rules of one service in addition to its labels."""
 
     files: Files = Field(
-        {}, description="Paths or patterns, relative to the project's folder, with the action on a change"
+        {}, description="Paths or patterns, relative to the folder of the project, with the action on a change"
     )
 
 
@@ -35,9 +35,9 @@ class StackParams(Params):
     """The stack rules of a file. Steps with equal rules share one inventory."""
 
     stacks: dict[str, StackSpec] = Field({}, description="Rules of projects in addition to their labels")
-    only: _Names = Field([], description="Patterns of the projects to include, or with ! to exclude; all by default")
+    only: _Names = Field([], description="Patterns of projects to include, or with ! to exclude; all by default")
     registries: dict[str, Login] = Field(
-        {}, description="Credentials by the registry's host[:port]; by default the worker's docker configuration"
+        {}, description="Credentials by host[:port]; by default the worker's docker configuration"
     )
 
 
@@ -48,18 +48,18 @@ class InspectParams(StackParams):
     after a rate limit. A check does not store the answers.
     """
 
-    registry: bool = False
-    registry_every: Duration = 600.0
+    registry: bool = Field(default=False, description="Also compare image tags with their registries")
+    registry_every: Duration = Field(600.0, description="Least time between two queries about an image")
 
 
 class CheckParams(InspectParams):
-    """`state`: also return the inventory of the host; this reads changed files."""
+    """The inventory lists the Compose stacks of the host, with their containers, files and images."""
 
-    state: bool = False
+    state: bool = Field(default=False, description="Also return the present inventory")
 
 
 class CheckResult(Result):
-    """Whether the cached inventory of the host is up to date, else the reason. `seen` is the current inventory."""
+    """`valid`: the cached inventory is up to date. `seen` is the present inventory."""
 
     valid: bool
     reason: str | None = None
@@ -69,15 +69,15 @@ class CheckResult(Result):
 
 
 class RebuildParams(InspectParams):
-    """`fresh`: inspect the whole host, without the cache."""
+    """The inventory lists the Compose stacks of the host, with their containers, files and images."""
 
-    fresh: bool = False
-    asked: int = Field(0, ge=0, description="Accept a build begun after this time, in ms of the Redis clock")
-    ttl: Duration = Field(3600.0, description="Lifetime of the inventory; after it the whole host is inspected again")
+    fresh: bool = Field(default=False, description="Inspect the whole host, without cached data")
+    asked: int = Field(0, ge=0, description="Accept a build that began after this time, in ms of Redis's clock")
+    ttl: Duration = Field(3600.0, description="Lifetime of the inventory")
 
 
 class RebuildResult(Result):
-    """`generation` is the current generation, `built` whether this step built it; then the counts of its objects."""
+    """`built`: this step built the generation. The other numbers count the objects of the inventory."""
 
     cache: str
     generation: int
@@ -98,29 +98,28 @@ class ServiceAction(Params):
 
 
 class RestartParams(StackParams):
-    """Reconcile the given services of one project, dependencies first, and no other service.
+    """Dependencies come first. No other service is touched, except those that share a namespace with a given one.
 
-    `index` is the fingerprint of the inventory at selection. If the project has changed since, the step inspects it
-    again and skips services that are no longer stale. `asked`: the services were named explicitly and are always
-    restarted.
+    If the project has changed since the selection, the step inspects the project again, and leaves out services that
+    are no longer stale.
     """
 
-    project: Annotated[str, Field(min_length=1)]
-    services: Annotated[dict[str, ServiceAction], Field(min_length=1)]
-    index: str = ""
-    asked: bool = False
+    project: Annotated[str, Field(min_length=1, description="Name of the project")]
+    services: Annotated[dict[str, ServiceAction], Field(min_length=1, description="Action for each service")]
+    index: str = Field("", description="Fingerprint of the project at the selection")
+    asked: bool = Field(default=False, description="Restart the services even if they are not stale")
     retry: bool = Field(default=False, description="Try a version again that has failed before")
-    healthy_deadline: Duration = 60.0
-    min_healthy_time: Duration = 5.0
-    auto_revert: bool = Field(default=True, description="If the services do not become healthy, revert them at once")
-    grace: Duration | None = Field(
-        None, description="Between TERM and KILL for replaced containers; by default their own"
+    healthy_deadline: Duration = Field(60.0, description="Time for the services to become healthy")
+    min_healthy_time: Duration = Field(5.0, description=UNDISTURBED)
+    auto_revert: bool = Field(
+        default=True, description="If the services do not become healthy, restore the earlier version at once"
     )
+    grace: Duration | None = Field(None, description=GRACE)
     no_way_back: NoWayBack = NO_WAY_BACK
 
 
 class RestartResult(Result):
-    """Service names by action. `moved`: the project has changed since the selection."""
+    """Names of services by action. `moved`: the project has changed since the selection. `left`: no longer stale."""
 
     project: str
     moved: bool = False
@@ -131,7 +130,7 @@ class RestartResult(Result):
     created: list[str] = []
     unchanged: list[str] = []
     standing: list[dict[str, Any]] = Field(
-        [], description="The running version: images, revision, health, and a sentence"
+        [], description="The version that runs now: images, revision, health, and a sentence"
     )
 
 
@@ -172,7 +171,7 @@ REBUILD = register(
         about=About(
             changed="a generation was built",
             undo="restores the previous generation, unless another one was built since",
-            duplicate="one at a time by the cache's lock; the others find the new generation",
+            duplicate="waits for the lock of the cache; finds the new generation",
             dry_run="lists the differences between host and cache",
         ),
     )
@@ -185,16 +184,16 @@ RESTART = register(
         queue="compose",
         kind=Kind.ACTS,
         undo=Undo.FULL,
-        summary="Reconcile services of a project, and wait until they are healthy",
+        summary="Update or restart services of a project, and wait until they are healthy",
         secrets=_SECRET,
         literal=lambda _params: _LITERAL,
         about=About(
             changed="a container was created, replaced, started or restarted, or an image was fetched",
             undo="restores the former configuration, images and running containers from backups; fails if the "
             "project was changed since",
-            duplicate="one at a time by the project's lock; the former containers show the actions already done",
-            dry_run="inspects again, and lists the services to reconcile, with reasons",
-            retried="an unreachable engine or registry; a Compose conflict after a crash",
+            duplicate="waits for the lock of the project; does not repeat actions that are done",
+            dry_run="inspects again, and lists the services to restart, with reasons",
+            retried="an unreachable engine or registry, or a Compose conflict after a crash",
         ),
     )
 )

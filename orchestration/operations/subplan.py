@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, Params, Result, Undo, Waits, register
+from pydantic import Field
+
+from longshore.orchestration.operations.base import (
+    NO_RETRY,
+    About,
+    Kind,
+    Operation,
+    Params,
+    Result,
+    Undo,
+    Waits,
+    register,
+)
 
 
 class RunParams(Params):
-    """`plan` is an inline plan, the name of a stored plan, or a path relative to this plan's file.
+    """The client reads `plan` at the start of the run, and stores the plan with the run.
 
-    The client reads the plan when the run is started, and stores it with the run. The child's id is `<run>.<step>`,
-    with `@<number>` for an item.
+    The id of the child run is `<run>.<step>`, with `@<number>` for an item.
     """
 
-    plan: str | dict[str, Any]
-    params: dict[str, Any] = {}
+    plan: str | dict[str, Any] = Field(
+        description="An inline plan, the name of a stored plan, or a path relative to the file of this plan"
+    )
+    params: dict[str, Any] = Field({}, description="Parameters of the plan")
 
 
 class RunResult(Result):
-    """The outcome of the child run; `steps` maps step names to their data."""
+    """The outcome of the child run. `steps` has the data of each step, by the name of the step."""
 
     run_id: str
     state: str
@@ -40,5 +53,11 @@ RUN = register(
         # Templates inside the plan belong to the child run.
         literal=lambda _params: frozenset({"plan"}),
         waits=Waits.RUN,
+        about=About(
+            changed="a step of the child run changed something",
+            undo="undoes the child run",
+            duplicate="finds the child run by its id",
+            dry_run="names the plan",
+        ),
     )
 )

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Self
 
-from pydantic import AwareDatetime, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, Params, Result, Undo, Waits, register
+from longshore.orchestration.operations.base import (
+    NO_RETRY,
+    READ_ONLY,
+    Kind,
+    Operation,
+    Params,
+    Result,
+    Undo,
+    Waits,
+    register,
+)
 
 
 class TimerParams(Params):
-    """Either a delay from the dispatch of the step, or a time with its zone; a time in the past does not wait."""
+    """Either `delay` or `until` is required."""
 
-    delay: Duration | None = None
-    until: AwareDatetime | None = None
+    delay: Duration | None = Field(None, description="Time from the dispatch of the step")
+    until: AwareDatetime | None = Field(None, description="Time with its zone; after this time, the step does not wait")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -45,5 +56,6 @@ TIMER = register(
         summary="Wait for some time or until a time, without occupying a worker",
         retry=NO_RETRY,
         waits=Waits.TIME,
+        about=replace(READ_ONLY, duplicate="waits again", dry_run="shows the wait"),
     )
 )

@@ -24,6 +24,9 @@ _PORT = re.compile(
 )
 #: The longest volume text, in characters: two paths of the greatest length.
 _LONGEST = 2 * 4096 + 16
+#: Descriptions that several parameters share.
+_POLICIES = "no, always, unless-stopped or on-failure[:times]"
+GRACE = "Time between TERM and KILL; by default that of the container, else 10 s"
 _RESTART = re.compile(r"no|always|unless-stopped|on-failure(?::\d+)?")
 
 
@@ -98,34 +101,27 @@ class Health(Params):
 
 
 class CreateParams(Params):
-    """Creation of a container. The image must be on the host.
+    """The path of a bind must exist. A missing volume is created."""
 
-    By default the name is derived from run and step. The path of a bind must exist; a missing volume is created.
-    `memory` takes 64m, 1g or bytes, `cpus` a number such as 1.5.
-    """
-
-    image: Annotated[str, Field(min_length=1)]
-    name: str | None = None
-    command: list[Text] | None = None
-    entrypoint: list[Text] | None = None
-    env: dict[str, Text] = {}
-    labels: dict[str, Text] = {}
-    volumes: list[Mount] = []
-    #: The first is joined at creation; by default the engine's default network.
-    networks: list[Network] = []
-    #: `80`, `8080:80`, `127.0.0.1:8080:80`, each optionally with `/udp`.
-    ports: list[Text] = []
-    user: Text | None = None
-    workdir: str | None = None
-    hostname: str | None = None
-    restart: str = "no"
-    #: A small init as process 1, so that TERM ends a program without a handler.
-    init: bool = True
-    memory: Text | None = None
-    cpus: Annotated[float, Field(gt=0)] | None = None
-    dns: list[str] = []
-    health: Health | None = None
-    log: Log = Log()
+    image: Annotated[str, Field(min_length=1, description="An image on the host")]
+    name: str | None = Field(None, description="By default derived from run and step")
+    command: list[Text] | None = Field(None, description="In place of the image's command")
+    entrypoint: list[Text] | None = Field(None, description="In place of the image's entrypoint")
+    env: dict[str, Text] = Field({}, description="Environment variables")
+    labels: dict[str, Text] = Field({}, description="Labels, except longshore.*")
+    volumes: list[Mount] = Field([], description="source:target[:ro], or mappings")
+    networks: list[Network] = Field([], description="Names, or mappings; by default the engine's default network")
+    ports: list[Text] = Field([], description="80, 8080:80 or 127.0.0.1:8080:80, each also with /udp")
+    user: Text | None = Field(None, description="user[:group] in the container")
+    workdir: str | None = Field(None, description="Working directory")
+    hostname: str | None = Field(None, description="Host name in the container")
+    restart: str = Field("no", description=_POLICIES)
+    init: bool = Field(default=True, description="Run a small init as process 1, so that TERM ends the program")
+    memory: Text | None = Field(None, description="Memory limit: 64m, 1g, or bytes")
+    cpus: Annotated[float, Field(gt=0)] | None = Field(None, description="CPU limit, such as 1.5")
+    dns: list[str] = Field([], description="Name servers")
+    health: Health | None = Field(None, description="Health check, in place of the image's")
+    log: Log = Field(Log(), description="Log driver; by default json-file with 3 files of 10 MB")
 
     @field_validator("name")
     @classmethod
@@ -171,20 +167,20 @@ class CreateParams(Params):
 
 
 class StartParams(OfContainer):
-    """An existing container."""
+    """The container must exist."""
 
 
 class StopParams(OfContainer):
-    """`grace`: time between TERM and KILL; by default the container's own, else 10 seconds."""
+    """The container gets TERM, and KILL after `grace`."""
 
-    grace: Duration | None = None
+    grace: Duration | None = Field(None, description=GRACE)
 
 
 class RemoveParams(OfContainer):
-    """A running container is only removed with `force`, which stops the container first."""
+    """The container is renamed and kept for the undo, until `longshore gc` removes the container."""
 
-    force: bool = False
-    grace: Duration | None = None
+    force: bool = Field(default=False, description="Stop a running container first, in place of an error")
+    grace: Duration | None = Field(None, description=GRACE)
 
 
 class ContainerResult(Result):
@@ -197,7 +193,7 @@ class ContainerResult(Result):
 
 
 class CreateResult(Result):
-    """The created container. `attached`: an earlier attempt of this step created it."""
+    """The created container. `attached`: an earlier attempt of this step created the container."""
 
     id: str
     name: str
@@ -207,14 +203,14 @@ class CreateResult(Result):
 
 
 class StopResult(ContainerResult):
-    """`killed`: the container did not exit within the grace period after TERM."""
+    """`killed`: the container did not exit within `grace`, and got KILL."""
 
     exit_code: int | None = None
     killed: bool = False
 
 
 class RemoveResult(Result):
-    """`kept_as`: name of the stopped container, kept for undo until gc."""
+    """`kept_as`: the new name of the kept container."""
 
     id: str | None = None
     name: str | None = None
@@ -222,16 +218,13 @@ class RemoveResult(Result):
 
 
 class RestartParams(OfContainer):
-    """Restart a container in any state; a stopped one is started.
+    """A stopped container is started. Changes of Compose files are not applied; use `compose.up.execute` for those."""
 
-    Changes of a project's files are not applied; use `compose.up.execute` for those.
-    """
-
-    grace: Duration | None = Field(None, description="Between TERM and KILL; by default the container's own, else 10 s")
+    grace: Duration | None = Field(None, description=GRACE)
 
 
 class RenameParams(OfContainer):
-    """The container keeps its id; its networks resolve the new name."""
+    """The container keeps its id. In its networks, the new name applies."""
 
     name: str = Field(description="The new name")
 
@@ -250,9 +243,9 @@ class RenameResult(Result):
 
 
 class UpdateParams(OfContainer):
-    """Limits that can change while the container runs; omitted ones are unchanged."""
+    """Omitted limits stay as they are."""
 
-    restart: str | None = Field(None, description="no, always, unless-stopped or on-failure[:times]")
+    restart: str | None = Field(None, description=_POLICIES)
     memory: Text | None = Field(None, description="Memory limit: 64m, 1g, or bytes; 0 for none")
     cpus: Annotated[float, Field(ge=0)] | None = Field(None, description="CPU limit, such as 1.5; 0 for none")
     pids: Annotated[int, Field(ge=-1)] | None = Field(None, description="Process limit; -1 for none")
@@ -296,7 +289,7 @@ CREATE = docker_operation(
     About(
         changed="the step created the container",
         undo="removes the container and the volumes that the step created; volumes that may contain data stay",
-        duplicate="finds the container by its labels: run, step and a digest of its parameters",
+        duplicate="finds the container by its labels",
     ),
     secrets=frozenset({"env"}),
     **_CONVERGES,
@@ -345,7 +338,7 @@ REMOVE = docker_operation(
     "Remove a container",
     About(
         changed="the container existed",
-        undo="restores the name and starts the container, which is kept stopped under another name until gc",
+        undo="restores the name of the kept container, and starts the container if it ran",
         duplicate=_FOUND_AS_WANTED,
     ),
     **_CONVERGES,

@@ -12,19 +12,19 @@ from longshore.orchestration.operations.docker.fields import docker_operation
 
 
 class GcParams(Params):
-    """Backups of a run are removed when the run is purged and the backup is older than `older_than`."""
+    """A backup is removed if the record of its run was deleted, and the backup is older than `older_than`."""
 
     older_than: Annotated[Duration, Field(ge=0)] | None = Field(
-        None, description="Minimum age of a backup; by default the worker's retention"
+        None, description="Least age of a backup; by default LONGSHORE_RETENTION"
     )
     every_run: bool = Field(
         default=False,
-        description="Also remove backups without a receipt of this installation, even those of others on the engine",
+        description="Also remove backups that may belong to another installation on the engine",
     )
 
 
 class GcResult(Result):
-    """The removed backups; `bytes` counts files only, as images share layers."""
+    """The removed backups. `bytes` counts only files, because images share layers."""
 
     images: list[str] = []
     containers: list[str] = []
@@ -37,10 +37,10 @@ GC = docker_operation(
     "gc.execute",
     GcParams,
     GcResult,
-    "Remove undo backups beyond retention",
+    "Remove backups that no undo needs any more",
     About(
         changed="a backup was removed",
-        undo="none: the removed backups belong to purged runs",
+        undo="none: the runs of the backups are deleted",
         duplicate="removes the remaining backups",
     ),
     kind=Kind.CONVERGES,

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo
 from longshore.orchestration.operations.docker.fields import docker_operation, is_template
 
-Ref = Annotated[str, Field(min_length=1, description="name[:tag], with its registry, or name@sha256:…")]
+Ref = Annotated[str, Field(min_length=1, description="[registry/]name[:tag] or name@sha256:…")]
 
 
 class Login(Params):
@@ -23,11 +23,11 @@ class OfRegistry(Params):
     """Parameters of an operation that queries a registry."""
 
     image: Ref
-    auth: Login | None = Field(None, description="username and password, the password as secret('env:NAME')")
+    auth: Login | None = Field(None, description="By default the worker's docker configuration")
 
 
 class PullParams(OfRegistry):
-    """The former image keeps a backup tag until gc, so that an undo needs no download."""
+    """The former image keeps a backup tag until `longshore gc`, so that an undo needs no download."""
 
     policy: Literal["always", "missing", "never"] = Field(
         "always", description="missing: pull only if the host lacks the image; never: the image must exist"
@@ -47,7 +47,7 @@ class PullResult(Result):
 
 
 class PushParams(OfRegistry):
-    """Push a local image to the registry in its name."""
+    """The name of the image contains the registry."""
 
 
 class PushResult(Result):
@@ -60,16 +60,16 @@ class PushResult(Result):
 
 
 class BuildParams(Params):
-    """Build from a folder on the worker's host. Base images are only refreshed with `pull`."""
+    """The folder is on the worker's host."""
 
     image: Ref
     context: str = Field(description="Absolute path of the folder; .dockerignore applies")
     dockerfile: str = Field("Dockerfile", description="Path relative to the folder")
     args: dict[str, str] = Field({}, description="Build arguments")
     target: str | None = Field(None, description="Build stage")
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({}, description="Labels of the image")
     pull: bool = Field(default=False, description="Pull newer base images")
-    no_cache: bool = False
+    no_cache: bool = Field(default=False, description="Build without the cache of the engine")
 
     @field_validator("context")
     @classmethod
@@ -80,7 +80,7 @@ class BuildParams(Params):
 
 
 class TagParams(Params):
-    """Add a tag to a local image."""
+    """The image must be on the host."""
 
     image: Ref
     name: str = Field(min_length=1, description="The new tag")
@@ -95,14 +95,14 @@ class TagResult(Result):
 
 
 class ImageRemoveParams(Params):
-    """Remove a tag. After the last tag, the image is kept under a backup tag until gc."""
+    """The step removes a tag. An image without another tag keeps a backup tag until `longshore gc`."""
 
     image: Ref
-    force: bool = Field(default=False, description="Remove even if containers use the image")
+    force: bool = Field(default=False, description="Remove the tag even if containers use the image")
 
 
 class ImageRemoveResult(Result):
-    """The removed tags; `kept_as`: the backup tag until gc."""
+    """The removed tags. `kept_as`: the backup tag."""
 
     image: str
     image_id: str | None = None
@@ -111,11 +111,11 @@ class ImageRemoveResult(Result):
 
 
 class DigestParams(OfRegistry):
-    """Query the current digest of a tag at its registry, without a download."""
+    """Nothing is downloaded."""
 
 
 class DigestResult(Result):
-    """`stale`: the local image differs; null without a local image."""
+    """`local`: digests of the image on the host. `stale`: they differ; null without an image on the host."""
 
     image: str
     digest: str
@@ -123,10 +123,7 @@ class DigestResult(Result):
     stale: bool | None = None
 
 
-_REGISTRY_ERRORS = (
-    "an unreachable registry or engine, a rate limit, an interrupted download. "
-    "A missing tag, wrong credentials and a full disk are permanent"
-)
+_REGISTRY_ERRORS = "temporary errors: an unreachable registry or engine, a rate limit, or an interrupted download"
 _CONVERGES: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
 _NAMED_AS_WANTED = "finds the tag at the image of the first attempt"
 
@@ -195,7 +192,7 @@ IMAGE_REMOVE = docker_operation(
     "Remove an image",
     About(
         changed="the image existed",
-        undo="restores the tag from the backup tag, which is kept until gc",
+        undo="restores the tag from the backup tag",
         duplicate="finds the image removed",
     ),
     **_CONVERGES,

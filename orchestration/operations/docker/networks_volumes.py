@@ -17,7 +17,7 @@ _Name = Annotated[
 
 
 class NetworkParams(Params):
-    """A network by its name."""
+    """A missing network is not an error."""
 
     name: _Name
 
@@ -25,10 +25,10 @@ class NetworkParams(Params):
 class NetworkCreateParams(NetworkParams):
     """An existing network with equal driver, `internal` and subnet is kept; a different one is an error."""
 
-    driver: str = "bridge"
+    driver: str = Field("bridge", description="Driver")
     internal: bool = Field(default=False, description="Without external access")
-    subnet: str | None = Field(None, description="Such as 10.9.0.0/24; chosen by the engine by default")
-    labels: dict[str, str] = {}
+    subnet: str | None = Field(None, description="Such as 10.9.0.0/24; by default the engine's choice")
+    labels: dict[str, str] = Field({}, description="Labels")
     options: dict[str, str] = Field({}, description="Options of the driver")
 
 
@@ -46,7 +46,7 @@ class NetworkResult(Result):
 
 
 class VolumeParams(Params):
-    """A volume by its name."""
+    """A missing volume is not an error."""
 
     name: _Name
 
@@ -54,13 +54,13 @@ class VolumeParams(Params):
 class VolumeCreateParams(VolumeParams):
     """An existing volume with equal driver and options is kept; a different one is an error."""
 
-    driver: str = "local"
+    driver: str = Field("local", description="Driver")
     options: dict[str, str] = Field({}, description="Options of the driver")
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({}, description="Labels")
 
 
 class VolumeRemoveParams(VolumeParams):
-    """The data is lost for good; confirm with `data_loss: true`."""
+    """The data are lost for good. Confirm the loss with `data_loss: true`."""
 
     data_loss: bool = Field(default=False, description="Must be true if the volume exists")
 
@@ -77,7 +77,7 @@ class VolumeResult(Result):
 
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE}
-_MADE_BY_LABEL = "finds the object by its label: run and step"
+_MADE_BY_LABEL = "finds the object by its labels"
 
 NETWORK_CREATE = docker_operation(
     "network-create.execute",

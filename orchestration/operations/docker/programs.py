@@ -11,31 +11,33 @@ from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import NO_RETRY, About, Kind, Result, Undo
 from longshore.orchestration.operations.command import (
     COMMAND_ABOUT,
+    OK_CODES,
     CommandParams,
     CommandResult,
+    OkCodes,
     is_read_only_command,
     repeatable,
 )
 from longshore.orchestration.operations.docker.containers import CreateParams
 from longshore.orchestration.operations.docker.fields import ContainerName, docker_operation
 
+KEEP_FAILED = "Keep a failed container after the run, until its undo or `longshore gc`"
+
 
 class RunParams(CreateParams):
-    """A one-off container, bounded by the step's timeout.
+    """The step waits for the end of the container, at most for the timeout of the step.
 
-    The container is created once, started once and awaited. `ok_codes` are the exit codes of success. The exited
-    container, labelled `longshore.kind=run`, stays until the end of the run, so that a duplicate delivery detects it
-    and does not run it again. `docker inspect` shows `env`, and does not show `files`, which are read-only.
+    The exited container stays until the end of the run, so that a second attempt finds the container, and does not run
+    another one. `docker inspect` shows `env`, but not `files`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
-    restart: Literal["no"] = "no"
-    #: Between TERM and KILL after a cancellation or timeout.
-    grace: Duration = 10.0
-    keep_failed: bool = Field(default=False, description="Keep a failed container after the run, until its undo or gc")
-    files: dict[str, str] = Field({}, description="Files to create in the container before its start, by absolute path")
+    ok_codes: OkCodes = OK_CODES
+    restart: Literal["no"] = Field("no", description="Always no")
+    grace: Duration = Field(10.0, description="Time between TERM and KILL")
+    keep_failed: bool = Field(default=False, description=KEEP_FAILED)
+    files: dict[str, str] = Field({}, description="Read-only files for the container: absolute path and content")
 
     @field_validator("files")
     @classmethod
@@ -62,14 +64,14 @@ class RunResult(Result):
 
 
 class DockerExecParams(CommandParams):
-    """A program inside a running container, executed without a shell.
+    """The program runs without a shell.
 
-    In a container without /bin/sh, a cancelled or timed out program cannot be terminated from outside.
+    In a container without /bin/sh, Longshore cannot end a program that is cancelled or exceeds its time limit.
     """
 
     container: Annotated[ContainerName, Field(description="Name or id")]
     argv: Annotated[list[str], Field(min_length=1, description="The program and its arguments")]
-    user: str | None = Field(None, description="user[:group] inside; by default that of the container")
+    user: str | None = Field(None, description="user[:group]; by default that of the container")
 
 
 RUN = docker_operation(
@@ -79,10 +81,10 @@ RUN = docker_operation(
     "Run a container to completion, once",
     About(
         changed="the container ran",
-        undo="stops and removes the container; its effects elsewhere stay",
+        undo="stops and removes the container; its effects outside of the container stay",
         duplicate="finds the container by its label, and waits for it or reads its exit code",
         dry_run="shows the container, and whether image and name are available",
-        retried="an unreachable or busy engine; an exit code only with a retry policy of the plan",
+        retried="temporary errors; with `retry`, after exit codes, too",
     ),
     kind=Kind.ACTS,
     undo=Undo.PARTIAL,

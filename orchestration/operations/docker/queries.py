@@ -8,26 +8,29 @@ from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Params, Result, Undo
+from longshore.orchestration.operations.command import OK_CODES, OkCodes
 from longshore.orchestration.operations.docker.fields import OfContainer, docker_operation
 
 
 class ListParams(Params):
-    """A filter of containers; omitted conditions match any."""
+    """The list has the containers that match all given conditions."""
 
     state: Literal["running", "stopped", "all"] = Field("running", description="stopped: created or exited containers")
     name: str | None = Field(None, description="Exact name")
     label: dict[str, str | None] = Field({}, description="Required labels; null for any value")
     project: str | None = Field(None, description="A Compose project")
     limit: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        1000, description="The most containers listed, the newest first"
+        1000, description="Maximum number of containers, the newest first"
     )
 
 
 class ListResult(Result):
-    """Each container as `id, name, image, image_id, state, status, labels, created` (seconds since 1970)."""
+    """Each container as `id, name, image, image_id, state, status, labels, created` (seconds since 1970).
+
+    `count` counts all matches, also beyond `limit`.
+    """
 
     containers: list[dict[str, Any]] = []
-    #: Number of matches, including those beyond the limit.
     count: int = 0
 
 
@@ -36,7 +39,7 @@ class InspectParams(OfContainer):
 
 
 class InspectResult(Result):
-    """The normalised state; the engine counts `restarting` containers as running."""
+    """`running` is also true while the container is paused or restarts. `full`: the engine's data, without `env`."""
 
     exists: bool
     id: str | None = None
@@ -58,15 +61,13 @@ class InspectResult(Result):
 
 
 class LogsParams(OfContainer):
-    """The end of a container's output."""
+    """The step returns the end of the output."""
 
     tail: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Number of last lines, over both streams; all by default"
+        None, description="Number of the last lines of both streams together; all by default"
     )
     since: Duration | None = Field(None, description="Only output younger than this")
-    max_bytes: Annotated[int, Field(ge=1, le=1024 * 1024)] = Field(
-        65536, description="Size limit of each stream; the end is kept"
-    )
+    max_bytes: Annotated[int, Field(ge=1, le=1024 * 1024)] = Field(65536, description="Size limit of each stream")
 
 
 class LogsResult(Result):
@@ -78,17 +79,16 @@ class LogsResult(Result):
 
 
 class WaitParams(OfContainer):
-    """Wait for a state of a container, until `healthy_deadline`.
+    """`running`: the container has run for `min_healthy_time` without a restart, whatever its health.
 
-    `healthy`: the health check passes or, without one, the container has run for `min_healthy_time` without a restart.
-    `running`: the container has run for `min_healthy_time` without a restart, regardless of its health check.
-    `exited`: the container has exited with one of `ok_codes`.
+    `healthy`: the health check passes; without a health check, as `running`. `exited`: the container has exited with
+    one of `ok_codes`.
     """
 
-    until: Literal["healthy", "running", "exited"] = "healthy"
+    until: Literal["healthy", "running", "exited"] = Field("healthy", description="The state to wait for")
     healthy_deadline: Duration = Field(60.0, description="Longest wait; then the step fails")
     min_healthy_time: Duration = Field(5.0, description="Required time without a restart")
-    ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
+    ok_codes: OkCodes = OK_CODES
 
 
 class WaitResult(Result):
@@ -118,7 +118,7 @@ WAIT = docker_operation(
         undo=READ_ONLY.undo,
         duplicate="waits again",
         dry_run="shows the current state of the container",
-        retried=f"{About('', '', '').retried}; an unhealthy container or an expired deadline is a failure",
+        retried="temporary errors, but not after an unhealthy container or the end of `healthy_deadline`",
     ),
     **_LOOKS,
 )

@@ -67,6 +67,14 @@ def test_every_operation_is_implemented_and_documented(name: str) -> None:
     assert kind.undo is not Implementation.undo
 
 
+def test_every_operation_of_the_catalogue_has_guarantees_and_described_parameters() -> None:
+    built_in = [each for each in all_operations().values() if each.function is None]
+
+    assert [each.name for each in built_in if each.about is None] == []
+    rows = [(each.name, row) for each in built_in for row in describe(each)["parameters"]]
+    assert [(name, row["name"]) for name, row in rows if not row["description"]] == []
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_operation_names_follow_the_convention(name: str) -> None:
     operation = OWN[name]

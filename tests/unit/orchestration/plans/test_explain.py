@@ -144,6 +144,7 @@ def test_explain_names_operations_without_receipts() -> None:
     plan.step("call", "network.http.request", url="http://x/", method="POST").undo("none")
     plan.step("look", "network.http.get", url="http://x/")
     plan.step("write", "file.deploy.execute", path="/x", content="x")
+    plan.step("resolve", "network.dns.update", servers=["10.0.0.1"])
 
     assert "Effects in other services: call" in told(plan)
     plan.steps.pop("call")
