@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import getpass
 import json
-import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from longshore.orchestration.errors import UnknownName
-from longshore.orchestration.language.guards import GuardDecision, Unit
+from longshore.orchestration.language.guards import GuardDecision
 from longshore.orchestration.messaging.signing import origin, sealed_command
 from longshore.orchestration.plans.compiled import StepId, as_id
 from longshore.orchestration.saga import ResumeSet
@@ -19,6 +18,7 @@ from longshore.orchestration.states import Cause, RunState, UndoState
 from longshore.orchestration.store.audit import KEPT
 from longshore.orchestration.store.connection import as_dict
 from longshore.orchestration.store.connection import milliseconds as _ms
+from longshore.orchestration.store.fan_out import FanOut, fan_out
 from longshore.orchestration.store.indices import mark
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.receipt_questions import ReceiptQuestions
@@ -46,7 +46,7 @@ def _os_user() -> str:
         return "unknown"
 
 
-class Store(RunReads, ReceiptQuestions, TaskLeases):
+class Store(RunReads, ReceiptQuestions, TaskLeases, FanOut):
     """The runs of one installation. Methods raise StoreUnavailable where Redis does not answer."""
 
     def command(
@@ -119,13 +119,9 @@ class Store(RunReads, ReceiptQuestions, TaskLeases):
         fanned: Mapping[int, GuardDecision] | None = None,
         stopped_by: int | None = None,
     ) -> bool:
-        stored: list[object] = []
-        for i, verdict in (fanned or {}).items():
-            if len(verdict.units or ()) > _AT_ONCE:
-                token = secrets.token_hex(8)
-                if not self._store_units(run_id, run, i, token, verdict.units or ()):
-                    return False
-                stored += [i, token, len(verdict.units or ())]
+        stored = self.store_wide(run_id, run, fanned or {})
+        if stored is None:
+            return False
         flat: list[object] = []
         for i in ready:
             flat += ["r", i, (hosts or {}).get(i, "")]
@@ -134,32 +130,10 @@ class Store(RunReads, ReceiptQuestions, TaskLeases):
         for i, error in (failed or {}).items():
             flat += ["f", i, json.dumps({"error": error}, ensure_ascii=False), error]
         for i, verdict in (fanned or {}).items():
-            units = verdict.units or ()
-            skipped_units = [unit for unit in units if unit.skip]
-            items = () if len(units) > _AT_ONCE else units
-            flat += ["x", i, len(units), verdict.at_once or len(units), verdict.tolerated, verdict.canary]
-            flat += [len(skipped_units), len(items)]
-            flat += [part for unit in skipped_units for part in (unit.item, unit.host, unit.skip)]
-            flat += [part for unit in items for part in (unit.item, unit.host)]
+            flat += fan_out(i, verdict)
         stop = "" if stopped_by is None else stopped_by
         args = (run.state, run.level, state, level, run.epoch, stop, len(stored) // 3, *stored)
         return bool(self._run("open_level", run_id, *args, *flat))
-
-    def _store_units(self, run_id: str, run: RunRecord, index: int, token: str, units: Sequence[Unit]) -> bool:
-        """Store the items of a wide fan-out in parts, under a token of this decision; return whether all are stored.
-
-        A long script would block Redis for all others. A part that another decision interrupts is refused.
-        """
-        for first in range(0, len(units), _AT_ONCE):
-            items = [part for unit in units[first : first + _AT_ONCE] for part in (unit.item, unit.host)]
-            args = (run.state, run.level, run.epoch, index, token, first, *items)
-            if not self._run("store_units", run_id, *args):
-                return False
-        return True
-
-    def dispatch_units(self, run_id: str, index: int) -> list[StepId]:
-        """Dispatch further units of a wide fan-out, and return them; none where all that may run now are dispatched."""
-        return [as_id(unit) for unit in str(self._run("dispatch_units", run_id, index)).split()]
 
     def open_undo(
         self,

@@ -14,7 +14,7 @@ HEAD = """\
 # Fault injection
 
 `make faults` injects faults into real workers, messages, connections and Redis, and writes this page. Each section has
-the latest results of one test. `LONGSHORE_FAULTS_SEED=N make faults` repeats the faults of a seed. `make test` runs a
+the latest results of one test. `make help` shows how to repeat the faults of a seed. `make test` runs a
 short form of the tests.
 
 The operations of the runs write each effect into a log outside of Redis. A report that contradicts this log, or a run
