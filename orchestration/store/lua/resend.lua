@@ -7,12 +7,14 @@
 -- EVENTS   message_resent for each
 local p, found = ARGV[1], {}
 local opened = redis.call('HGET', run, 'opened')
+local claims = {}
 for n = 4, #ARGV, 2 do
   local i, host = ARGV[n], ARGV[n + 1]
   -- A step is not refused while the same workers claim other steps of the run.
   -- guard: a claim on another host does not count as a sign of life; without it: 'claimed'
   local last = host == '' and 'claimed' or 'claimed@' .. host
-  local claimed = tonumber(redis.call('HGET', run, last) or 0)
+  claims[last] = claims[last] or tonumber(redis.call('HGET', run, last) or 0)
+  local claimed = claims[last]
   local status, sent, due, not_before, times = unpack(redis.call('HMGET', steps,
     p .. 'status:' .. i, p .. 'sent:' .. i, p .. 'sent_until:' .. i, p .. 'not_before:' .. i, p .. 'resent:' .. i))
   sent = sent or opened or 0
