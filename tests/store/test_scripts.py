@@ -75,6 +75,11 @@ def test_script_declares_its_effect_and_arguments(name: str) -> None:
     assert header is not None
     for word in ("ARGV", "RETURNS", "EVENTS"):
         assert f"-- {word}" in header[0]
+    described, used = (
+        max(map(int, re.findall(r"ARGV\[(\d+)\]", text)), default=0)
+        for text in (header[0], own.removeprefix(header[0]))
+    )
+    assert used <= described or "then" in header[0]
 
 
 @pytest.mark.parametrize("name", lua.names())

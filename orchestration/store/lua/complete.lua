@@ -7,8 +7,10 @@
 -- ARGV[7]  '1' if a failure aborts the run    ARGV[8]  error, or reason of a skip; '' if none
 -- ARGV[9]  index of the next link of the chain, '' if none    ARGV[10]  grace ms
 -- ARGV[11] name of the key that holds the data, '' if the outcome does
--- RETURNS  {'ok' | 'dup', advance, next units}, or {'stale', '', ''}: advance is 1 where the run can continue now;
---          the next units were held back, and the caller sends their messages
+-- ARGV[12] owner of the next link, which the caller claims with this outcome, '' if the caller does not claim the link
+-- ARGV[13] its task id    ARGV[14] its host    ARGV[15] '1' if an effect of the link belongs to one host
+-- RETURNS  {'ok' | 'dup', advance, next units, claim of the next link or nothing}, or {'stale', '', ''}: advance is 1
+--          where the run can continue now; the next units were held back, and the caller sends their messages
 -- EVENTS   step_ended | item_ended | undo_ended, step_skipped | item_skipped, run_aborting, level_started and
 --          step_started (next link)
 local i, p, fence, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -23,6 +25,13 @@ if fence ~= '' then
   end
   -- guard: an outcome counts once
   if was ~= busy and was ~= 'waiting' then
+    -- The reply to the first call was lost, and with it the claim of the next link.
+    local link, owner = unpack(redis.call('HMGET', steps, 'status:' .. ARGV[9], 'owner:' .. ARGV[9]))
+    -- guard: a repeated outcome gets the claim of the next link again
+    if ARGV[12] ~= '' and link == 'running' and owner == ARGV[12] then
+      return {'dup', 0, '', claim_step(ARGV[9], '', ARGV[12], ARGV[13], tonumber(ARGV[10]), ARGV[14], ARGV[15] == '1',
+                                       version, epoch)}
+    end
     return {'dup', can_advance(state), ''}
   end
 -- guard: the sweeper does not end a claimed step

@@ -196,6 +196,19 @@ def the_next_link_of_the_chain_waits_for_the_rest_of_its_level(stored: StoredRun
 
 
 @scenario
+def a_repeated_outcome_gets_the_claim_of_the_next_link_again(stored: StoredRun) -> None:
+    """The reply to the first call was lost, and the caller calls again."""
+    stored.begin(0)
+    fence, ahead = stored.claim(0).fence, ("task@one.1", "task-1", "one", False)
+    first = stored.complete(0, fence, next_link=1, ahead=ahead).next_grant
+    again = stored.complete(0, fence, next_link=1, ahead=ahead).next_grant
+    assert first is not None
+    assert again is not None
+    assert (again.fence, again.attempt) == (first.fence, first.attempt)
+    assert stored.complete(0, fence, next_link=1, ahead=("task@two.1", *ahead[1:])).next_grant is None
+
+
+@scenario
 def an_aborting_run_does_not_open_the_next_link_of_the_chain(stored: StoredRun) -> None:
     stored.begin(0)
     fence = stored.claim(0).fence
