@@ -23,6 +23,8 @@ from longshore.orchestration.store.run_store import Store
 
 #: The number of next messages of a queue that are examined; some may be of steps that have ended.
 _EXAMINED = 10
+#: The same, where a sweep asks for one queue.
+_NEXT = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ def queue_lengths(store: Store) -> list[QueueLength]:
         age = max(0.0, (now - since) / 1000)
         found.append(QueueLength(name, length, age, takers(hosts, name)))
     return found
+
+
+def oldest_message(store: Store, queue: str) -> int | None:
+    """The time of the oldest message of a queue, ms of Redis's clock; None for an empty queue or an unknown time."""
+    name = f"{store.settings.broker_prefix()}{queue}"
+    messages = store.call(store.client.lrange, name, -_NEXT, -1)
+    return min(filter(None, (_since(store, message) for message in messages)), default=None)
 
 
 def _since(store: Store, message: str) -> int:

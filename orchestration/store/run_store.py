@@ -364,19 +364,20 @@ class Store(RunReads, ReceiptQuestions, TaskLeases, FanOut):
         ids: Sequence[StepId],
         hosts: Mapping[StepId, str] | None = None,
         limit: float | None = None,
+        queued: Collection[StepId] = (),
     ) -> tuple[list[StepId], list[StepId]]:
         """Steps that need another message, and steps without a claim for `limit` seconds.
 
-        The default of `limit` is the setting `claim_timeout`.
+        The default of `limit` is the setting `claim_timeout`. The messages of `queued` steps still wait in their queue.
         """
         if not ids:
             return [], []
-        flat = [part for i in ids for part in (i, (hosts or {}).get(i, ""))]
+        flat = [part for i in ids for part in (i, (hosts or {}).get(i, ""), "1" if i in queued else "")]
         longest = self.settings.claim_timeout if limit is None else limit
         lease = _ms(self.settings.lease)
         found: list[str] = []
-        for begin in range(0, len(flat), 2 * _AT_ONCE):  # a long script would block Redis for all others
-            page = flat[begin : begin + 2 * _AT_ONCE]
+        for begin in range(0, len(flat), 3 * _AT_ONCE):  # a long script would block Redis for all others
+            page = flat[begin : begin + 3 * _AT_ONCE]
             found += map(str, self._run("resend", run_id, side, lease, _ms(longest), *page))
         return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
 

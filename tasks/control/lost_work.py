@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Mapping, Sequence
 
 from longshore.orchestration.messaging.canvas import STEP, UNDO
@@ -11,6 +12,7 @@ from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store.connection import as_number, milliseconds
 from longshore.orchestration.store.hosts import Hosts
 from longshore.orchestration.store.keys import Field
+from longshore.orchestration.store.queue_lengths import oldest_message
 from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
 from longshore.tasks.control.dispatch import away, hosts_of, send_next, silent_limit
@@ -18,6 +20,8 @@ from longshore.tasks.external_wait import MakeCanvas
 
 #: Seconds of a time limit that never passes.
 _NEVER = 1e9
+#: The longest time for which a message counts as under way, ms; see `resend.lua`.
+_LONGEST_GRACE = 600_000
 
 
 class LostWork:
@@ -26,6 +30,9 @@ class LostWork:
     def __init__(self, store: Store, canvas: MakeCanvas) -> None:
         self.store = store
         self.canvas = canvas
+        self._lease = milliseconds(store.settings.lease)
+        #: The time of the oldest message of each queue, with the time of the steady clock when it was read.
+        self._heads: dict[str, tuple[float, int | None]] = {}
 
     def expire(self, run_id: str, plan: CompiledPlan, now: int) -> bool:
         """Expire the attempts whose worker has not renewed its lease; return whether there were any."""
@@ -84,8 +91,11 @@ class LostWork:
         absent = away(self.store, plan, leaves, hosts, side)
         left_out = self._leave_out(run_id, plan, absent.drained)
         limit, soon = self.store.settings.claim_timeout, silent_limit(self.store.settings)
+        kinds = (Field.STATUS, Field.NOT_BEFORE, Field.SENT_UNTIL, Field.SENT, Field.RESENT)
+        rows = self.store.step_fields(run_id, leaves, [f"{side}{kind}" for kind in kinds])
+        queued = self._still_queued(plan, side, rows, hosts, run)
         waited_for = [i for i in leaves if i not in absent.silent]
-        again, refused = self.store.resend(run_id, side, waited_for, hosts, limit if timed else _NEVER)
+        again, refused = self.store.resend(run_id, side, waited_for, hosts, limit if timed else _NEVER, queued)
         more, given_up = self.store.resend(run_id, side, list(absent.silent), hosts, soon if timed else _NEVER)
         canvas = self.canvas(run_id, hosts)
         for step_id in [*again, *more]:
@@ -100,14 +110,49 @@ class LostWork:
         for step_id in given_up:
             self.give_up(run_id, plan, step_id, side, f"host did not answer: {absent.silent[step_id]}")
         refused += given_up
-        kinds = (Field.STATUS, Field.NOT_BEFORE, Field.SENT_UNTIL, Field.SENT)
-        rows = self.store.step_fields(run_id, leaves, [f"{side}{kind}" for kind in kinds]).values()
-        due = _next_message(rows, milliseconds(self.store.settings.lease), run.opened)
+        if again or more or refused:
+            rows = self.store.step_fields(run_id, leaves, [f"{side}{kind}" for kind in kinds])
+        due = _next_message([row for i, row in rows.items() if i not in queued], self._lease, run.opened)
         if due is not None:
             self.store.look_at(run_id, due, sooner=True)
         if refused or left_out:
             canvas.send_advance(plan.plan.name)
-        return rows
+        return rows.values()
+
+    def _still_queued(
+        self,
+        plan: CompiledPlan,
+        side: str,
+        rows: Mapping[StepId, Sequence[str | None]],
+        hosts: Mapping[StepId, str],
+        run: RunRecord,
+    ) -> set[StepId]:
+        """The steps whose overdue message still waits in its queue: a message sent earlier is at the head of the queue.
+
+        Without this, a queue that needs more than a lease would get each of its messages again, and be even slower.
+        """
+        queues: dict[str, list[tuple[StepId, int]]] = {}
+        for i, (status, _, until, sent, resent) in rows.items():
+            first = as_number(sent or run.opened) or 0
+            grace = min(_LONGEST_GRACE, self._lease * 2 ** min(as_number(resent) or 0, 20))
+            latest = first if until is None else (as_number(until) or 0) - grace
+            if status == StepState.READY and latest + grace <= run.now:
+                step, host = plan.steps[index_of(i)], hosts.get(i, "")
+                queue = step.undo_queue_at(host) if side else step.queue_at(host)
+                queues.setdefault(queue, []).append((i, latest))
+        found: set[StepId] = set()
+        for queue, overdue in queues.items():
+            oldest = self._oldest(queue)
+            found |= {i for i, latest in overdue if oldest is not None and oldest <= latest}
+        return found
+
+    def _oldest(self, queue: str) -> int | None:
+        """The time of the oldest message of a queue, as of the last second: many runs may wait for one queue."""
+        now = time.monotonic()
+        known = self._heads.get(queue)
+        if known is None or known[0] <= now - 1:
+            self._heads[queue] = known = (now, oldest_message(self.store, queue))
+        return known[1]
 
     def _leave_out(self, run_id: str, plan: CompiledPlan, drained: Mapping[StepId, str]) -> bool:
         """Skip the parts without an attempt whose host was drained meanwhile; return whether there are any."""
@@ -135,7 +180,7 @@ def _next_message(rows: Collection[Sequence[str | None]], lease: int, opened: in
     The first message of a step, sent at the time `opened` by default, is under way for one `lease`.
     """
     times: list[int | None] = []
-    for status, due, until, sent in rows:
+    for status, due, until, sent, _ in rows:
         if status == StepState.RETRYING and due:
             times.append(as_number(due))
         elif status == StepState.READY and until:

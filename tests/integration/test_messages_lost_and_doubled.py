@@ -55,6 +55,27 @@ def test_a_lost_message_is_sent_again(held: Installation, tmp_path: Path) -> Non
     assert [step.attempts for step in report.steps] == [1, 1, 1]
 
 
+def test_a_message_that_waits_behind_others_is_not_sent_again(held: Installation, tmp_path: Path) -> None:
+    # given steps whose messages wait in their queue for longer than a lease
+    plan = Plan("behind")
+    for n in range(4):
+        plan.step(f"s{n}", "file.deploy.execute", path=f"{tmp_path}/{n}", content="x")
+    run = held.run(plan)
+    messages = waiting(held, "file", 4)
+
+    # when one of them is lost, and three leases pass
+    held.redis.lrem(held.queue_key("file"), 1, messages[1])
+    time.sleep(3.0)
+
+    # then the others are not doubled, and the lost one is sent again as soon as those before it are gone
+    assert held.queue("file") == [messages[0], *messages[2:]]
+    assert names(run, "message_resent") == []
+    with held.worker("files", "--concurrency", "1", "--queues", "file"):
+        report = run.wait(PATIENCE)
+    assert report.exit_code == 0
+    assert len(names(run, "message_resent")) == 1
+
+
 def test_a_message_that_is_there_three_times_is_done_once(held: Installation, tmp_path: Path) -> None:
     # given a chord of two, and a chain after it
     plan = Plan("echo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,9 +42,9 @@ def test_two_starts_that_choose_the_same_id_are_two_runs(client: Client, monkeyp
 def test_repeated_request_of_one_start_is_one_run(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     submit = Admission.submit
 
-    def submit_twice(admission: Admission, run_id: str, body: dict[str, object]) -> dict[str, object] | None:
-        submit(admission, run_id, body)  # its answer was lost
-        return submit(admission, run_id, body)
+    def submit_twice(admission: Admission, *args: Any, **more: Any) -> dict[str, Any] | None:
+        submit(admission, *args, **more)  # its answer was lost
+        return submit(admission, *args, **more)
 
     monkeypatch.setattr(Admission, "submit", submit_twice)
 

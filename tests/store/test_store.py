@@ -522,7 +522,7 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
     "store_units": ("running", ("running", 0, 0, 2, "token", 0, "1", "")),
     "suspend": ("running", ("breaker", "it is down", "billing", "", "")),
     "unsuspend": ("suspended", ("breaker", 0, "", 0, "", "", "", 0)),
-    "resend": ("running", ("", 1000, 600_000, 0, "")),
+    "resend": ("running", ("", 1000, 600_000, 0, "", "")),
     "retry": ("running", (1, "", "77", 0, 1000, "busy", "", "", "", "")),
 }
 

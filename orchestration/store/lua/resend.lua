@@ -2,14 +2,15 @@
 --
 -- FROM     ready or retrying, with no message under way
 -- ARGV[1]  '' or 'u'  ARGV[2]  grace ms, doubled each time up to ten minutes  ARGV[3]  ms from first
---          dispatch, or the last claim in the run, until a step counts as refused, then id, host or '' for each
+--          dispatch, or the last claim in the run, until a step counts as refused, then id, host or '',
+--          '1' if the message still waits in its queue, for each
 -- RETURNS  {id or '!' .. id, …}: a message to send, or a step that counts as refused
 -- EVENTS   message_resent for each
 local p, found = ARGV[1], {}
 local opened = redis.call('HGET', run, 'opened')
 local claims = {}
-for n = 4, #ARGV, 2 do
-  local i, host = ARGV[n], ARGV[n + 1]
+for n = 4, #ARGV, 3 do
+  local i, host, queued = ARGV[n], ARGV[n + 1], ARGV[n + 2]
   -- A step is not refused while the same workers claim other steps of the run.
   -- guard: a claim on another host does not count as a sign of life; without it: 'claimed'
   local last = host == '' and 'claimed' or 'claimed@' .. host
@@ -24,6 +25,8 @@ for n = 4, #ARGV, 2 do
       found[#found + 1] = '!' .. i
     -- guard: a message under way is not doubled
     elseif (tonumber(due) or sent + ARGV[2]) <= now
+        -- guard: a message that waits in its queue is not doubled
+        and queued == ''
         -- guard: a retry is not sent before it is due
         and tonumber(not_before or 0) <= now then
       local again = redis.call('HINCRBY', steps, p .. 'resent:' .. i, 1)

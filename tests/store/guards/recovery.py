@@ -111,6 +111,13 @@ def no_message_is_sent_for_a_claimed_step(stored: StoredRun) -> None:
 
 
 @scenario
+def a_message_that_waits_in_its_queue_is_not_doubled(stored: StoredRun) -> None:
+    stored.begin(0, 1)
+    stored.age(LEASE + 1)
+    assert stored.store.resend(stored.run_id, "", [0, 1], queued={0}) == ([1], [])
+
+
+@scenario
 def a_message_under_way_is_not_doubled(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.resend(stored.run_id, "", [0]) == ([], [])
