@@ -86,14 +86,17 @@ def latencies(bench: Bench) -> list[Figure]:
     others: dict[str, list[float]] = {name: [] for name in bench.dbos}
     for _ in range(bench.rounds * _SAMPLES):
         began = time.perf_counter()
-        run = client.start(one)
-        starts.append(1000 * (time.perf_counter() - began))
-        plans.ended([run])
+        plans.ended([client.start(one)])
         whole.append(1000 * (time.perf_counter() - began))
         trips.append(1000 * celery.round_trip())
         for name, peer in bench.dbos.items():
             if not isinstance(peer, str):
                 others[name].append(1000 * peer.workflows(1, 1))
+    for _ in range(bench.rounds * _SAMPLES):  # apart: the other systems still work after their sample
+        began = time.perf_counter()
+        run = client.start(one)
+        starts.append(1000 * (time.perf_counter() - began))
+        plans.ended([run])
     hops = [hop for _ in range(bench.rounds) for hop in _hops(bench)]
 
     def at(share: float) -> dict[str, float | str]:
