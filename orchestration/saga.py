@@ -2,8 +2,9 @@
 
 The body of a chord, the sweeper and commands call `decide` at any time, also concurrently. `decide` returns one
 transition, or None while the run has to wait. The store applies a transition only in the state that it was decided
-from, so that a repeated decision has no effect. The script that records an outcome makes two transitions by itself:
-it aborts a run whose step has failed, and opens the next link of a chain, which the compiled plan has chosen.
+from, so that a repeated decision has no effect. The scripts that end an attempt make some transitions by themselves.
+`complete` and `expire` abort a run whose step has failed, and dispatch the next unit that was held back. `complete`
+opens the next link of a chain, which the compiled plan has chosen. `expire` suspends a run that waits for a person.
 """
 
 from __future__ import annotations
