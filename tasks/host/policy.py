@@ -80,6 +80,13 @@ _PROJECT = "com.docker.compose.project"
 _HOST_CONFIG = frozenset({
     "Binds", "Dns", "Init", "LogConfig", "Memory", "Mounts", "NanoCpus", "NetworkMode", "PortBindings", "RestartPolicy",
 })  # fmt: skip
+#: Keys of HostConfig of an existing container, with the attributes of a service that have the same meaning; and keys
+#: of the namespaces that a container may share with its host.
+_SERVICE = {
+    "CapAdd": "cap_add", "DeviceCgroupRules": "device_cgroup_rules", "DeviceRequests": "gpus", "Devices": "devices",
+    "SecurityOpt": "security_opt",
+}  # fmt: skip
+_HOST_NAMESPACES = ("IpcMode", "PidMode", "UTSMode", "UsernsMode")
 
 
 def _refuse(what: str, setting: str) -> NotAllowed:
@@ -245,8 +252,11 @@ def check_inside(name: str, made: Mapping[str, Any], own_project: str = "") -> N
             f"no step may act in container {name}, which belongs to Longshore's own deployment",
             remedy="choose another container",
         )
-    if host.get("Privileged") or host.get("PidMode") == "host":
-        _unless_privileged(f"a step that acts in the privileged container {name}")
+    for what in () if get_settings().allow_privileged else _privileges_of(host):
+        raise NotAllowed(
+            f"no step may act in container {name}, which has {what} and may reach the host",
+            remedy="choose another container, or set LONGSHORE_ALLOW_PRIVILEGED of the worker",
+        )
     for mount in made.get("Mounts") or ():
         source, writable = str(mount.get("Source") or ""), mount.get("RW", True)
         shown = not writable and any(source != tree and within(source, tree) for tree in ("/etc", "/usr"))
@@ -257,6 +267,14 @@ def check_inside(name: str, made: Mapping[str, Any], own_project: str = "") -> N
                 raise NotAllowed(
                     f"no step may act in container {name}, which mounts {source}: {error.message}", remedy=error.remedy
                 ) from None
+
+
+def _privileges_of(host: Mapping[str, Any]) -> Iterator[str]:
+    """The privileges of an existing container beyond the default."""
+    if host.get("Privileged"):
+        yield "all privileges"
+    yield from (f"{key}: host" for key in _HOST_NAMESPACES if host.get(key) == "host")
+    yield from _privileges({attribute: host.get(key) for key, attribute in _SERVICE.items()})
 
 
 def _unless_privileged(what: str) -> None:

@@ -450,6 +450,11 @@ def test_existing_volume_follows_the_rules_for_new_ones() -> None:
         {"Config": {"Labels": {"com.docker.compose.project": "longshore"}}},
         {"HostConfig": {"Privileged": True}},
         {"HostConfig": {"PidMode": "host"}},
+        {"HostConfig": {"IpcMode": "host"}},
+        {"HostConfig": {"CapAdd": ["CAP_SYS_ADMIN"]}},
+        {"HostConfig": {"Devices": [{"PathOnHost": "/dev/sda", "PathInContainer": "/dev/sda"}]}},
+        {"HostConfig": {"DeviceCgroupRules": ["b 8:* rwm"]}},
+        {"HostConfig": {"SecurityOpt": ["apparmor=unconfined"]}},
         {"Mounts": [{"Type": "bind", "Source": "/var/run/docker.sock", "RW": False}]},
         {"Mounts": [{"Type": "bind", "Source": "/", "RW": False}]},
         {"Mounts": [{"Type": "bind", "Source": "/etc", "RW": False}]},
@@ -464,6 +469,7 @@ def test_exec_in_a_privileged_or_longshore_container_is_refused(made: dict[str, 
         policy.check_inside("any", made, "longshore")
     for fine in (
         {"Config": {"Labels": {"com.docker.compose.project": "shop"}}, "HostConfig": {"PidMode": ""}},
+        {"HostConfig": {"CapAdd": ["CAP_CHOWN"], "Devices": [], "IpcMode": "private", "SecurityOpt": None}},
         {
             "Mounts": [
                 {"Type": "bind", "Source": "/srv/shop", "RW": True},
