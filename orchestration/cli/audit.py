@@ -26,8 +26,9 @@ from longshore.orchestration.store import audit as audit_trail
 def audit(limit: int, run: str, refused: bool) -> None:
     """Print the audit trail, oldest entry first.
 
-    Entries are starts of runs, commands such as cancel or approve, pauses of schedules, and refused requests. Each
-    entry has the time, the action, the actor, the machine of the actor, the run, the step and the reason.
+    Entries are starts of runs, commands to runs such as cancel or approve, pauses of schedules, and refused requests.
+    Drains of hosts and resets of breakers have no entry. Each entry has the time, the action, the actor, the machine of
+    the actor, the run, the step and the reason.
 
     """
     entries = list(audit_trail.lines(client().store, limit=limit, run=run, refused=refused))[::-1]

@@ -32,7 +32,8 @@ def gc(older_than: str | None, host: str, every_run: bool) -> None:
 
     On each host, the command deletes backups of runs whose records were deleted: image tags, replaced containers, saved
     configurations of stacks, and receipts (files about attempts). Workers do so by themselves once an hour; the command
-    does so at once, or with other options.
+    does so at once, or with other options. After a loss of Redis, restore Redis first: all
+    runs that Redis does not have count as deleted.
     """
     params: dict[str, object] = {"every_run": True} if every_run else {}
     if older_than is not None:

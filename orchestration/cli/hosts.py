@@ -120,8 +120,12 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     """Stop sending new steps to HOST; active steps finish.
 
     A new step with the target `_any` runs on another host, and a step with several hosts skips this host. A step that
-    names this host waits, and fails after LONGSHORE_CLAIM_TIMEOUT. The host still runs undo steps and `always` steps.
-    Without --wait, the command returns once the workers have acknowledged the drain.
+    names this host waits, and fails after LONGSHORE_CLAIM_TIMEOUT. Without --wait, the command returns once the workers
+    have acknowledged the drain.
+
+    The host still runs undo steps and `always` steps, which may begin after the command has returned. Once --stop has
+    stopped the workers, these steps wait for a worker, and an undo fails after LONGSHORE_UNDO_TIMEOUT. Before you
+    switch the host off, use --stop, and wait until `longshore hosts ls --all` prints `stopped` for the host.
 
     Exit codes: 0: the host accepts no new steps, and with --wait no step is active; 1: a worker has not acknowledged
     the drain, or with --wait a step is still active after --timeout; 2: wrong usage or an unknown host.
@@ -177,7 +181,7 @@ def undrain(host: str) -> None:
 def forget(host: str) -> None:
     """Remove HOST, whose workers have stopped, from the list.
 
-    The command also deletes the cached inventory and the job descriptions of the host.
+    The command also deletes the cached inventory, the job descriptions and the drain of the host.
 
     Exit code 2 if the host has a running worker, which would register the host again.
     """

@@ -45,7 +45,7 @@ def plan(file: Path, kind: str) -> None:
     """Write an example plan with comments.
 
     The command writes FILE (default: plan.yaml), and in the same folder longshore-plan.schema.json, with which editors
-    complete and check plans. An existing FILE is not replaced.
+    complete and check plans. Existing files are not replaced.
     """
     if file.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"{file} is not a YAML file", remedy="use a name that ends with .yaml")
@@ -147,6 +147,7 @@ def init(
     plans/             an empty folder for secrets that plans may use
 
     To replace the keys, use --rotate, and copy the new key files to all workers and clients within the time of --after.
+    Afterwards, the former keys, even leaked ones, remain valid for three days.
     """
     if folder == plan.name or ctx.invoked_subcommand:
         raise UsageError(

@@ -46,7 +46,11 @@ def job_group() -> None:
 @_FILE
 @_STRICT
 def ls(files: tuple[str, ...], strict: bool) -> None:
-    """List the jobs that labels and files describe, with the next start."""
+    """List the jobs that labels and files describe, with the next start.
+
+    NEXT follows from the description alone: the schedule may be paused, the breaker of the job may be open, or the
+    workers may not read the file of the job.
+    """
     connected = client()
     listing, now = Jobs(connected).list(files=files), connected.store.now()
     options = current_options()
@@ -102,11 +106,12 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None, detach: bool, **options: Any) -> None:
     """Run the job NAME, and print the output of its job container.
 
-    The last lines are the result. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+    The last lines are the result. While another run of the job is active, the new run waits, is cancelled, or cancels
+    the other run, as the overlap policy of the job defines. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
-    Exit codes: 0: the job container succeeded, and the stack is up again; 1: the job container failed, and the stack is
-    up again; 2: no such job, or wrong usage; 3: the stack is not fully up, even if the job container succeeded. With
-    --keep-stopped, the stack may be down after 0 and 1.
+    Exit codes: 0: the job container succeeded, and the stack is up again; 1: the job container failed or did not run,
+    and the stack is up, or Redis does not answer (the run may continue); 2: no such job, or wrong usage; 3: the stack
+    is not fully up, even if the job container succeeded. With --keep-stopped, the stack may be down after 0 and 1.
     """
     connected = client()
     listing = Jobs(connected).list(files=files)

@@ -44,7 +44,7 @@ COMMANDS = (
 
 #: The output of `longshore` without a command.
 BEGIN = """\
-Longshore runs multi-step plans on Celery, and undoes the finished steps if one fails. To begin:
+Longshore runs multi-step plans on Celery, and undoes their steps if one fails. To begin:
 
   longshore init plan                 Write an example plan, plan.yaml.
   longshore plan simulate plan.yaml   Simulate the plan in memory, with each step failing in turn.
@@ -62,10 +62,11 @@ All commands: longshore --help\
 @global_options
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Run multi-step plans on Celery, and undo the finished steps if one fails.
+    """Run multi-step plans on Celery, and undo their steps if one fails.
 
     LONGSHORE_REDIS_URL, or redis_url in the settings file, is the URL of your Redis. Without a URL, a command that
     needs Redis starts an embedded Redis and a worker on this machine. Both outlive the command, and stop when idle.
+    `longshore worker` and `beat` need a URL; `longshore flower` needs a URL or a running embedded Redis.
 
     An error message has the form error[CODE]: …, and `longshore explain CODE` explains the error.
 

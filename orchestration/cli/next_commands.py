@@ -89,7 +89,7 @@ def _undo_and_resume(run: Run, report: Report) -> Iterator[tuple[str, str]]:
         if again := saga.resumed(run.plan, records).steps:
             yield _runs("resume", run), f"continue with {run.plan.name_of(again[0])}, once the cause is removed"
         if not saga.past_return(run.plan, records) and any(_is_undoable(run, step) for step in report.steps):
-            yield _runs("undo", run), "undo the finished steps"
+            yield _runs("undo", run), "undo the changes of the run"
 
 
 def _is_undoable(run: Run, step: StepReport) -> bool:

@@ -57,7 +57,8 @@ def worker(
 ) -> None:
     """Start a Celery worker in the foreground.
 
-    The command runs `celery -A longshore.workers worker`. Without -Q, the worker consumes the queues of all operations.
+    The command runs `celery -A longshore.workers worker`. Without -Q, the worker consumes the queues of all operations,
+    and `control`. If -Q omits `control`, another worker must consume `control`; otherwise, no run begins or continues.
 
     Exit code: 2 for wrong settings, otherwise the exit code of the Celery worker.
     """
@@ -99,8 +100,9 @@ def beat(loglevel: str) -> None:
     """Start Celery beat in the foreground.
 
     At each interval of LONGSHORE_TICK, beat sends a message, on which a worker starts the plans and jobs that are due.
-    The command runs `celery -A longshore.workers beat`. You can run several beats; each planned start happens once.
-
+    At each interval of LONGSHORE_ORCHESTRATE_EVERY, if set, a worker restarts stale stacks. Beat and the workers need
+    the same settings (LONGSHORE_CONFIG, LONGSHORE_PLANS, LONGSHORE_JOBS). The command runs `celery -A longshore.workers
+    beat`. You can run several beats; each planned start happens once.
     """
     if get_settings().redis_url is None:
         raise ConfigError("LONGSHORE_REDIS_URL is not set", remedy="set it; schedules need a permanent Redis")
@@ -129,8 +131,8 @@ def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> N
     """Start Flower with additional pages that show runs.
 
     Flower runs in the foreground. The pages also have buttons to cancel, resume, undo and approve. MORE are options of
-    Flower itself. To require a login, set FLOWER_BASIC_AUTH=user:password in the environment, or configure Flower's
-    OAuth.
+    Flower itself, in the form --NAME=VALUE. To require a login, set FLOWER_BASIC_AUTH=user:password in the environment,
+    or configure Flower's OAuth.
     """
     if find_spec("flower") is None:
         raise ConfigError("Flower is missing", remedy="pip install 'longshore[flower]'")

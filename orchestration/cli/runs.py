@@ -49,7 +49,11 @@ def runs_group() -> None:
     "-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Maximum number of runs."
 )
 @click.option("--plan", default="", metavar="NAME", help="Only runs of this plan.")
-@click.option("--state", type=click.Choice([str(state) for state in RunState]), help="Only runs in this state.")
+@click.option(
+    "--state",
+    type=click.Choice([str(state) for state in RunState]),
+    help="Only runs in this state. A cancelled run never began.",
+)
 @click.option("--label", default="", metavar="KEY[=VALUE]", help="Only runs of plans with this label.")
 @click.option("--since", default="", metavar="TIME", help=_SINCE)
 @click.option("--text", default="", help="Only runs with this text in id, plan, parameters, actor or error.")
@@ -118,8 +122,8 @@ def watch(run: str) -> None:
 
     Ctrl-C stops watching, and the run continues; a second Ctrl-C within two seconds cancels the run.
 
-    Exit codes: 0: succeeded; 1: failed and undone, or cancelled; 2: unknown run; 3: an effect remains or may remain;
-    130: interrupted by Ctrl-C.
+    Exit codes: 0: succeeded; 1: failed and undone, cancelled, or Redis does not answer (the run may continue); 2:
+    unknown run; 3: an effect remains or may remain; 130: interrupted by Ctrl-C.
     """
     exit_with(watch_to_end(client().get(run)))
 
@@ -164,13 +168,16 @@ def logs(run: str, step: str, follow: bool) -> None:
 def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
     """Cancel RUN: start no further steps, and undo the finished ones.
 
-    Running steps are asked to stop, and are undone, too. The command waits for the end of the run.
+    Running steps are asked to stop, and are undone, too. Nothing is undone if the plan keeps changes (`on_failure:
+    keep`, the default of `longshore orchestrate` and `restart`), or if an irreversible step has succeeded. `always`
+    steps still run. The command waits for the end of the run.
 
-    Exit codes: 0: cancelled; 1: refused; 2: unknown run; 3: an effect remains or may remain.
+    Exit codes: 0: cancelled; 1: refused, or no worker has answered in 30 seconds (the command is kept); 2: unknown
+    run; 3: an effect remains or may remain.
     """
     found = client().get(run)
     if current_options().dry_run:
-        effect = "keep the changes" if keep else "undo the finished steps"
+        effect = "keep the changes" if keep else "undo the changes, unless the plan keeps them"
         _print_dry_run(found, {"pending", "running", "suspended"}, f"cancel run {run} and {effect}")
         return
     exit_with(_finish_command(found, lambda: found.cancel(reason, keep=keep), detach=detach))
@@ -183,10 +190,11 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
 def undo(run: str, reason: str, detach: bool) -> None:
     """Undo the changes of RUN, which has ended, or retry a failed undo.
 
-    The finished steps are undone in reverse order. After a finished step with `irreversible: true`, the command is
-    refused.
+    All steps that may have an effect, also failed ones, are undone in reverse order. After a finished step with
+    `irreversible: true`, the command is refused.
 
-    Exit codes: 0: undone; 1: refused; 2: unknown run; 3: an effect remains or may remain.
+    Exit codes: 0: undone; 1: refused, or no worker has answered in 30 seconds (the command is kept); 2: unknown
+    run; 3: an effect remains or may remain.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -205,11 +213,12 @@ def undo(run: str, reason: str, detach: bool) -> None:
 def resume(run: str, reason: str, detach: bool) -> None:
     """Resume RUN after a suspension, a failure or a failed undo.
 
-    A suspended run continues. If the run waits for a decision, use `longshore runs resolve` instead. A failed, partial
-    or cancelled run continues with the first step that has not succeeded. A failed undo is retried. An undone run
-    cannot be resumed.
+    A suspended run continues. If the run waits for a decision, use `longshore runs resolve` instead. A failed or
+    partial run, or a run that was cancelled before it began, continues with the first step that has not succeeded. A
+    failed undo is retried. A run that was undone, also by `longshore runs cancel`, cannot be resumed.
 
-    Exit codes: the same as `longshore run`, or 1 if the resume is refused.
+    Exit codes: the same as `longshore run`, or 1 if the resume is refused or no worker has answered in 30 seconds (the
+    command is kept).
     """
     found, options = client().get(run), current_options()
     if options.dry_run:
@@ -268,7 +277,8 @@ def resolve(run: str, step: str, note: str, **flags: bool) -> None:
     as failed, and the other steps are undone, unless the plan keeps changes. A run that has ended continues only after
     `longshore runs resume`.
 
-    Exit codes: 0: recorded; 1: refused; 2: wrong usage or an unknown run or step.
+    Exit codes: 0: recorded; 1: refused, or no worker has answered in 30 seconds (the command is kept); 2: wrong
+    usage or an unknown run or step.
     """
     chosen = [name for name, is_set in flags.items() if is_set]
     if len(chosen) != 1:
@@ -306,8 +316,9 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
 
     Choose exactly one of --host and --service. One new run repeats the steps that changed the host or the service and
     were not undone, with the recorded parameters and in the original order. Only operations of the kind `converges`
-    (`longshore ops show`) are repeated; the command lists all other steps. Ctrl-C stops watching; Ctrl-C twice cancels
-    the run.
+    (`longshore ops show`), idempotent operations of your own, and commands with `creates` or `unless` are repeated; the
+    command lists all other steps. If a repeated step fails, the run keeps its changes. Ctrl-C stops watching; Ctrl-C
+    twice cancels the run.
 
     Exit codes: the same as `longshore run`, or 3 if some steps cannot be repeated.
     """
@@ -402,7 +413,8 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
 def approve(run: str, step: str, reject: bool, note: str) -> None:
     """Approve or reject STEP, which waits for an approval.
 
-    Exit codes: 0: recorded; 1: refused; 2: wrong usage or an unknown run or step.
+    Exit codes: 0: recorded; 1: refused, or no worker has answered in 30 seconds (the command is kept); 2: wrong
+    usage or an unknown run or step.
     """
     found = client().get(run)
     if current_options().dry_run:

@@ -16,7 +16,8 @@ from longshore.orchestration.schedules.schedules import Schedules, ScheduleStatu
 def schedules_group() -> None:
     """List, trigger, pause and resume schedules.
 
-    A schedule starts a plan or a job at given times; `longshore beat` and a worker must run.
+    A schedule starts a plan or a job at given times; `longshore beat` and a worker must run, with the same settings
+    (LONGSHORE_CONFIG, LONGSHORE_PLANS, LONGSHORE_JOBS) as this command.
 
     """
 
@@ -27,7 +28,7 @@ def ls() -> None:
 
     Schedules come from the settings file, from plans in the folders of LONGSHORE_PLANS, from jobs, and from other
     beats. NEXT is empty for the last two; `longshore job ls` prints the next start of a job. All planned starts up to
-    DONE UNTIL were started or skipped.
+    DONE UNTIL were started or skipped. If DONE UNTIL stays empty, no worker knows the schedule.
 
     """
     options, listing = current_options(), Schedules(client()).list()
@@ -64,8 +65,9 @@ def trigger(name: str, detach: bool) -> None:
     """Start the plan of schedule NAME now, and watch the run.
 
     NAME is a schedule of the settings file or of a plan; for a job, use `longshore job run`. The planned times of the
-    schedule do not change. A paused schedule can be triggered, too. Ctrl-C stops watching; Ctrl-C twice cancels the
-    run.
+    schedule do not change. A paused schedule can be triggered, too. While an earlier run of the schedule is active, the
+    new run waits, is cancelled, or cancels the earlier run, as `overlap` of the schedule defines. Ctrl-C stops
+    watching; Ctrl-C twice cancels the run.
 
     Exit codes: the same as `longshore run`.
     """

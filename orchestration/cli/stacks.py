@@ -30,7 +30,7 @@ from longshore.orchestration.stacks.plan import RolloutOptions, with_defaults
 from longshore.orchestration.stacks.selection import Selection, choose, named
 
 _HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
-_REGISTRY = click.option("--registry", is_flag=True, help="Also compare image tags with their registries.")
+_REGISTRY = click.option("--registry", is_flag=True, help="Ask registries for newer images; else, use stored answers.")
 _LABEL = click.option(
     "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only services with this label; repeatable."
 )
@@ -47,9 +47,7 @@ def _time_option(name: str, default: str, text: str) -> Callable[[Callable[..., 
 
 def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option(
-            "--max-parallel", type=click.IntRange(1), help="Maximum number of stacks that restart in parallel."
-        ),
+        click.option("--max-parallel", type=click.IntRange(1), help="Maximum number of parallel restarts of stacks."),
         click.option(
             "--canary",
             type=click.IntRange(1),
@@ -73,7 +71,7 @@ def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Whether to restart a stack whose running version could not be restored afterwards.",
         ),
         click.option("--run-id", metavar="ID", help="Id of the run that restarts the stacks."),
-        click.option("--detach", is_flag=True, help="Print the id of the run and return at once."),
+        click.option("--detach", is_flag=True, help="Return once the run, if any, has started, and print its id."),
     ):
         function = option(function)
     return function
@@ -224,8 +222,9 @@ def select(
     """List stale services, or all services that run an image.
 
     A service is stale if its containers are missing or unhealthy, or differ from its Compose files, mounted files or
-    images. The list names the reasons. First, the command rebuilds the cached inventory of each host without a valid
-    one (with --registry, of each host; with --dry-run, of no host).
+    images. Containers that a person has stopped are left alone, and projects without containers are ignored. The list
+    names the reasons. First, the command rebuilds the cached inventory of each host without a valid one (with
+    --registry, of each host; with --dry-run, of no host).
 
     Exit codes: 0: all hosts inspected; 2: wrong usage, or no host inspected; 3: some hosts or projects not inspected.
     """
@@ -301,10 +300,11 @@ def restart(
     Without NAME, the command first waits for other runs that restart services on the hosts, and then restarts the
     services that `longshore select` lists. NAME is PROJECT/SERVICE, a service or a project; HOST:NAME selects one host.
     A named service is restarted even if it is not stale, and of a named project the running and the stale services. If
-    NAME is -, the command reads names from stdin, one per line. With --registry, newer images are pulled first. Ctrl-C
-    stops watching; Ctrl-C twice cancels the run.
+    NAME is -, the command reads names from stdin, one per line. Newer images that --registry has found, also in an
+    earlier command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
-    Exit codes: 0: all up to date; 1: cancelled, or all changes undone; 2: wrong usage; 3: some are not up to date.
+    Exit codes: 0: all up to date; 1: failed without a remaining change, or Redis does not answer (the run may
+    continue); 2: wrong usage; 3: some are not up to date.
     """
     requested = _read_names(names)
     rollout = _rollout_from(rollout_options)
@@ -360,11 +360,11 @@ def orchestrate(
 
     The command first waits for other runs that restart services on the hosts, and then does the work of `longshore
     check`, `rebuild` (if needed), `select` and `restart`. If a stack does not become healthy, its earlier version is
-    restored. `longshore select --help` defines stale. With --registry, newer images are pulled first. Ctrl-C stops
-    watching; Ctrl-C twice cancels the run.
+    restored. `longshore select --help` defines stale. Newer images that --registry has found, also in an earlier
+    command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
-    Exit codes: 0: nothing to do, or all up to date; 1: failed before any change, cancelled, or all changes undone; 2:
-    wrong usage; 3: some stacks are not up to date or could not be inspected.
+    Exit codes: 0: nothing to do, or all up to date; 1: failed without a remaining change, or Redis does not answer (the
+    run may continue); 2: wrong usage; 3: some stacks are not up to date or could not be inspected.
     """
     rollout = _rollout_from(rollout_options)
     stacks = _stacks()

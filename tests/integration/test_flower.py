@@ -287,6 +287,12 @@ def test_flower_does_not_start_open_to_the_world(place: Installation, options: l
     assert "Flower does not start open to the world" in flower.log.read_text()
 
 
+def test_flower_does_not_start_with_an_unknown_option(place: Installation) -> None:
+    flower = Flower(place, "--readonly")
+    assert flower.process.wait(PATIENCE) == 2
+    assert "Flower has no option --readonly: did you mean --read_only?" in flower.log.read_text()
+
+
 def test_without_a_login_only_this_machine_is_let_in(place: Installation) -> None:
     with Flower(place, FLOWER_BASIC_AUTH="") as flower:
         assert flower.get("/runs", login=None)[0] == 200

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import sys
 
+import click
 from tornado.options import options
 
 from longshore.workers import flower_pages
+from longshore.workers.flower_pages import command_line
 
 #: Loopback only, unless an address is set.
 address = options.address or "127.0.0.1"
@@ -20,6 +22,9 @@ def _refuse(why: str) -> None:
     print(why, file=sys.stderr)
     sys.exit(2)
 
+
+if _problem := command_line.problem(click.get_current_context().params["tornado_argv"]):
+    _refuse(f"error: {_problem}")
 
 _HERE = {"127.0.0.1", "::1", "localhost"}
 _logins = options.basic_auth or []

@@ -423,3 +423,9 @@ def test_exported_plan_can_be_loaded(tmp_path: Path, capsys: Captured) -> None:
 
     assert call(["plan", "levels", str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "1: test, lint"
+
+
+@pytest.mark.parametrize("command", ["worker", "beat", "dev"])
+def test_other_processes_refuse_an_unknown_option(command: str, capsys: Captured) -> None:
+    assert call([command, "--dry-run", "--no-such"]) == 2
+    assert "--no-such" in capsys.readouterr().err
