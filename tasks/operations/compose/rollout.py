@@ -10,7 +10,7 @@ from longshore.orchestration.errors import OperationError, StepCancelled, StepTi
 from longshore.orchestration.operations import Params
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, obstacle
+from longshore.tasks.implementation import Context, Implementation, Outcome
 from longshore.tasks.operations.compose import bad_versions, command_lines, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
@@ -46,13 +46,6 @@ class RolloutStep(Implementation[P]):
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
             return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
-
-
-def predicted(ctx: Context, params: Any, way: way_back.WayBack, action: str) -> Prediction:
-    """The prediction of a rollout, which needs a way back."""
-    if way.why_not and params.no_way_back != "accept":
-        return obstacle(ctx, f"no way back: {way.why_not}")
-    return Prediction(action, undo=way.undo)
 
 
 @dataclass
@@ -209,6 +202,11 @@ class Rollout:
 def _waves(services: list[str], size: int) -> Iterator[list[str]]:
     for begin in range(0, len(services), size):
         yield services[begin : begin + size]
+
+
+def reasons(todo: dict[str, str]) -> str:
+    """The services that a step would change, with the reasons, for people."""
+    return "; ".join(f"{name}: {reason}" for name, reason in todo.items())
 
 
 def difference(before: dict[str, Any], now: list[Member]) -> dict[str, Any]:

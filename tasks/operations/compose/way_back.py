@@ -40,11 +40,6 @@ class WayBack:
         kept = "the former configuration and images"
         return f"restore {kept}" + (", as the containers describe them" if self.configuration.containers else "")
 
-    def require(self, policy: str) -> None:
-        """Raise Preflight if there is no way back, unless the policy is `accept`."""
-        if self.why_not and policy != "accept":
-            raise Preflight(f"no way back: {self.why_not}; nothing was changed", remedy=_REMEDY)
-
 
 def find(ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None = None) -> WayBack:
     """The way back for these containers of a project. Reads only."""
@@ -63,15 +58,21 @@ def find(ctx: Context, docker: Engine, project: str, found: list[Member], likely
 
 
 def keep(
-    ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None = None
-) -> tuple[WayBack, dict[str, Any]]:
-    """The way back, stored for the undo; and the part of the step's `before` that describes it."""
+    ctx: Context, docker: Engine, project: str, found: list[Member], policy: str, likely: Resolved | None = None
+) -> dict[str, Any]:
+    """Store the way back for the undo, and return the part of the step's `before` that describes it.
+
+    Raises Preflight if there is none, unless the policy is `accept`.
+    """
     way = find(ctx, docker, project, found, likely)
     if way.configuration is not None and not ctx.dry_run:
         revisions.save(ctx, "before", way.configuration)
     if way.why_not:
         ctx.log(f"no way back: {way.why_not}")
-    return way, {"revision": way.configuration is not None, "no_way_back": way.why_not}
+        if policy != "accept":
+            unharmed = "" if ctx.dry_run else "; nothing was changed"
+            raise Preflight(f"no way back: {way.why_not}{unharmed}", remedy=_REMEDY)
+    return {"revision": way.configuration is not None, "no_way_back": way.why_not, "undo": way.undo}
 
 
 def note_running(ctx: Context, docker: Engine, project: str) -> None:

@@ -96,7 +96,7 @@ class Worker(NoUndo[WorkerParams]):
         return Outcome(changed=made, data={"id": worker.id, "name": worker.name, "snapshot": known})
 
     def predict(self, ctx: Context, params: WorkerParams) -> Prediction:
-        # Apart from `act`: no container of this run exists yet.
+        # Apart from `act`, which decides under a lock of the host, with the image that an earlier step pulls.
         docker = engine()
         try:
             self._check(docker, params)
