@@ -296,9 +296,7 @@ def _compose(
 ) -> Operation:
     said: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL} | more
     name = f"compose.{verb}"
-    return register(
-        Operation(name=name, params=params, result=result, queue="compose", summary=summary, about=about, **said)
-    )
+    return register(name=name, params=params, result=result, queue="compose", summary=summary, about=about, **said)
 
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": READ_ONLY}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import About, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo, register
 from longshore.orchestration.operations.compose import GRACE, NO_WAY_BACK, UNDISTURBED, NoWayBack
 from longshore.orchestration.operations.docker.images import Login
 
@@ -139,61 +139,55 @@ _SECRET = frozenset({"registries"})
 _LITERAL = frozenset({"stacks", "only", "project", "services", "index"})
 
 CHECK = register(
-    Operation(
-        name="stacks.check.get",
-        params=CheckParams,
-        result=CheckResult,
-        queue="cache",
-        kind=Kind.READ_ONLY,
-        undo=Undo.NONE,
-        summary="Check whether the cached stack inventory of a host is up to date",
-        secrets=_SECRET,
-        literal=lambda _params: _LITERAL,
-        about=About(
-            changed="never: the operation only reads",
-            undo="none needed",
-            duplicate="inspects again",
-            dry_run="inspects the host and returns the result",
-        ),
-    )
+    name="stacks.check.get",
+    params=CheckParams,
+    result=CheckResult,
+    queue="cache",
+    kind=Kind.READ_ONLY,
+    undo=Undo.NONE,
+    summary="Check whether the cached stack inventory of a host is up to date",
+    secrets=_SECRET,
+    literal=lambda _params: _LITERAL,
+    about=About(
+        changed="never: the operation only reads",
+        undo="none needed",
+        duplicate="inspects again",
+        dry_run="inspects the host and returns the result",
+    ),
 )
 REBUILD = register(
-    Operation(
-        name="stacks.rebuild.execute",
-        params=RebuildParams,
-        result=RebuildResult,
-        queue="cache",
-        kind=Kind.CONVERGES,
-        undo=Undo.FULL,
-        summary="Update the cached stack inventory of a host, unless it is up to date",
-        secrets=_SECRET,
-        literal=lambda _params: _LITERAL,
-        about=About(
-            changed="a generation was built",
-            undo="restores the previous generation, unless another one was built since",
-            duplicate="waits for the lock of the cache; finds the new generation",
-            dry_run="lists the differences between host and cache",
-        ),
-    )
+    name="stacks.rebuild.execute",
+    params=RebuildParams,
+    result=RebuildResult,
+    queue="cache",
+    kind=Kind.CONVERGES,
+    undo=Undo.FULL,
+    summary="Update the cached stack inventory of a host, unless it is up to date",
+    secrets=_SECRET,
+    literal=lambda _params: _LITERAL,
+    about=About(
+        changed="a generation was built",
+        undo="restores the previous generation, unless another one was built since",
+        duplicate="waits for the lock of the cache; finds the new generation",
+        dry_run="lists the differences between host and cache",
+    ),
 )
 RESTART = register(
-    Operation(
-        name="stacks.restart.execute",
-        params=RestartParams,
-        result=RestartResult,
-        queue="compose",
-        kind=Kind.ACTS,
-        undo=Undo.FULL,
-        summary="Update or restart services of a project, and wait until they are healthy",
-        secrets=_SECRET,
-        literal=lambda _params: _LITERAL,
-        about=About(
-            changed="a container was created, replaced, started or restarted, or an image was fetched",
-            undo="restores the former configuration, images and running containers from backups; fails if the "
-            "project was changed since",
-            duplicate="waits for the lock of the project; does not repeat actions that are done",
-            dry_run="inspects again, and lists the services to restart, with reasons",
-            retried="an unreachable engine or registry, or a Compose conflict after a crash",
-        ),
-    )
+    name="stacks.restart.execute",
+    params=RestartParams,
+    result=RestartResult,
+    queue="compose",
+    kind=Kind.ACTS,
+    undo=Undo.FULL,
+    summary="Update or restart services of a project, and wait until they are healthy",
+    secrets=_SECRET,
+    literal=lambda _params: _LITERAL,
+    about=About(
+        changed="a container was created, replaced, started or restarted, or an image was fetched",
+        undo="restores the former configuration, images and running containers from backups; fails if the "
+        "project was changed since",
+        duplicate="waits for the lock of the project; does not repeat actions that are done",
+        dry_run="inspects again, and lists the services to restart, with reasons",
+        retried="an unreachable engine or registry, or a Compose conflict after a crash",
+    ),
 )
