@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.stacks import RESTART, InspectParams, RestartParams, ServiceAction
-from longshore.orchestration.stacks.drift import Stale, stale_of
+from longshore.orchestration.stacks.drift import stale_of
 from longshore.orchestration.stacks.image_names import registry_of
 from longshore.orchestration.stacks.inventory import Replica, Service, inventory_of
 from longshore.orchestration.store.caches import STACK_CACHE
@@ -123,7 +123,8 @@ class Restart(RolloutStep[RestartParams]):
             if not moved or params.asked:
                 todo[name] = wanted
             elif name in stale:
-                todo[name] = wanted_of(stale[name], fetch=wanted.fetch)
+                one = stale[name]
+                todo[name] = ServiceAction(do=one.action, fetch=wanted.fetch, why=list(map(str, one.reasons)))
         if moved and params.index:
             repaired = sorted(params.services.keys() - todo.keys())
             ctx.log(f"project {params.project} has changed since the selection and was inspected again"
@@ -185,13 +186,6 @@ class Restart(RolloutStep[RestartParams]):
         stop_in_order(
             (m for m in everything if m.service in do and m.key in waiter.stopped and m.running), params.grace
         )
-
-
-def wanted_of(stale: Stale, *, fetch: bool | None = None) -> ServiceAction:
-    """The action that repairs the drift."""
-    return ServiceAction(
-        do=stale.action, fetch=stale.fetch if fetch is None else fetch, why=list(map(str, stale.reasons))
-    )
 
 
 def _source(docker: Engine, project: str) -> Source:
