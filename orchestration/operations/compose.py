@@ -83,24 +83,29 @@ class ProjectParams(Params):
         return self
 
 
-class HealthChecked(ProjectParams):
+class HealthLimits(Params):
     """Waits until each service is healthy or, without a health check, has run without a restart."""
 
     healthy_deadline: Duration = Field(60.0, description="Time for the services to become healthy")
     min_healthy_time: Duration = Field(5.0, description=UNDISTURBED)
 
 
-class Replacing(HealthChecked):
-    """A rollout: containers are replaced in batches."""
+class RolloutParams(HealthLimits):
+    """A rollout of a configuration to services."""
 
-    max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Services in one batch; each batch must be healthy before the next. All by default"
-    )
     auto_revert: bool = Field(
         default=False, description="If the services do not become healthy, restore the earlier version at once"
     )
     grace: Duration | None = Field(None, description=GRACE)
     no_way_back: NoWayBack = NO_WAY_BACK
+
+
+class Replacing(RolloutParams, ProjectParams):
+    """A rollout: containers are replaced in batches."""
+
+    max_parallel: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Services in one batch; each batch must be healthy before the next. All by default"
+    )
 
 
 class UpParams(Replacing):
@@ -136,13 +141,13 @@ class StopParams(ProjectParams):
     grace: Duration | None = Field(None, description=GRACE)
 
 
-class StartParams(HealthChecked):
+class StartParams(HealthLimits, ProjectParams):
     """Stopped containers are started, dependencies first; no container is created."""
 
     min_healthy_time: Duration = Field(1.0, description=UNDISTURBED)
 
 
-class RestartParams(HealthChecked):
+class RestartParams(HealthLimits, ProjectParams):
     """Changes of the files are not applied; use `compose.up.execute` for those."""
 
     min_healthy_time: Duration = Field(1.0, description=UNDISTURBED)

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo, register
-from longshore.orchestration.operations.compose import GRACE, NO_WAY_BACK, UNDISTURBED, NoWayBack
+from longshore.orchestration.operations.compose import RolloutParams
 from longshore.orchestration.operations.docker.images import Login
 
 Demand = Literal["redeploy", "restart", "none"]
@@ -97,7 +97,7 @@ class ServiceAction(Params):
     why: list[str] = []
 
 
-class RestartParams(StackParams):
+class RestartParams(RolloutParams, StackParams):
     """Dependencies come first. No other service is touched, except those that share a namespace with a given one.
 
     If the project has changed since the selection, the step inspects the project again, and leaves out services that
@@ -109,13 +109,9 @@ class RestartParams(StackParams):
     index: str = Field("", description="Fingerprint of the project at the selection")
     asked: bool = Field(default=False, description="Restart the services even if they are not stale")
     retry: bool = Field(default=False, description="Try a version again that has failed before")
-    healthy_deadline: Duration = Field(60.0, description="Time for the services to become healthy")
-    min_healthy_time: Duration = Field(5.0, description=UNDISTURBED)
     auto_revert: bool = Field(
         default=True, description="If the services do not become healthy, restore the earlier version at once"
     )
-    grace: Duration | None = Field(None, description=GRACE)
-    no_way_back: NoWayBack = NO_WAY_BACK
 
 
 class RestartResult(Result):

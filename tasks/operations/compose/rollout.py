@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.operations import Params
+from longshore.orchestration.operations.compose import RolloutParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome
@@ -21,19 +22,6 @@ from longshore.tasks.operations.compose.state import HealthWaiter, Member, conta
 from longshore.tasks.operations.docker.evidence import collect, evidence_of, reason_of
 
 P = TypeVar("P", bound=Params)
-
-
-class RolloutLimits(Protocol):
-    """The parameters of each step that rolls out a configuration."""
-
-    @property
-    def healthy_deadline(self) -> float: ...
-    @property
-    def min_healthy_time(self) -> float: ...
-    @property
-    def auto_revert(self) -> bool: ...
-    @property
-    def grace(self) -> float | None: ...
 
 
 class RolloutStep(Implementation[P]):
@@ -54,7 +42,7 @@ class Rollout:
 
     ctx: Context
     docker: Engine
-    params: RolloutLimits
+    params: RolloutParams
     before: dict[str, Any]
     target: Resolved
     #: The number of services per wave.
