@@ -22,14 +22,9 @@ from longshore.orchestration.operations.docker.images import Login
 from longshore.orchestration.operations.docker.programs import KEEP_FAILED, RunResult
 from longshore.orchestration.operations.docker.programs import RUN as DOCKER_RUN
 
-
-def _list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_list)]
-
-
+#: Accept one text as a list.
+AS_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+Paths = Annotated[list[Annotated[str, Field(min_length=1)]], AS_LIST]
 NoWayBack = Literal["refuse", "accept"]
 #: The reaction of a step if the running containers could not be created again.
 NO_WAY_BACK: Any = Field(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo, register
-from longshore.orchestration.operations.compose import RolloutParams
+from longshore.orchestration.operations.compose import AS_LIST, RolloutParams
 from longshore.orchestration.operations.docker.images import Login
 
 Demand = Literal["redeploy", "restart", "none"]
 Files = dict[Annotated[str, Field(min_length=1)], Demand]
-_Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+_Names = Annotated[list[str], AS_LIST]
 
 
 class ServiceSpec(Params):
