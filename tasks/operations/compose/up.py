@@ -54,6 +54,7 @@ class Up(RolloutStep[UpParams]):
             target = compose.resolve(source, params.services)
             path = revisions.save(ctx, "after", target)
             self._images(ctx, docker, params, before, target)
+            # The rollout compares again: images may have been pulled, and an earlier attempt may have acted.
             orphans = self._orphans(ctx, params, target, members(docker, project))
             options = ["--remove-orphans"] if params.remove_orphans else []
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
