@@ -45,6 +45,7 @@ through any wrapping (`exit_code_of`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -82,24 +83,17 @@ class UsageError(LongshoreError):
     exit_code = 2
 
 
+@dataclass(eq=False, repr=False)
 class Problem:
     """One defect of a plan, with its step and the line of its file.
 
     `path` is its location inside the plan (`("steps", "pull", "with")`), from which the loader derives the line.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        step: str | None = None,
-        line: int | None = None,
-        path: tuple[str | int, ...] = (),
-    ) -> None:
-        self.message = message
-        self.step = step
-        self.line = line
-        self.path = path
+    message: str
+    step: str | None = None
+    line: int | None = None
+    path: tuple[str | int, ...] = ()
 
     def __str__(self) -> str:
         where = [f"line {self.line}"] if self.line else []

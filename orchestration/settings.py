@@ -15,7 +15,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -271,16 +271,10 @@ class Settings(BaseSettings):
             raise ValueError("a host name has at most 64 letters, digits, dots, _ and -, and does not end in .undo")
         return value
 
-    @field_validator("labels")
+    @field_validator("labels", "facts")
     @classmethod
-    def _are_labels(cls, value: str) -> str:
-        parse_labels(value)
-        return value
-
-    @field_validator("facts")
-    @classmethod
-    def _are_facts(cls, value: str) -> str:
-        parse_facts(value)
+    def _are_pairs(cls, value: str, info: ValidationInfo) -> str:
+        (parse_labels if info.field_name == "labels" else parse_facts)(value)
         return value
 
     @field_validator("notify_on")

@@ -60,7 +60,7 @@ class WaitContext:
 
 
 class WaitingImplementation(Implementation[P], Generic[P]):
-    """Implements an operation that waits outside a worker."""
+    """Implements an operation that waits outside a worker: `park` begins the wait, and `predict` describes it."""
 
     def park(self, place: WaitContext, params: P) -> ExternalWait:
         """Begin the wait. Idempotent for one attempt."""

@@ -112,12 +112,16 @@ class NoUndo(Implementation[P]):
 
 
 class ReadOnly(NoUndo[P]):
-    """Implements a read-only operation. `reads`: what a dry run says of it, with the names of parameters in braces."""
+    """Implements a read-only operation. `reads`: the text of a dry run, with the names of parameters in braces."""
 
     reads = ""
 
-    def predict(self, ctx: Context, params: P) -> Prediction:
-        return Prediction(f"would {self.reads.format(**dict(params))}", changed=False)
+    def read(self, ctx: Context, params: P) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def change(self, ctx: Context, params: P, before: dict[str, Any]) -> Change:
+        yield Prediction(f"would {self.reads.format(**dict(params))}", changed=False)
+        return self.read(ctx, params)
 
 
 _IMPLEMENTATIONS: dict[str, Implementation[Any]] = {}

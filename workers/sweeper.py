@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import bootsteps
 from celery.exceptions import WorkerTerminate
@@ -156,6 +156,12 @@ def repairing(store: Store, do: Callable[[], object]) -> None:
             log.error("a part of the sweep is skipped: %s", error)
 
 
+def _refuse(worker: Any, why: str) -> NoReturn:
+    log.critical("this worker does not start: %s", why)
+    worker.exitcode = 2
+    raise WorkerTerminate
+
+
 def refuse_keys(worker: Any) -> None:
     """Stop a worker with a client's keys: it could verify no message, and no worker would accept its own."""
     try:
@@ -164,26 +170,20 @@ def refuse_keys(worker: Any) -> None:
     except ConfigError as error:
         why = str(error)
     if why:
-        log.critical("this worker does not start: %s: use worker/keys.json of longshore init", why)
-        worker.exitcode = 2
-        raise WorkerTerminate
+        _refuse(worker, f"{why}: use worker/keys.json of longshore init")
 
 
 def refuse_name(worker: Any, host: str) -> None:
     """Stop a worker whose host name could form the name of another host's queue."""
     if not is_host_name(host):
-        log.critical("this worker does not start: %r is not a valid host name: set LONGSHORE_HOST", host)
-        worker.exitcode = 2
-        raise WorkerTerminate
+        _refuse(worker, f"{host!r} is not a valid host name: set LONGSHORE_HOST")
 
 
 def refuse_eviction(worker: Any, store: Store) -> None:
     """Stop a worker whose Redis may evict keys: an eviction would lose acknowledged records."""
     try:
         for finding in eviction(store, store.call(store.client.info, "memory")):
-            log.critical("this worker does not start: %s: %s", finding.what, finding.remedy)
-            worker.exitcode = 2
-            raise WorkerTerminate
+            _refuse(worker, f"{finding.what}: {finding.remedy}")
     except StoreUnavailable as error:
         log.warning("the eviction policy of Redis cannot be read: %s", error)
 

@@ -51,6 +51,17 @@ class HostFacts:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _no_file(path: str) -> bytes:
+    raise FileNotFoundError(path)
+
+
+def _without(what: str) -> Callable[[], Any]:
+    def get() -> Any:
+        raise RuntimeError(f"this context has no {what}")
+
+    return get
+
+
 @dataclass
 class Context:
     """The context of an attempt at a step: its identity, its limits, and access to logs, locks, results and files.
@@ -93,10 +104,10 @@ class Context:
     #: Receives the pid of a program that was started in a process group of its own.
     began: Callable[[int], None] = lambda _pid: None
     results: Mapping[str, StepReport] = field(default_factory=dict)
-    files: Callable[[str], bytes] = field(default_factory=lambda: _no_file)
-    objects: Callable[[], Objects] = field(default_factory=lambda: _no_objects)
-    caches: Callable[[], Caches] = field(default_factory=lambda: _no_caches)
-    make_engine: Callable[[], Any] = field(default_factory=lambda: _no_engine)
+    files: Callable[[str], bytes] = _no_file
+    objects: Callable[[], Objects] = field(default=_without("object store"))
+    caches: Callable[[], Caches] = field(default=_without("caches"))
+    make_engine: Callable[[], Any] = field(default=_without("engine"))
 
     @property
     def op_id(self) -> str:
@@ -169,19 +180,3 @@ def current_step() -> Context | None:
     In a Celery task of an application the context has no earlier results, files, objects, caches and engine.
     """
     return current.get()
-
-
-def _no_file(path: str) -> bytes:
-    raise FileNotFoundError(path)
-
-
-def _no_objects() -> Any:
-    raise RuntimeError("this context has no object store")
-
-
-def _no_caches() -> Any:
-    raise RuntimeError("this context has no caches")
-
-
-def _no_engine() -> Any:
-    raise RuntimeError("this context has no engine")

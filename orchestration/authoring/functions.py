@@ -19,7 +19,7 @@ from pydantic import create_model
 
 from longshore.orchestration.authoring.context import Context
 from longshore.orchestration.errors import ConfigError
-from longshore.orchestration.operations import BACKOFF, Kind, Operation, Params, Retry, TypedOperation, Undo, register
+from longshore.orchestration.operations import BACKOFF, Kind, Params, Retry, TypedOperation, Undo, register
 from longshore.orchestration.operations import Result as AnyResult
 from longshore.orchestration.operations.base import bound
 
@@ -178,22 +178,20 @@ def operation(
                 )
         made: OwnOperation[Any, Any, Any] = OwnOperation(name, function, functions)
         register(
-            Operation(
-                name=name,
-                params=params,
-                result=AnyResult,
-                queue=queue,
-                kind=Kind.READ_ONLY if read_only else Kind.ACTS,
-                undo=Undo.FULL if undo else Undo.NONE,
-                summary=summary or (function.__doc__ or name).strip().splitlines()[0],
-                repeatable=lambda _params: idempotent or functions.done is not None,
-                service=service,
-                secrets=hidden,
-                function=functions,
-                retry=retry or BACKOFF,
-                renamed=dict(renamed or {}),
-                upgrade=upgrade,
-            )
+            name=name,
+            params=params,
+            result=AnyResult,
+            queue=queue,
+            kind=Kind.READ_ONLY if read_only else Kind.ACTS,
+            undo=Undo.FULL if undo else Undo.NONE,
+            summary=summary or (function.__doc__ or name).strip().splitlines()[0],
+            repeatable=lambda _params: idempotent or functions.done is not None,
+            service=service,
+            secrets=hidden,
+            function=functions,
+            retry=retry or BACKOFF,
+            renamed=dict(renamed or {}),
+            upgrade=upgrade,
         )
         return made
 

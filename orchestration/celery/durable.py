@@ -8,6 +8,7 @@ result.get(timeout=60)
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,25 +54,16 @@ class DurableResult:
         return self._converted.value({step.name: step.data for step in report.steps})
 
 
+@dataclass(frozen=True, eq=False)
 class Durable:
     """A canvas whose `delay` starts a run of Longshore; the return value of `durable`."""
 
-    def __init__(
-        self,
-        signature: Signature[Any],
-        *,
-        name: str = "",
-        undo: Mapping[Any, Any] | None = None,
-        idempotent: Collection[Any] = (),
-        timeout: float | str = "1h",
-        client: Client | None = None,
-    ) -> None:
-        self.signature = signature
-        self._name = name
-        self._undo = undo
-        self._idempotent = idempotent
-        self._timeout = timeout
-        self._client = client
+    signature: Signature[Any]
+    name: str
+    undo: Mapping[Any, Any] | None
+    idempotent: Collection[Any]
+    timeout: float | str
+    client: Client | None
 
     def delay(self, *args: Any) -> DurableResult:
         """Start a run, with further arguments before those of the first task; returns at once."""
@@ -79,9 +71,9 @@ class Durable:
 
     def apply_async(self, args: Sequence[Any] = (), *, run_id: str | None = None) -> DurableResult:
         """Start a run, as `delay`; idempotent by `run_id`. Raises as `Plan.from_canvas` and `Client.start` do."""
-        given: dict[str, Any] = {"args": args, "undo": self._undo, "idempotent": self._idempotent}
-        plan = Plan.from_canvas(self.signature, name=self._name, timeout=self._timeout, **given)
-        client = self._client or _client(self.signature.app)
+        given: dict[str, Any] = {"args": args, "undo": self.undo, "idempotent": self.idempotent}
+        plan = Plan.from_canvas(self.signature, name=self.name, timeout=self.timeout, **given)
+        client = self.client or _client(self.signature.app)
         return DurableResult(client.start(plan, run_id=run_id), convert(self.signature, **given))
 
 
@@ -99,7 +91,7 @@ def durable(
     The arguments are those of `Plan.from_canvas`. Without a `client`, the process has one for the application, with the
     settings of the environment.
     """
-    return Durable(signature, name=name, undo=undo, idempotent=idempotent, timeout=timeout, client=client)
+    return Durable(signature, name, undo, idempotent, timeout, client)
 
 
 @cache

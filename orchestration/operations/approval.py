@@ -12,7 +12,6 @@ from longshore.orchestration.operations.base import (
     NO_RETRY,
     READ_ONLY,
     Kind,
-    Operation,
     Params,
     Result,
     Undo,
@@ -39,16 +38,14 @@ class ApprovalResult(Result):
 
 
 APPROVAL = register(
-    Operation(
-        name="approval.wait.execute",
-        params=ApprovalParams,
-        result=ApprovalResult,
-        queue="control",
-        kind=Kind.READ_ONLY,
-        undo=Undo.NONE,
-        summary="Wait for an approval or rejection, without occupying a worker",
-        retry=NO_RETRY,
-        waits=Waits.PERSON,
-        about=replace(READ_ONLY, duplicate="waits again", dry_run="shows the longest wait"),
-    )
+    name="approval.wait.execute",
+    params=ApprovalParams,
+    result=ApprovalResult,
+    queue="control",
+    kind=Kind.READ_ONLY,
+    undo=Undo.NONE,
+    summary="Wait for an approval or rejection, without occupying a worker",
+    retry=NO_RETRY,
+    waits=Waits.PERSON,
+    about=replace(READ_ONLY, duplicate="waits again", dry_run="shows the longest wait"),
 )

@@ -269,12 +269,19 @@ def bound(
 _REGISTRY: dict[str, Operation] = {}
 
 
-def register(operation: Operation) -> Operation:
-    """Register an operation by name. Raises ValueError for a duplicate name."""
-    if operation.name in _REGISTRY:
-        raise ValueError(f"operation {operation.name!r} is registered twice")
-    _REGISTRY[operation.name] = operation
-    return operation
+def _registering(make: Callable[P, Operation]) -> Callable[P, Operation]:
+    def register(*args: P.args, **kwargs: P.kwargs) -> Operation:
+        operation = make(*args, **kwargs)
+        if operation.name in _REGISTRY:
+            raise ValueError(f"operation {operation.name!r} is registered twice")
+        _REGISTRY[operation.name] = operation
+        return operation
+
+    return register
+
+
+#: Create an operation and register it by its name. Raises ValueError for a duplicate name.
+register = _registering(Operation)
 
 
 def find(name: str) -> Operation:

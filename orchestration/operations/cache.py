@@ -11,7 +11,6 @@ from longshore.orchestration.operations.base import (
     READ_ONLY,
     About,
     Kind,
-    Operation,
     Params,
     Result,
     Undo,
@@ -87,50 +86,44 @@ class InvalidateResult(Result):
 
 
 REBUILD = register(
-    Operation(
-        name="cache.rebuild.execute",
-        params=RebuildParams,
-        result=RebuildResult,
-        queue="cache",
-        kind=Kind.CONVERGES,
-        undo=Undo.FULL,
-        summary="Build a cache with an operation, unless it is valid",
-        secrets=frozenset({"params"}),
-        about=About(
-            changed="a generation was built",
-            undo="restores the previous generation, unless another one was built since",
-            duplicate="waits for the lock of the cache; finds the new generation",
-            dry_run="shows whether the cache is valid, and its builder",
-            retried="temporary errors of the builder",
-        ),
-    )
+    name="cache.rebuild.execute",
+    params=RebuildParams,
+    result=RebuildResult,
+    queue="cache",
+    kind=Kind.CONVERGES,
+    undo=Undo.FULL,
+    summary="Build a cache with an operation, unless it is valid",
+    secrets=frozenset({"params"}),
+    about=About(
+        changed="a generation was built",
+        undo="restores the previous generation, unless another one was built since",
+        duplicate="waits for the lock of the cache; finds the new generation",
+        dry_run="shows whether the cache is valid, and its builder",
+        retried="temporary errors of the builder",
+    ),
 )
 CHECK = register(
-    Operation(
-        name="cache.check.get",
-        params=CheckParams,
-        result=CheckResult,
-        queue="cache",
-        kind=Kind.READ_ONLY,
-        undo=Undo.NONE,
-        summary="Check whether a cache is valid",
-        about=READ_ONLY,
-    )
+    name="cache.check.get",
+    params=CheckParams,
+    result=CheckResult,
+    queue="cache",
+    kind=Kind.READ_ONLY,
+    undo=Undo.NONE,
+    summary="Check whether a cache is valid",
+    about=READ_ONLY,
 )
 INVALIDATE = register(
-    Operation(
-        name="cache.invalidate.execute",
-        params=InvalidateParams,
-        result=InvalidateResult,
-        queue="cache",
-        kind=Kind.CONVERGES,
-        undo=Undo.FULL,
-        summary="Invalidate a cache",
-        about=About(
-            changed="the cache was valid",
-            undo="makes the generation valid again, unless another one was built since",
-            duplicate="finds the cache invalidated",
-            dry_run="names the generation that would be invalidated",
-        ),
-    )
+    name="cache.invalidate.execute",
+    params=InvalidateParams,
+    result=InvalidateResult,
+    queue="cache",
+    kind=Kind.CONVERGES,
+    undo=Undo.FULL,
+    summary="Invalidate a cache",
+    about=About(
+        changed="the cache was valid",
+        undo="makes the generation valid again, unless another one was built since",
+        duplicate="finds the cache invalidated",
+        dry_run="names the generation that would be invalidated",
+    ),
 )

@@ -175,10 +175,10 @@ def compose_rollback_execute(
     env_file: list[str] = ...,
     healthy_deadline: str | float = ...,
     min_healthy_time: str | float = ...,
-    max_parallel: int | None = ...,
     auto_revert: bool = ...,
     grace: str | float | None = ...,
     no_way_back: Literal["refuse", "accept"] = ...,
+    max_parallel: int | None = ...,
     to: int | Literal["previous"] = ...,
 ) -> None: ...
 @_operation
@@ -233,10 +233,10 @@ def compose_up_execute(
     env_file: list[str] = ...,
     healthy_deadline: str | float = ...,
     min_healthy_time: str | float = ...,
-    max_parallel: int | None = ...,
     auto_revert: bool = ...,
     grace: str | float | None = ...,
     no_way_back: Literal["refuse", "accept"] = ...,
+    max_parallel: int | None = ...,
     pull: Literal["never", "missing", "always"] = ...,
     auth: dict[str, Any] | None = ...,
     remove_orphans: bool = ...,
@@ -685,14 +685,14 @@ def stacks_restart_execute(
     stacks: dict[str, dict[str, Any]] = ...,
     only: list[str] = ...,
     registries: dict[str, dict[str, Any]] = ...,
-    index: str = ...,
-    asked: bool = ...,
-    retry: bool = ...,
     healthy_deadline: str | float = ...,
     min_healthy_time: str | float = ...,
     auto_revert: bool = ...,
     grace: str | float | None = ...,
     no_way_back: Literal["refuse", "accept"] = ...,
+    index: str = ...,
+    asked: bool = ...,
+    retry: bool = ...,
 ) -> None: ...
 @_operation
 def timer_wait_execute(

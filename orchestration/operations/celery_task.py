@@ -14,7 +14,6 @@ from longshore.orchestration.operations.base import (
     NO_RETRY,
     About,
     Kind,
-    Operation,
     Params,
     Result,
     Undo,
@@ -82,26 +81,24 @@ class TaskResult(Result):
 
 
 CELERY = register(
-    Operation(
-        name="celery.task.execute",
-        params=TaskParams,
-        result=TaskResult,
-        queue="control",
-        kind=Kind.ACTS,
-        undo=Undo.NONE,
-        summary="Run an application's Celery task on the application's workers",
-        retry=NO_RETRY,
-        repeatable=lambda params: params.get("idempotent") is True,
-        waits=Waits.TASK,
-        about=About(
-            changed="always",
-            undo="none; give the step an `undo` in the plan",
-            duplicate="after the loss of its worker, the task runs again only if `idempotent`; otherwise the step is "
-            "unknown",
-            dry_run="names the task and its queue",
-            retried="each error of the task, except Permanent, Preflight, InDoubt and StepCancelled",
-        ),
-    )
+    name="celery.task.execute",
+    params=TaskParams,
+    result=TaskResult,
+    queue="control",
+    kind=Kind.ACTS,
+    undo=Undo.NONE,
+    summary="Run an application's Celery task on the application's workers",
+    retry=NO_RETRY,
+    repeatable=lambda params: params.get("idempotent") is True,
+    waits=Waits.TASK,
+    about=About(
+        changed="always",
+        undo="none; give the step an `undo` in the plan",
+        duplicate="after the loss of its worker, the task runs again only if `idempotent`; otherwise the step is "
+        "unknown",
+        dry_run="names the task and its queue",
+        retried="each error of the task, except Permanent, Preflight, InDoubt and StepCancelled",
+    ),
 )
 
 

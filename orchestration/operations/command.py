@@ -79,21 +79,19 @@ COMMAND_ABOUT = About(
 
 def _command(name: str, params: type[CommandParams], summary: str) -> Operation:
     return register(
-        Operation(
-            name=name,
-            params=params,
-            result=CommandResult,
-            queue="command",
-            kind=Kind.ACTS,
-            undo=Undo.NONE,
-            summary=summary,
-            retry=NO_RETRY,
-            repeatable=repeatable,
-            is_read_only_command=is_read_only_command,
-            secrets=frozenset({"env", "stdin"}),
-            inside=True,
-            about=COMMAND_ABOUT,
-        )
+        name=name,
+        params=params,
+        result=CommandResult,
+        queue="command",
+        kind=Kind.ACTS,
+        undo=Undo.NONE,
+        summary=summary,
+        retry=NO_RETRY,
+        repeatable=repeatable,
+        is_read_only_command=is_read_only_command,
+        secrets=frozenset({"env", "stdin"}),
+        inside=True,
+        about=COMMAND_ABOUT,
     )
 
 

@@ -22,14 +22,9 @@ from longshore.orchestration.operations.docker.images import Login
 from longshore.orchestration.operations.docker.programs import KEEP_FAILED, RunResult
 from longshore.orchestration.operations.docker.programs import RUN as DOCKER_RUN
 
-
-def _list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_list)]
-
-
+#: Accept one text as a list.
+AS_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+Paths = Annotated[list[Annotated[str, Field(min_length=1)]], AS_LIST]
 NoWayBack = Literal["refuse", "accept"]
 #: The reaction of a step if the running containers could not be created again.
 NO_WAY_BACK: Any = Field(
@@ -83,24 +78,29 @@ class ProjectParams(Params):
         return self
 
 
-class HealthChecked(ProjectParams):
+class HealthLimits(Params):
     """Waits until each service is healthy or, without a health check, has run without a restart."""
 
     healthy_deadline: Duration = Field(60.0, description="Time for the services to become healthy")
     min_healthy_time: Duration = Field(5.0, description=UNDISTURBED)
 
 
-class Replacing(HealthChecked):
-    """A rollout: containers are replaced in batches."""
+class RolloutParams(HealthLimits):
+    """A rollout of a configuration to services."""
 
-    max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Services in one batch; each batch must be healthy before the next. All by default"
-    )
     auto_revert: bool = Field(
         default=False, description="If the services do not become healthy, restore the earlier version at once"
     )
     grace: Duration | None = Field(None, description=GRACE)
     no_way_back: NoWayBack = NO_WAY_BACK
+
+
+class Replacing(RolloutParams, ProjectParams):
+    """A rollout: containers are replaced in batches."""
+
+    max_parallel: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Services in one batch; each batch must be healthy before the next. All by default"
+    )
 
 
 class UpParams(Replacing):
@@ -136,13 +136,13 @@ class StopParams(ProjectParams):
     grace: Duration | None = Field(None, description=GRACE)
 
 
-class StartParams(HealthChecked):
+class StartParams(HealthLimits, ProjectParams):
     """Stopped containers are started, dependencies first; no container is created."""
 
     min_healthy_time: Duration = Field(1.0, description=UNDISTURBED)
 
 
-class RestartParams(HealthChecked):
+class RestartParams(HealthLimits, ProjectParams):
     """Changes of the files are not applied; use `compose.up.execute` for those."""
 
     min_healthy_time: Duration = Field(1.0, description=UNDISTURBED)
@@ -296,9 +296,7 @@ def _compose(
 ) -> Operation:
     said: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL} | more
     name = f"compose.{verb}"
-    return register(
-        Operation(name=name, params=params, result=result, queue="compose", summary=summary, about=about, **said)
-    )
+    return register(name=name, params=params, result=result, queue="compose", summary=summary, about=about, **said)
 
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": READ_ONLY}

@@ -156,9 +156,7 @@ class ChangedResult(Result):
 
 def _file(name: str, params: type[Params], result: type[Result], summary: str, about: About, **more: Any) -> Operation:
     return register(
-        Operation(
-            name=name, params=params, result=result, queue="file", summary=summary, about=about, retry=NO_RETRY, **more
-        )
+        name=name, params=params, result=result, queue="file", summary=summary, about=about, retry=NO_RETRY, **more
     )
 
 

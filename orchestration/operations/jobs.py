@@ -154,10 +154,8 @@ def _job(
 ) -> Operation:
     secrets = frozenset({"env"}) if "env" in params.model_fields else frozenset()
     return register(
-        Operation(
-            name=f"job.{verb}", params=params, result=result, queue="docker", summary=summary, about=about, kind=kind,
-            undo=Undo.NONE, secrets=secrets, retry=retry,
-        )
+        name=f"job.{verb}", params=params, result=result, queue="docker", summary=summary, about=about, kind=kind,
+        undo=Undo.NONE, secrets=secrets, retry=retry,
     )  # fmt: skip
 
 

@@ -165,9 +165,7 @@ class HttpRequestParams(Params):
 
 def _network(name: str, params: type[Params], result: type[Result], summary: str, **more: Any) -> Operation:
     said: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": READ_ONLY, "inside": True} | more
-    return register(
-        Operation(name=f"network.{name}", params=params, result=result, queue="network", summary=summary, **said)
-    )
+    return register(name=f"network.{name}", params=params, result=result, queue="network", summary=summary, **said)
 
 
 def _only_looks(params: dict[str, Any]) -> bool:

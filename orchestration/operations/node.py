@@ -81,17 +81,15 @@ class StatusResult(Result):
 
 def _node(name: str, params: type[Params], result: type[Result], summary: str) -> Operation:
     return register(
-        Operation(
-            name=f"node.{name}.get",
-            params=params,
-            result=result,
-            queue="node",
-            kind=Kind.READ_ONLY,
-            undo=Undo.NONE,
-            summary=summary,
-            inside=True,
-            about=READ_ONLY,
-        )
+        name=f"node.{name}.get",
+        params=params,
+        result=result,
+        queue="node",
+        kind=Kind.READ_ONLY,
+        undo=Undo.NONE,
+        summary=summary,
+        inside=True,
+        about=READ_ONLY,
     )
 
 

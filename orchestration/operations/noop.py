@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import About, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo, register
 
 
 class NoopParams(Params):
@@ -24,20 +24,18 @@ class NoopResult(Result):
 
 
 NOOP = register(
-    Operation(
-        name="noop.execute",
-        params=NoopParams,
-        result=NoopResult,
-        queue="noop",
-        kind=Kind.ACTS,
-        undo=Undo.FULL,
-        effect=False,
-        summary="Have no effect: sleep, fail, or return the given data",
-        about=About(
-            changed="as the parameter `changed` sets",
-            undo="has no effect, either",
-            duplicate="sleeps, fails or returns again",
-            dry_run="shows whether the step fails",
-        ),
-    )
+    name="noop.execute",
+    params=NoopParams,
+    result=NoopResult,
+    queue="noop",
+    kind=Kind.ACTS,
+    undo=Undo.FULL,
+    effect=False,
+    summary="Have no effect: sleep, fail, or return the given data",
+    about=About(
+        changed="as the parameter `changed` sets",
+        undo="has no effect, either",
+        duplicate="sleeps, fails or returns again",
+        dry_run="shows whether the step fails",
+    ),
 )

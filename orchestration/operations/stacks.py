@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import About, Kind, Operation, Params, Result, Undo, register
-from longshore.orchestration.operations.compose import GRACE, NO_WAY_BACK, UNDISTURBED, NoWayBack
+from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo, register
+from longshore.orchestration.operations.compose import AS_LIST, RolloutParams
 from longshore.orchestration.operations.docker.images import Login
 
 Demand = Literal["redeploy", "restart", "none"]
 Files = dict[Annotated[str, Field(min_length=1)], Demand]
-_Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+_Names = Annotated[list[str], AS_LIST]
 
 
 class ServiceSpec(Params):
@@ -97,7 +97,7 @@ class ServiceAction(Params):
     why: list[str] = []
 
 
-class RestartParams(StackParams):
+class RestartParams(RolloutParams, StackParams):
     """Dependencies come first. No other service is touched, except those that share a namespace with a given one.
 
     If the project has changed since the selection, the step inspects the project again, and leaves out services that
@@ -109,13 +109,9 @@ class RestartParams(StackParams):
     index: str = Field("", description="Fingerprint of the project at the selection")
     asked: bool = Field(default=False, description="Restart the services even if they are not stale")
     retry: bool = Field(default=False, description="Try a version again that has failed before")
-    healthy_deadline: Duration = Field(60.0, description="Time for the services to become healthy")
-    min_healthy_time: Duration = Field(5.0, description=UNDISTURBED)
     auto_revert: bool = Field(
         default=True, description="If the services do not become healthy, restore the earlier version at once"
     )
-    grace: Duration | None = Field(None, description=GRACE)
-    no_way_back: NoWayBack = NO_WAY_BACK
 
 
 class RestartResult(Result):
@@ -139,61 +135,55 @@ _SECRET = frozenset({"registries"})
 _LITERAL = frozenset({"stacks", "only", "project", "services", "index"})
 
 CHECK = register(
-    Operation(
-        name="stacks.check.get",
-        params=CheckParams,
-        result=CheckResult,
-        queue="cache",
-        kind=Kind.READ_ONLY,
-        undo=Undo.NONE,
-        summary="Check whether the cached stack inventory of a host is up to date",
-        secrets=_SECRET,
-        literal=lambda _params: _LITERAL,
-        about=About(
-            changed="never: the operation only reads",
-            undo="none needed",
-            duplicate="inspects again",
-            dry_run="inspects the host and returns the result",
-        ),
-    )
+    name="stacks.check.get",
+    params=CheckParams,
+    result=CheckResult,
+    queue="cache",
+    kind=Kind.READ_ONLY,
+    undo=Undo.NONE,
+    summary="Check whether the cached stack inventory of a host is up to date",
+    secrets=_SECRET,
+    literal=lambda _params: _LITERAL,
+    about=About(
+        changed="never: the operation only reads",
+        undo="none needed",
+        duplicate="inspects again",
+        dry_run="inspects the host and returns the result",
+    ),
 )
 REBUILD = register(
-    Operation(
-        name="stacks.rebuild.execute",
-        params=RebuildParams,
-        result=RebuildResult,
-        queue="cache",
-        kind=Kind.CONVERGES,
-        undo=Undo.FULL,
-        summary="Update the cached stack inventory of a host, unless it is up to date",
-        secrets=_SECRET,
-        literal=lambda _params: _LITERAL,
-        about=About(
-            changed="a generation was built",
-            undo="restores the previous generation, unless another one was built since",
-            duplicate="waits for the lock of the cache; finds the new generation",
-            dry_run="lists the differences between host and cache",
-        ),
-    )
+    name="stacks.rebuild.execute",
+    params=RebuildParams,
+    result=RebuildResult,
+    queue="cache",
+    kind=Kind.CONVERGES,
+    undo=Undo.FULL,
+    summary="Update the cached stack inventory of a host, unless it is up to date",
+    secrets=_SECRET,
+    literal=lambda _params: _LITERAL,
+    about=About(
+        changed="a generation was built",
+        undo="restores the previous generation, unless another one was built since",
+        duplicate="waits for the lock of the cache; finds the new generation",
+        dry_run="lists the differences between host and cache",
+    ),
 )
 RESTART = register(
-    Operation(
-        name="stacks.restart.execute",
-        params=RestartParams,
-        result=RestartResult,
-        queue="compose",
-        kind=Kind.ACTS,
-        undo=Undo.FULL,
-        summary="Update or restart services of a project, and wait until they are healthy",
-        secrets=_SECRET,
-        literal=lambda _params: _LITERAL,
-        about=About(
-            changed="a container was created, replaced, started or restarted, or an image was fetched",
-            undo="restores the former configuration, images and running containers from backups; fails if the "
-            "project was changed since",
-            duplicate="waits for the lock of the project; does not repeat actions that are done",
-            dry_run="inspects again, and lists the services to restart, with reasons",
-            retried="an unreachable engine or registry, or a Compose conflict after a crash",
-        ),
-    )
+    name="stacks.restart.execute",
+    params=RestartParams,
+    result=RestartResult,
+    queue="compose",
+    kind=Kind.ACTS,
+    undo=Undo.FULL,
+    summary="Update or restart services of a project, and wait until they are healthy",
+    secrets=_SECRET,
+    literal=lambda _params: _LITERAL,
+    about=About(
+        changed="a container was created, replaced, started or restarted, or an image was fetched",
+        undo="restores the former configuration, images and running containers from backups; fails if the "
+        "project was changed since",
+        duplicate="waits for the lock of the project; does not repeat actions that are done",
+        dry_run="inspects again, and lists the services to restart, with reasons",
+        retried="an unreachable engine or registry, or a Compose conflict after a crash",
+    ),
 )

@@ -10,7 +10,6 @@ from longshore.orchestration.operations.base import (
     NO_RETRY,
     About,
     Kind,
-    Operation,
     Params,
     Result,
     Undo,
@@ -41,23 +40,21 @@ class RunResult(Result):
 
 
 RUN = register(
-    Operation(
-        name="plan.run.execute",
-        params=RunParams,
-        result=RunResult,
-        queue="control",
-        kind=Kind.ACTS,
-        undo=Undo.FULL,
-        summary="Run another plan as a child of this run",
-        retry=NO_RETRY,
-        # Templates inside the plan belong to the child run.
-        literal=lambda _params: frozenset({"plan"}),
-        waits=Waits.RUN,
-        about=About(
-            changed="a step of the child run changed something",
-            undo="undoes the child run",
-            duplicate="finds the child run by its id",
-            dry_run="names the plan",
-        ),
-    )
+    name="plan.run.execute",
+    params=RunParams,
+    result=RunResult,
+    queue="control",
+    kind=Kind.ACTS,
+    undo=Undo.FULL,
+    summary="Run another plan as a child of this run",
+    retry=NO_RETRY,
+    # Templates inside the plan belong to the child run.
+    literal=lambda _params: frozenset({"plan"}),
+    waits=Waits.RUN,
+    about=About(
+        changed="a step of the child run changed something",
+        undo="undoes the child run",
+        duplicate="finds the child run by its id",
+        dry_run="names the plan",
+    ),
 )

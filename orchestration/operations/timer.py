@@ -13,7 +13,6 @@ from longshore.orchestration.operations.base import (
     NO_RETRY,
     READ_ONLY,
     Kind,
-    Operation,
     Params,
     Result,
     Undo,
@@ -46,16 +45,14 @@ class TimerResult(Result):
 
 
 TIMER = register(
-    Operation(
-        name="timer.wait.execute",
-        params=TimerParams,
-        result=TimerResult,
-        queue="control",
-        kind=Kind.READ_ONLY,
-        undo=Undo.NONE,
-        summary="Wait for some time or until a time, without occupying a worker",
-        retry=NO_RETRY,
-        waits=Waits.TIME,
-        about=replace(READ_ONLY, duplicate="waits again", dry_run="shows the wait"),
-    )
+    name="timer.wait.execute",
+    params=TimerParams,
+    result=TimerResult,
+    queue="control",
+    kind=Kind.READ_ONLY,
+    undo=Undo.NONE,
+    summary="Wait for some time or until a time, without occupying a worker",
+    retry=NO_RETRY,
+    waits=Waits.TIME,
+    about=replace(READ_ONLY, duplicate="waits again", dry_run="shows the wait"),
 )

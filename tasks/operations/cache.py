@@ -22,9 +22,9 @@ from longshore.tasks.implementation import (
     Change,
     Context,
     Implementation,
+    NoUndo,
     Outcome,
     Prediction,
-    ReadOnly,
     implementation,
     implements,
     unchanged,
@@ -39,20 +39,20 @@ class Rebuild(Implementation[RebuildParams]):
         self._builder(params)
         return {"generation": ctx.caches().get(params.cache).generation}
 
-    def act(self, ctx: Context, params: RebuildParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: RebuildParams, before: dict[str, Any]) -> Change:
         caches = ctx.caches()
         requested_at = caches.now()
+        name, given = self._builder(params)
         with ctx.lock(f"cache {params.cache}", f"cache {params.cache}"):
             found = caches.get(params.cache)
-            why = found.problem(caches.now(), params.fingerprint)
-            if mine(ctx, found):
-                return Outcome(changed=True, data=summary(caches, params.cache, found, before, built=True))
-            if not why and not params.force:
-                return Outcome(changed=False, data=summary(caches, params.cache, found, before))
-            if joined(found, requested_at, params.fingerprint):
-                return Outcome(changed=False, data=summary(caches, params.cache, found, before))
+            why = found.problem(caches.now(), params.fingerprint) or ("a rebuild was requested" if params.force else "")
+            built = mine(ctx, found)
+            if built or not why or joined(found, requested_at, params.fingerprint):
+                yield unchanged(ctx, f"cache {params.cache} is valid")
+                return Outcome(changed=built, data=summary(caches, params.cache, found, before, built=built))
+            undo = "restore the previous generation"
+            yield Prediction(f"would build cache {params.cache} by {name}: {why}", undo=undo)
             began = caches.now()
-            name, given = self._builder(params)
             builder = implementation(name)
             done = builder.act(ctx, given, builder.before(ctx, given))
             value = ctx.redact_data(done.data)
@@ -60,20 +60,7 @@ class Rebuild(Implementation[RebuildParams]):
             entry = Entry(number, value, params.fingerprint, began, at, params.ttl, ctx.op_id)
             caches.swap(params.cache, entry)
             point("cache.swapped")
-        data = summary(caches, params.cache, Found(entry), before, built=True, why=why or "a rebuild was requested")
-        return Outcome(changed=True, data=data)
-
-    def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
-        # Apart from `act`: the step decides under the lock of the cache.
-        name, _ = self._builder(params)
-        caches = ctx.caches()
-        why = caches.get(params.cache).problem(caches.now(), params.fingerprint)
-        if not why and not params.force:
-            return unchanged(ctx, f"cache {params.cache} is valid")
-        return Prediction(
-            f"would build cache {params.cache} by {name}: {why or 'a rebuild was requested'}",
-            undo="restore the previous generation",
-        )
+        return summary(caches, params.cache, Found(entry), before, built=True, why=why)
 
     def undo(self, ctx: Context, params: RebuildParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=ctx.caches().back(params.cache, ctx.op_id))
@@ -92,20 +79,18 @@ class Rebuild(Implementation[RebuildParams]):
 
 
 @implements(CHECK)
-class Check(ReadOnly[CheckParams]):
+class Check(NoUndo[CheckParams]):
     """Reports whether the current generation is valid."""
 
-    def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Change:
         caches = ctx.caches()
         now, found = caches.now(), caches.get(params.cache)
         why = found.problem(now, params.fingerprint)
         age = round(found.entry.age(now), 3) if found.entry else None
         data = {"cache": params.cache, "valid": not why, "reason": why or None, "generation": found.generation}
-        return Outcome(changed=False, data=data | {"age_s": age})
-
-    def predict(self, ctx: Context, params: CheckParams) -> Prediction:
-        data = self.act(ctx, params, {}).data
-        return Prediction(f"would check whether cache {params.cache} is valid", changed=False, data=data)
+        data |= {"age_s": age}
+        yield Prediction(f"would check whether cache {params.cache} is valid", changed=False, data=data)
+        return data
 
 
 @implements(INVALIDATE)

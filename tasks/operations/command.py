@@ -10,7 +10,7 @@ from longshore.orchestration.errors import OperationError, Preflight, Unsuccessf
 from longshore.orchestration.operations.command import EXEC, SHELL, CommandParams, ExecParams, ShellParams
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, Program
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, would_fail
+from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements, would_fail
 
 _UNLESS_TIMEOUT = 60.0
 
@@ -27,22 +27,24 @@ class Command(Implementation[Any]):
     def shown(self, params: Any) -> str:
         return shlex.join(self.argv(params))
 
-    def act(self, ctx: Context, params: CommandParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: CommandParams, before: dict[str, Any]) -> Change:
         machine = self.machine(ctx, params)
-        if (why := _created_already(machine, params)) or (why := self._satisfied(ctx, machine, params)):
-            return Outcome(changed=False, data={"stdout": "", "stderr": "", "skipped": why})
-        program = machine.require(
-            Program(
-                argv=self.argv(params),
-                cwd=params.cwd,
-                env=_environment(ctx, machine, params),
-                stdin=None if params.stdin is None else params.stdin.encode(),
-                timeout=params.timeout,
-                grace=params.grace,
-                user=getattr(params, "user", None),
-            )
+        if why := _created_already(machine, params):
+            yield Prediction(f"would run nothing: {why}", changed=False)
+            return Outcome(changed=False, data=_skipped(why))
+        program = Program(
+            argv=self.argv(params),
+            cwd=params.cwd,
+            env=_environment(ctx, machine, params),
+            stdin=None if params.stdin is None else params.stdin.encode(),
+            timeout=params.timeout,
+            grace=params.grace,
+            user=getattr(params, "user", None),
         )
-        done = machine.run(program)
+        yield self._prediction(ctx, machine, params, program)
+        if why := self._satisfied(ctx, machine, params):
+            return Outcome(changed=False, data=_skipped(why))
+        done = machine.run(machine.require(program))
         data = {
             "stdout": done.stdout,
             "stderr": done.stderr,
@@ -56,15 +58,12 @@ class Command(Implementation[Any]):
             raise Unsuccessful(what + (f": {ctx.redact(lines[-1])[:200]}" if lines else ""), data=data)
         return Outcome(changed=params.changes, data=data)
 
-    def predict(self, ctx: Context, params: CommandParams) -> Prediction:
-        # Apart from `act`: a dry run must not run the check of `unless`.
-        machine = self.machine(ctx, params)
-        if why := _created_already(machine, params):
-            return Prediction(f"would run nothing: {why}", changed=False)
-        try:
-            machine.require(Program(self.argv(params), _environment(ctx, machine, params), cwd=params.cwd))
-        except Preflight as error:
-            return would_fail(str(error))
+    def _prediction(self, ctx: Context, machine: Machine, params: CommandParams, program: Program) -> Prediction:
+        if ctx.dry_run:  # a step runs the check of `unless` first, and may then do without the program
+            try:
+                machine.require(program)
+            except Preflight as error:
+                return would_fail(str(error))
         if params.unless is not None:
             return Prediction(f"would run, unless its check exits with 0: {self.shown(params)}", changed=None)
         return Prediction(f"would run: {self.shown(params)}", changed=params.changes)
@@ -80,6 +79,10 @@ class Command(Implementation[Any]):
         env = _environment(ctx, machine, params)
         done = machine.run(machine.require(Program(argv, env, cwd=params.cwd, timeout=_UNLESS_TIMEOUT)))
         return "unless exited with 0" if done.exit_code == 0 else ""
+
+
+def _skipped(why: str) -> dict[str, str]:
+    return {"stdout": "", "stderr": "", "skipped": why}
 
 
 def _environment(ctx: Context, machine: Machine, params: CommandParams) -> dict[str, str]:

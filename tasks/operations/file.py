@@ -251,7 +251,7 @@ class Status(ReadOnly[StatusParams]):
 
     reads = "read the state of {path}"
 
-    def act(self, ctx: Context, params: StatusParams, before: dict[str, Any]) -> Outcome:
+    def read(self, ctx: Context, params: StatusParams) -> dict[str, Any]:
         found = machine_of(ctx).read(params.path)
         known = _Deployed(ctx, params.path).state()
         data: dict[str, Any] = {"path": params.path, "status": "missing", "differs": []}
@@ -259,7 +259,7 @@ class Status(ReadOnly[StatusParams]):
         if found is not None and known is not None:
             data["differs"] = [text.split()[0] for text in _differences(known, found[0])]
             data["status"] = "drifted" if data["differs"] else "in-sync"
-        return Outcome(changed=False, data=data)
+        return data
 
 
 def _given(ctx: Context, params: UploadParams | ChangedParams) -> bytes:
@@ -326,8 +326,8 @@ class Changed(ReadOnly[ChangedParams]):
 
     reads = "compare the content with object {name}"
 
-    def act(self, ctx: Context, params: ChangedParams, before: dict[str, Any]) -> Outcome:
+    def read(self, ctx: Context, params: ChangedParams) -> dict[str, Any]:
         digest = sha(_given(ctx, params))
         found = ctx.objects().get(params.name)
         differs = found is None or found.sha256 != digest
-        return Outcome(changed=False, data={"name": params.name, "differs": differs, "sha256": digest})
+        return {"name": params.name, "differs": differs, "sha256": digest}

@@ -38,7 +38,7 @@ from longshore.tasks.host import addresses
 from longshore.tasks.host.http_session import session
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Program
-from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import Change, Context, Implementation, NoUndo, Outcome, Prediction, implements
 
 _BODY_LIMIT = 64 * 1024
 #: Maximum bytes of curl's configuration, and of the response, inside a container.
@@ -270,10 +270,11 @@ def _is_successful(code: int, ok: list[int] | None) -> bool:
 
 
 @implements(HTTP_GET)
-class HttpGet(ReadOnly[HttpGetParams]):
+class HttpGet(NoUndo[HttpGetParams]):
     """Polls a URL until the response matches or the deadline is over."""
 
-    def act(self, ctx: Context, params: HttpGetParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: HttpGetParams, before: dict[str, Any]) -> Change:
+        yield Prediction(f"would request {Call('GET', params.url).shown}", changed=False)
         call = Call("GET", params.url, params.headers, timeout=params.timeout, verify=params.verify)
         end = time.monotonic() + params.deadline
         while True:
@@ -283,7 +284,7 @@ class HttpGet(ReadOnly[HttpGetParams]):
                 data = answer.data(ctx)
                 if _is_successful(answer.code, params.ok_codes):
                     if params.contains is None or params.contains in data["body"]:
-                        return Outcome(changed=False, data=data)
+                        return data
                     why = f"{call.shown} returned {answer.code} without {params.contains!r}"
                 else:
                     why = f"{call.shown} returned {answer.code}"
@@ -293,9 +294,6 @@ class HttpGet(ReadOnly[HttpGetParams]):
                 waited = f" (polled for {params.deadline:g} s)" if params.deadline else ""
                 raise Unsuccessful(f"{why}{waited}", data=data)
             ctx.sleep(params.interval)
-
-    def predict(self, ctx: Context, params: HttpGetParams) -> Prediction:
-        return Prediction(f"would request {Call('GET', params.url).shown}", changed=False)
 
 
 @implements(HTTP_REQUEST)

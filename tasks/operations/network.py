@@ -42,9 +42,9 @@ class DnsGet(ReadOnly[DnsParams]):
 
     reads = f"read {_PATH}"
 
-    def act(self, ctx: Context, params: DnsParams, before: dict[str, Any]) -> Outcome:
+    def read(self, ctx: Context, params: DnsParams) -> dict[str, Any]:
         servers, domains = _lists(machine_of(ctx).text(_PATH) or "")
-        return Outcome(changed=False, data={"servers": servers, "search_domains": domains, "path": _PATH})
+        return {"servers": servers, "search_domains": domains, "path": _PATH}
 
 
 @implements(DNS_UPDATE)
@@ -142,7 +142,7 @@ class Ping(ReadOnly[PingParams]):
 
     reads = "send {count} packets to {address}"
 
-    def act(self, ctx: Context, params: PingParams, before: dict[str, Any]) -> Outcome:
+    def read(self, ctx: Context, params: PingParams) -> dict[str, Any]:
         machine = machine_of(ctx)
         argv = ["ping", "-c", str(params.count), "-w", str(max(1, round(params.timeout))), self._target(ctx, params)]
         program = Program(argv, machine.environment() | {"LC_ALL": "C"}, timeout=params.timeout + 5)
@@ -161,7 +161,7 @@ class Ping(ReadOnly[PingParams]):
             data |= dict(zip(("min_rtt_ms", "avg_rtt_ms", "max_rtt_ms"), map(float, times.groups()), strict=True))
         if loss > params.max_loss:
             raise Unsuccessful(f"{params.address} lost {loss:g} % of {sent} packets", data=data)
-        return Outcome(changed=False, data=data)
+        return data
 
     @staticmethod
     def _target(ctx: Context, params: PingParams) -> str:

@@ -9,7 +9,7 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations import Operation, node
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, Program
-from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import Change, Context, NoUndo, Prediction, implements
 
 
 def _text(machine: Machine, path: str) -> str:
@@ -98,13 +98,11 @@ def _query(operation: Operation, what: str, read: Callable[[Context, Machine, An
     """Register the implementation of a read-only query of the machine."""
 
     @implements(operation)
-    class MachineQuery(ReadOnly[Any]):
-        def act(self, ctx: Context, params: Any, before: dict[str, Any]) -> Outcome:
-            return Outcome(changed=False, data=read(ctx, machine_of(ctx), params))
-
-        def predict(self, ctx: Context, params: Any) -> Prediction:
+    class MachineQuery(NoUndo[Any]):
+        def change(self, ctx: Context, params: Any, before: dict[str, Any]) -> Change:
             where = f" of container {ctx.container}" if ctx.container else ""
-            return Prediction(f"would read the {what}{where}", changed=False)
+            yield Prediction(f"would read the {what}{where}", changed=False)
+            return read(ctx, machine_of(ctx), params)
 
 
 _query(node.HOSTNAME, "name", lambda ctx, on, _: {"hostname": hostname(on), "labels": dict(ctx.host.labels)})

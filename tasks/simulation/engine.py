@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
-from longshore.orchestration.errors import OperationError
 from longshore.tasks.host.engine.port import (
     Check,
     Conflict,
@@ -157,12 +156,6 @@ class MemoryEngine:
             self._put(found, restart_policy=dict(policy))
         limits = {key: value for key, value in body.items() if key != "RestartPolicy"}
         self._limits[found.id] = self._limits.get(found.id, {}) | limits
-
-    def unpause(self, container: str) -> None:
-        found = self._need(container)
-        if not found.paused:
-            raise OperationError(f"Container {container} is not paused")
-        self._put(found, paused=False, status="running")
 
     # --- programs and files inside ----------------------------------------------------------------
 
@@ -366,20 +359,6 @@ class MemoryEngine:
         if there is None:
             raise NotThere(f"manifest for {ref} not found")
         return there
-
-    def remove_image(self, ref: str, *, force: bool) -> list[dict[str, str]]:
-        found = self.image_id(ref)
-        if found is None:
-            raise NotThere(f"No such image: {ref}")
-        names = [name for name, image_id in self._images.items() if image_id == found]
-        named = _tagged(ref) in self._images
-        last = not named or len(names) == 1
-        if last and not force and any(one.image_id == found for one in self._containers.values()):
-            raise Conflict(f"conflict: unable to remove repository reference {ref} (must force): it is used")
-        gone = [_tagged(ref)] if named else names
-        for name in gone:
-            del self._images[name]
-        return [{"Untagged": name} for name in gone] + ([{"Deleted": found}] if last else [])
 
     def network(self, name: str) -> dict[str, Any] | None:
         for key, (own, labels) in self._networks.items():

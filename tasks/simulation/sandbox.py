@@ -44,7 +44,7 @@ from longshore.tasks.external_wait import WaitingImplementation
 from longshore.tasks.host import secret_sources
 from longshore.tasks.host.engine import factory
 from longshore.tasks.host.facts import facts
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
+from longshore.tasks.implementation import Context, Implementation, Outcome, implementation
 from longshore.tasks.loaded_runs import NotOurs, Plans
 from longshore.tasks.operations import cache, command, compose, docker, file, http, network, node, noop, stacks, waiting  # noqa: F401 - they make their operations known
 from longshore.tasks.simulation.called_task import CalledTask
@@ -101,9 +101,6 @@ class _Staged(Implementation[Params]):
         if self.real is not None:
             return self.real.act(ctx, params, before)
         return Outcome(changed=True, data=self.sandbox.sample.get(ctx.step, {}))
-
-    def predict(self, ctx: Context, params: Params) -> Prediction:
-        return Prediction(f"would run {self.operation.name}", changed=None)
 
     def undo(self, ctx: Context, params: Params, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         name = ctx.step if ctx.unit is None else f"{ctx.step}[{ctx.unit}]"

@@ -176,7 +176,7 @@ def test_a_migration_that_fails_leaves_nothing_of_the_run(place: Installation, s
     assert report.step("migrate").data["stdout"] == "no such table\n"
     assert stack.look()["containers"] == was
     assert images_of(stack) == images
-    assert not one_offs(stack, report.run_id)
+    wait_for("the container of the migration to be removed", lambda: not one_offs(stack, report.run_id))
 
 
 def test_ended_migrations_are_removed_at_the_end_of_the_run(place: Installation, stack: Stack) -> None:

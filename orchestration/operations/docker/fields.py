@@ -60,6 +60,4 @@ def docker_operation(
 ) -> Operation:
     """Register an operation `docker.<verb>` on the queue `docker`."""
     name = f"docker.{verb}"
-    return register(
-        Operation(name=name, params=params, result=result, queue="docker", summary=summary, about=about, **promises)
-    )
+    return register(name=name, params=params, result=result, queue="docker", summary=summary, about=about, **promises)

@@ -58,9 +58,6 @@ class DockerEngine(ImageCalls):
     def update(self, container: str, body: Mapping[str, Any]) -> None:
         self._call("POST", f"/containers/{quoted(container)}/update", body=body)
 
-    def unpause(self, container: str) -> None:
-        self._call("POST", f"/containers/{quoted(container)}/unpause")
-
     def inspect(self, container: str) -> Container | None:
         raw = self._get(f"/containers/{quoted(container)}/json")
         return None if raw is None else Container.of(raw)

@@ -65,11 +65,6 @@ class ImageCalls(Calls):
         found = self._call("GET", path, headers=self._credentials(ref, login)).json()
         return str(found["Descriptor"]["digest"])
 
-    def remove_image(self, ref: str, *, force: bool) -> list[dict[str, str]]:
-        """Untag a name, and delete the image with its last name: entries `Untagged` and `Deleted`."""
-        found = self._call("DELETE", f"/images/{quoted(ref)}", params={"force": int(force)}).json()
-        return list(found or [])
-
     def _credentials(self, ref: str, login: Login | None) -> dict[str, str]:
         """The headers with the given login, else with the worker's Docker configuration for the registry."""
         docker = sdk()

@@ -22,9 +22,7 @@ class Down(Implementation[DownParams]):
         project, resolved = named(ctx, docker, params)
         found = self._mine(params, resolved, members(docker, project))
         before = snapshot(docker, project, found) | {"services": sorted({member.service for member in found})}
-        way, kept = way_back.keep(ctx, docker, project, found, resolved)
-        way.require(params.no_way_back)
-        return before | kept
+        return before | way_back.keep(ctx, docker, project, found, params.no_way_back, resolved)
 
     def change(self, ctx: Context, params: DownParams, before: dict[str, Any]) -> Change:
         docker, project, was = engine(), before["project"], members_of(before)

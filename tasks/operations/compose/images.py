@@ -9,13 +9,24 @@ from longshore.orchestration.operations.compose import BUILD, PULL, BuildParams,
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, NotThere
 from longshore.tasks.host.machine.live import Live
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
+from longshore.tasks.implementation import (
+    Change,
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    implements,
+    obstacle,
+    unchanged,
+)
 from longshore.tasks.operations.compose import command_lines
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import source_for
 from longshore.tasks.operations.docker.images import give_back, keep, release
 from longshore.tasks.operations.docker.registry import fetch, login_of
 from longshore.tasks.operations.docker.tag_backup import TagBackup
+
+_UNDO = "move the names back to their present images"
 
 
 def _resolved(ctx: Context, docker: Engine, params: ProjectParams) -> Resolved:
@@ -31,19 +42,24 @@ class _Images(Implementation[Any]):
     def get(self, ctx: Context, docker: Engine, params: Any, target: Resolved, services: list[str]) -> None:
         raise NotImplementedError
 
+    def prediction(self, ctx: Context, params: Any, before: dict[str, Any]) -> Prediction:
+        raise NotImplementedError
+
     def before(self, ctx: Context, params: Any) -> dict[str, Any]:
         docker = engine()
         target = _resolved(ctx, docker, params)
-        refs = dict.fromkeys(map(target.image, self.services(target, params)))
-        return {"project": target.project, "refs": {ref: docker.image_id(ref) for ref in refs}}
+        services = self.services(target, params)
+        refs = {ref: docker.image_id(ref) for ref in map(target.image, services)}
+        return {"project": target.project, "services": services, "refs": refs}
 
-    def act(self, ctx: Context, params: Any, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: Any, before: dict[str, Any]) -> Change:
         docker, refs = engine(), before["refs"]
+        yield self.prediction(ctx, params, before)
         target = _resolved(ctx, docker, params)
         for image_id in {*refs.values()} - {None}:
             keep(ctx, docker, image_id)
         try:
-            self.get(ctx, docker, params, target, self.services(target, params))
+            self.get(ctx, docker, params, target, before["services"])
         except Preflight:
             for image_id in {*refs.values()}:
                 release(ctx, docker, image_id)  # nothing was changed
@@ -86,36 +102,29 @@ class Pull(_Images):
                 fetch(ctx, docker, ref, login_of(params), touched=touched)
                 touched = True
 
-    def predict(self, ctx: Context, params: PullParams) -> Prediction:
-        # Apart from `act`: only a dry run asks the registries.
+    def prediction(self, ctx: Context, params: PullParams, before: dict[str, Any]) -> Prediction:
         docker = engine()
-        try:
-            target = _resolved(ctx, docker, params)
-        except Preflight as error:
-            return obstacle(ctx, str(error))
-        stale: list[str] = []
+        stale = [ref for ref, image_id in before["refs"].items() if params.policy == "always" or image_id is None]
         unknown: list[str] = []
-        for ref in dict.fromkeys(map(target.image, self.services(target, params))):
-            image = docker.image(ref)
-            if image is not None and params.policy == "missing":
-                continue
-            try:
-                remote = docker.remote_digest(ref, login=login_of(params))
-            except NotThere as error:
-                return obstacle(ctx, f"{ref}: {error.message}")
-            except OperationError:
-                unknown.append(ref)
-                continue
-            if image is None or not image.is_at(remote):
-                stale.append(ref)
-        undo = "move the names back to their present images"
+        if ctx.dry_run:  # a step pulls without a question to the registries
+            for ref in stale[:]:
+                image = docker.image(ref)
+                try:
+                    remote = docker.remote_digest(ref, login=login_of(params))
+                except NotThere as error:
+                    return obstacle(ctx, f"{ref}: {error.message}")
+                except OperationError:
+                    unknown.append(ref)
+                    stale.remove(ref)
+                    continue
+                if image is not None and image.is_at(remote):
+                    stale.remove(ref)
         if unknown:
-            return Prediction(
-                f"would pull {', '.join([*stale, *unknown])}, if newer ones exist", changed=None, undo=undo
-            )
+            action = f"would pull {', '.join([*stale, *unknown])}, if newer ones exist"
+            return Prediction(action, changed=None, undo=_UNDO)
         if not stale:
             return unchanged(ctx, "all images are up to date with their registries")
-        return Prediction(f"would pull {', '.join(stale)}", undo=undo)
+        return Prediction(f"would pull {', '.join(stale)}", undo=_UNDO)
 
 
 def _named(target: Resolved, service: str) -> bool:
@@ -140,11 +149,5 @@ class Build(_Images):
             if image_id := docker.image_id(ref):
                 TagBackup(ctx).note(ref, image_id)
 
-    def predict(self, ctx: Context, params: BuildParams) -> Prediction:
-        try:
-            target = _resolved(ctx, engine(), params)
-            services = self.services(target, params)
-        except Preflight as error:
-            return obstacle(ctx, str(error))
-        undo = "move the names back to their present images"
-        return Prediction(f"would build {', '.join(services)}", changed=None, undo=undo)
+    def prediction(self, ctx: Context, params: BuildParams, before: dict[str, Any]) -> Prediction:
+        return Prediction(f"would build {', '.join(before['services'])}", changed=None, undo=_UNDO)

@@ -11,19 +11,18 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements, unchanged
 from longshore.tasks.operations.compose import command_lines
-from longshore.tasks.operations.compose.cli import Compose, Source
+from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import members_of, named, names, project_lock
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
     await_stops,
+    former_health,
     jobs,
     members,
     start_in_order,
     stop_in_order,
 )
-
-_HEALTHY_DEADLINE = 60.0
 
 
 def _lacking(project: str, found: list[Member], services: list[str]) -> str | None:
@@ -44,10 +43,23 @@ def _replacements(was: list[Member], now: list[Member]) -> dict[str, Member]:
     return found
 
 
-def _require(project: str, found: list[Member], services: list[str]) -> None:
-    """Raise Preflight where the project or one of its services has no containers."""
-    if lacking := _lacking(project, found, services):
+class _OfContainers(Implementation[Any]):
+    """The base of operations on the containers of a project; `before` lists those that the step concerns."""
+
+    def chosen(self, found: list[Member], services: list[str]) -> list[Member]:
+        return [member for member in found if not services or member.service in services]
+
+    def refuse(self, lacking: str, resolved: Resolved | None) -> None:
+        """Raise Preflight where the project or one of its services has no containers."""
         raise Preflight(lacking, remedy="run compose.up.execute first")
+
+    def before(self, ctx: Context, params: Any) -> dict[str, Any]:
+        docker = engine()
+        project, resolved = named(ctx, docker, params)
+        found = members(docker, project)
+        if lacking := _lacking(project, found, params.services):
+            self.refuse(lacking, resolved)
+        return {"project": project, "containers": [one.as_json() for one in self.chosen(found, params.services)]}
 
 
 def _start_former(
@@ -60,7 +72,7 @@ def _start_former(
     await_stops(ctx, docker, members(docker, project), grace)
     everything = members(docker, project)
     replacements = _replacements(was, everything)
-    waiter = HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(everything))
+    waiter = former_health(ctx, docker, project, everything)
     remaining = [replacements[member.id] for member in was if member.id in replacements]
     return replacements, waiter, start_in_order(waiter, remaining, everything)
 
@@ -80,18 +92,12 @@ def _decision(ctx: Context, before: dict[str, Any], verb: str, undo: str, *, run
 
 
 @implements(STOP)
-class Stop(Implementation[StopParams]):
+class Stop(_OfContainers):
     """Stops services. The undo starts exactly the stopped containers; `compose start` would start all."""
 
-    def before(self, ctx: Context, params: StopParams) -> dict[str, Any]:
-        docker = engine()
-        project, resolved = named(ctx, docker, params)
-        found = members(docker, project)
-        lacking = _lacking(project, found, params.services)
-        if lacking and resolved is None:  # resolved files prove that the project's name is correct
+    def refuse(self, lacking: str, resolved: Resolved | None) -> None:
+        if resolved is None:  # resolved files prove that the project's name is correct
             raise Preflight(lacking, remedy="list the projects with: docker compose ls -a")
-        chosen = [member for member in found if not params.services or member.service in params.services]
-        return {"project": project, "containers": [member.as_json() for member in chosen]}
 
     def change(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Change:
         yield _decision(ctx, before, "stop", "start {}", running=True)
@@ -123,16 +129,16 @@ class Stop(Implementation[StopParams]):
 
 
 @implements(START)
-class Start(Implementation[StartParams]):
+class Start(_OfContainers):
     """Starts services and their dependencies, except one-shot services that have completed."""
 
-    def before(self, ctx: Context, params: StartParams) -> dict[str, Any]:
-        docker = engine()
-        project, _ = named(ctx, docker, params)
-        found = members(docker, project)
-        _require(project, found, params.services)
-        chosen = self._chosen(found, params.services)
-        return {"project": project, "containers": [member.as_json() for member in chosen]}
+    def chosen(self, found: list[Member], services: list[str]) -> list[Member]:
+        """The services and their dependencies, without completed one-shot services."""
+        wanted = set(services) or {member.service for member in found}
+        while more := {name for member in found if member.service in wanted for name in member.depends_on} - wanted:
+            wanted |= more
+        ended = {m.service for m in found if m.status == "exited" and not m.exit_code} & jobs(found)
+        return [member for member in found if member.service in wanted - ended]
 
     def change(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Change:
         yield _decision(ctx, before, "start", "stop {}", running=False)
@@ -142,7 +148,9 @@ class Start(Implementation[StartParams]):
             everything = members(docker, project)
             found = [member for member in everything if member.id in ids]
             _refuse_missing(project, was, {member.id for member in found})
-            waiter = self._waiter(ctx, docker, project, params, was)
+            steady = {member.id: member.started_at for member in was if member.running}
+            limits = (params.healthy_deadline, params.min_healthy_time)
+            waiter = HealthWaiter(ctx, docker, project, *limits, jobs(was), steady=steady)
             start_in_order(waiter, found, everything)
             now = waiter.wait({member.service for member in was})
         ran = {member.id for member in was if member.running}
@@ -163,43 +171,13 @@ class Start(Implementation[StartParams]):
         stopped = [member.name for member in running]
         return Outcome(changed=bool(stopped), data={"project": project, "stopped": stopped})
 
-    @staticmethod
-    def _chosen(found: list[Member], services: list[str]) -> list[Member]:
-        """The services and their dependencies, without completed one-shot services."""
-        wanted = set(services) or {member.service for member in found}
-        while True:
-            more = {name for member in found if member.service in wanted for name in member.depends_on} - wanted
-            if not more:
-                break
-            wanted |= more
-        ended = {m.service for m in found if m.status == "exited" and not m.exit_code} & jobs(found)
-        return [member for member in found if member.service in wanted - ended]
-
-    @staticmethod
-    def _waiter(ctx: Context, docker: Engine, project: str, params: StartParams, was: list[Member]) -> HealthWaiter:
-        steady = {member.id: member.started_at for member in was if member.running}
-        return HealthWaiter(
-            ctx,
-            docker,
-            project,
-            deadline=params.healthy_deadline,
-            settle=params.min_healthy_time,
-            jobs=jobs(was),
-            steady=steady,
-        )
-
 
 @implements(RESTART)
-class Restart(Implementation[RestartParams]):
+class Restart(_OfContainers):
     """Restarts the containers that ran when the step began; a later attempt skips containers started since."""
 
-    def before(self, ctx: Context, params: RestartParams) -> dict[str, Any]:
-        docker = engine()
-        project, _ = named(ctx, docker, params)
-        found = members(docker, project)
-        _require(project, found, params.services)
-        chosen = [m for m in found if m.running and (not params.services or m.service in params.services)]
-        return {"project": project, "containers": [member.as_json() for member in chosen]}
+    def chosen(self, found: list[Member], services: list[str]) -> list[Member]:
+        return [member for member in super().chosen(found, services) if member.running]
 
     def change(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Change:
         yield _decision(ctx, before, "restart", "start the containers that it left stopped", running=True)
@@ -211,9 +189,8 @@ class Restart(Implementation[RestartParams]):
             _refuse_missing(project, was, {member.id for member in mine})
             left = [member for member in mine if member.started_at == began[member.id]]
             stop_in_order((member for member in left if member.running), params.grace)
-            waiter = HealthWaiter(
-                ctx, docker, project, params.healthy_deadline, params.min_healthy_time, jobs(everything)
-            )
+            limits = (params.healthy_deadline, params.min_healthy_time)
+            waiter = HealthWaiter(ctx, docker, project, *limits, jobs(everything))
             everything = members(docker, project)
             start_in_order(waiter, [member for member in everything if member.id in began], everything)
             now = waiter.wait({member.service for member in was})

@@ -8,7 +8,7 @@ from typing import Any
 
 from longshore.orchestration.operations.compose import CONFIG, PS, ConfigParams, PsParams
 from longshore.tasks.host.engine.factory import engine
-from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import Change, Context, NoUndo, Prediction, implements
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose
 from longshore.tasks.operations.compose.project import project_of, source_for
@@ -16,10 +16,11 @@ from longshore.tasks.operations.compose.state import Member
 
 
 @implements(CONFIG)
-class Config(ReadOnly[ConfigParams]):
+class Config(NoUndo[ConfigParams]):
     """Resolves the files, without the values of variables, which may be secret."""
 
-    def act(self, ctx: Context, params: ConfigParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: ConfigParams, before: dict[str, Any]) -> Change:
+        yield Prediction(f"would read the files of {params.project or params.project_dir}", changed=False)
         docker = engine()
         target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
         services = {
@@ -34,17 +35,15 @@ class Config(ReadOnly[ConfigParams]):
             if not params.services or name in params.services
         }
         digest = hashlib.sha256(target.text.encode()).hexdigest()
-        return Outcome(changed=False, data={"project": target.project, "services": services, "sha256": digest})
-
-    def predict(self, ctx: Context, params: ConfigParams) -> Prediction:
-        return Prediction(f"would read the files of {params.project or params.project_dir}", changed=False)
+        return {"project": target.project, "services": services, "sha256": digest}
 
 
 @implements(PS)
-class Ps(ReadOnly[PsParams]):
+class Ps(NoUndo[PsParams]):
     """Lists the containers of a project by labels, which all versions of Compose set."""
 
-    def act(self, ctx: Context, params: PsParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: PsParams, before: dict[str, Any]) -> Change:
+        yield Prediction(f"would list the containers of project {params.project or params.project_dir}", changed=False)
         docker = engine()
         project = project_of(ctx, docker, params)
         found = []
@@ -57,8 +56,4 @@ class Ps(ReadOnly[PsParams]):
             found.append(member.as_result() | more)
         found.sort(key=lambda one: (one["service"], one["number"], one["name"]))
         kept = [asdict(revision) for revision in revisions.history(project)]
-        data = {"project": project, "exists": bool(found), "containers": found, "revisions": kept}
-        return Outcome(changed=False, data=data)
-
-    def predict(self, ctx: Context, params: PsParams) -> Prediction:
-        return Prediction(f"would list the containers of project {params.project or params.project_dir}", changed=False)
+        return {"project": project, "exists": bool(found), "containers": found, "revisions": kept}

@@ -19,19 +19,16 @@ from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.revisions import keep_images, load, path_of, release_images
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
-    HealthWaiter,
     Member,
     await_stops,
     containers,
     fingerprint,
-    jobs,
+    former_health,
     members,
     start_in_order,
     stop_in_order,
 )
 from longshore.tasks.operations.docker.tag_backup import TagBackup
-
-_HEALTHY_DEADLINE = 60.0
 
 
 def take_back(
@@ -194,7 +191,7 @@ def _stop_and_remove(docker: Engine, was: list[Member], now: list[Member]) -> No
 
 def _start_what_ran(ctx: Context, docker: Engine, project: str, was: list[Member], now: list[Member]) -> None:
     ran = {member.key: member for member in was if member.running}
-    waiter = HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(now))
+    waiter = former_health(ctx, docker, project, now)
     start_in_order(waiter, [member for member in now if member.key in ran], now)
     waiter.wait({member.service for member in ran.values() if member.health == "healthy"})
     for member in now:

@@ -9,12 +9,12 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Outcome, Prediction, implements, obstacle, unchanged
+from longshore.tasks.implementation import Change, Context, Outcome, Prediction, implements, unchanged
 from longshore.tasks.operations.compose import command_lines, reconstruction, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
-from longshore.tasks.operations.compose.rollout import Rollout, RolloutStep, difference, predicted
+from longshore.tasks.operations.compose.rollout import Rollout, RolloutStep, difference, reasons
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
@@ -36,17 +36,21 @@ class Rollback(RolloutStep[RollbackParams]):
         project = project_of(ctx, docker, params)
         revision, target = self._wanted(docker, project, params)
         found = members(docker, project)
-        before = snapshot(docker, project, found)
+        todo = self._to_do(docker, revision, target, found)
+        before = snapshot(docker, project, found) | {"to": revision.number, "todo": todo}
         before["services"] = sorted({*revision.services, *(member.service for member in found)})
         before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, revision.services)}
-        way, kept = way_back.keep(ctx, docker, project, found)
-        if self._why(docker, revision, target, found):
-            self._require_variables(ctx, docker, target)
-            way.require(params.no_way_back)
-        return before | kept | {"to": revision.number}
+        if todo and not target.containers:
+            Compose(ctx, docker).require_variables(Source(project, target.source.directory), target.config)
+        return before | way_back.keep(ctx, docker, project, found, params.no_way_back if todo else "accept")
 
-    def act(self, ctx: Context, params: RollbackParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: RollbackParams, before: dict[str, Any]) -> Change:
         docker, project = engine(), before["project"]
+        if todo := before["todo"]:
+            action = f"would roll back project {project} to revision {before['to']} ({reasons(todo)})"
+            yield Prediction(action, undo=before["undo"])
+        else:
+            yield unchanged(ctx, f"project {project} runs revision {before['to']}")
         with project_lock(ctx, docker, project), reported_on_failure(ctx, docker, project):
             revision, target = self._load(docker, project, before["to"])
             path = revisions.save(ctx, "after", target)
@@ -71,34 +75,8 @@ class Rollback(RolloutStep[RollbackParams]):
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         return Outcome(changed=changed, data=data)
 
-    def predict(self, ctx: Context, params: RollbackParams) -> Prediction:
-        # Apart from `act`: the step proves its way back before the journal.
-        docker = engine()
-        try:
-            project = project_of(ctx, docker, params)
-            revision, target = self._wanted(docker, project, params)
-        except Preflight as error:
-            return obstacle(ctx, str(error))
-        found = members(docker, project)
-        why = self._why(docker, revision, target, found)
-        if not why:
-            return unchanged(ctx, f"project {project} runs revision {revision.number}")
-        try:
-            self._require_variables(ctx, docker, target)
-        except Preflight as error:
-            return obstacle(ctx, str(error))
-        listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        way = way_back.find(ctx, docker, project, found)
-        action = f"would roll back project {project} to revision {revision.number} ({listed})"
-        return predicted(ctx, params, way, action)
-
     @staticmethod
-    def _require_variables(ctx: Context, docker: Engine, target: Resolved) -> None:
-        if not target.containers:
-            Compose(ctx, docker).require_variables(Source(target.project, target.source.directory), target.config)
-
-    @staticmethod
-    def _why(docker: Engine, revision: Revision, target: Resolved, found: list[Member]) -> dict[str, str]:
+    def _to_do(docker: Engine, revision: Revision, target: Resolved, found: list[Member]) -> dict[str, str]:
         """The services that differ from the revision, with the reasons."""
         images = {member.service: member.image_id for member in found}
         why = to_do(docker, target, list(revision.services), found)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.operations import Params
+from longshore.orchestration.operations.compose import RolloutParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, obstacle
+from longshore.tasks.implementation import Context, Implementation, Outcome
 from longshore.tasks.operations.compose import bad_versions, command_lines, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
@@ -21,19 +22,6 @@ from longshore.tasks.operations.compose.state import HealthWaiter, Member, conta
 from longshore.tasks.operations.docker.evidence import collect, evidence_of, reason_of
 
 P = TypeVar("P", bound=Params)
-
-
-class RolloutLimits(Protocol):
-    """The parameters of each step that rolls out a configuration."""
-
-    @property
-    def healthy_deadline(self) -> float: ...
-    @property
-    def min_healthy_time(self) -> float: ...
-    @property
-    def auto_revert(self) -> bool: ...
-    @property
-    def grace(self) -> float | None: ...
 
 
 class RolloutStep(Implementation[P]):
@@ -48,20 +36,13 @@ class RolloutStep(Implementation[P]):
             return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
 
 
-def predicted(ctx: Context, params: Any, way: way_back.WayBack, action: str) -> Prediction:
-    """The prediction of a rollout, which needs a way back."""
-    if way.why_not and params.no_way_back != "accept":
-        return obstacle(ctx, f"no way back: {way.why_not}")
-    return Prediction(action, undo=way.undo)
-
-
 @dataclass
 class Rollout:
     """The rollout of one step to a project, or to some of its services. The caller holds the project's lock."""
 
     ctx: Context
     docker: Engine
-    params: RolloutLimits
+    params: RolloutParams
     before: dict[str, Any]
     target: Resolved
     #: The number of services per wave.
@@ -209,6 +190,11 @@ class Rollout:
 def _waves(services: list[str], size: int) -> Iterator[list[str]]:
     for begin in range(0, len(services), size):
         yield services[begin : begin + size]
+
+
+def reasons(todo: dict[str, str]) -> str:
+    """The services that a step would change, with the reasons, for people."""
+    return "; ".join(f"{name}: {reason}" for name, reason in todo.items())
 
 
 def difference(before: dict[str, Any], now: list[Member]) -> dict[str, Any]:

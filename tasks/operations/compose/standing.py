@@ -88,7 +88,7 @@ def _sentence(
 
 
 @contextlib.contextmanager
-def reported_on_failure(ctx: Context, docker: Engine, project: str, *, back: bool = False) -> Iterator[None]:
+def reported_on_failure(ctx: Context, docker: Engine, project: str) -> Iterator[None]:
     """A failure inside carries what runs then, in its data."""
     try:
         yield
@@ -97,5 +97,5 @@ def reported_on_failure(ctx: Context, docker: Engine, project: str, *, back: boo
     except OperationError as error:
         if "standing" not in error.data:
             with contextlib.suppress(OperationError):
-                error.data["standing"] = [standing(ctx, docker, project, back=back)]
+                error.data["standing"] = [standing(ctx, docker, project)]
         raise

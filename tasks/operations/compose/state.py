@@ -17,6 +17,8 @@ from longshore.tasks.operations.docker.evidence import collect, reason_of
 from longshore.tasks.operations.docker.levels import HealthCheck, levels, stop_levels
 
 _LABEL = "com.docker.compose."
+#: Seconds in which an undo awaits the health of former containers.
+_HEALTHY_DEADLINE = 60.0
 _POLL = 0.2
 #: Seconds: the engine's default grace, and the time that a stop may take beyond its grace.
 _GRACE, _MARGIN = 10.0, 5.0
@@ -242,6 +244,11 @@ class HealthWaiter:
         reasons = [reason_of(one) for one in found] + [""] * len(why)
         said = [f"{one}: {reason}" if reason else one for one, reason in zip(why, reasons, strict=False)]
         return OperationError(text.format("; ".join(said)), data={"evidence": found})
+
+
+def former_health(ctx: Context, docker: Engine, project: str, found: list[Member]) -> HealthWaiter:
+    """The waiter of an undo, which awaits containers that were healthy before."""
+    return HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(found))
 
 
 def start_in_order(waiter: HealthWaiter, wanted: list[Member], everything: list[Member]) -> list[str]:

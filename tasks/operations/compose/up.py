@@ -8,14 +8,16 @@ from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import UP, UpParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Outcome, Prediction, implements, obstacle, unfit
+from longshore.tasks.implementation import Change, Context, Outcome, Prediction, implements
 from longshore.tasks.operations.compose import revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import project_lock, snapshot, source_for
-from longshore.tasks.operations.compose.rollout import Rollout, RolloutStep, difference, predicted
+from longshore.tasks.operations.compose.rollout import Rollout, RolloutStep, difference, reasons
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import Member, members, to_do
-from longshore.tasks.operations.docker.registry import fetch, login_of
+from longshore.tasks.operations.docker.registry import fetch, login_of, require_images
+
+_REMEDY = "pull or build it in an earlier step, or set pull: missing"
 
 
 @implements(UP)
@@ -26,24 +28,33 @@ class Up(RolloutStep[UpParams]):
         docker = engine()
         target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
         project, services = target.project, target.with_dependencies(params.services)
+        refs = list(map(target.image, services))
+        if params.pull == "never":
+            require_images(ctx, docker, refs, _REMEDY)
         found = members(docker, project)
-        scope = {*services, *self._orphans(ctx, params, target, found)}
+        orphans = self._orphans(ctx, params, target, found)
+        todo = to_do(docker, target, services, found) | dict.fromkeys(orphans, "no longer in the files")
+        scope = {*services, *orphans}
         found = [member for member in found if member.service in scope]
-        before = snapshot(docker, project, found) | {"services": sorted(scope)}
-        before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, services)}
-        way, kept = way_back.keep(ctx, docker, project, found, target)
-        if params.pull == "always" or to_do(docker, target, services, found) or scope - {*services}:
-            way.require(params.no_way_back)
-        return before | kept
+        before = snapshot(docker, project, found) | {"services": sorted(scope), "todo": todo}
+        before["refs"] |= {ref: docker.image_id(ref) for ref in refs}
+        policy = params.no_way_back if params.pull == "always" or todo else "accept"
+        return before | way_back.keep(ctx, docker, project, found, policy, target)
 
-    def act(self, ctx: Context, params: UpParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: UpParams, before: dict[str, Any]) -> Change:
+        project, todo = before["project"], before["todo"]
+        if todo:
+            yield Prediction(f"would bring up {project} ({reasons(todo)})", undo=before["undo"])
+        else:
+            unknown = ctx.has_upstream or params.pull == "always"
+            yield Prediction(f"project {project} is up and matches its files", changed=None if unknown else False)
         docker, compose = engine(), Compose(ctx, engine())
-        project = before["project"]
         with project_lock(ctx, docker, project), reported_on_failure(ctx, docker, project):
             source = source_for(docker, params)
             target = compose.resolve(source, params.services)
             path = revisions.save(ctx, "after", target)
             self._images(ctx, docker, params, before, target)
+            # The rollout compares again: images may have been pulled, and an earlier attempt may have acted.
             orphans = self._orphans(ctx, params, target, members(docker, project))
             options = ["--remove-orphans"] if params.remove_orphans else []
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
@@ -54,29 +65,6 @@ class Up(RolloutStep[UpParams]):
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         pulled = params.pull != "never" and any(docker.image_id(r) != i for r, i in before["refs"].items())
         return Outcome(changed=changed or pulled, data=data)
-
-    def predict(self, ctx: Context, params: UpParams) -> Prediction:
-        # Apart from `act`: the step proves its way back before the journal.
-        docker = engine()
-        try:
-            target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
-        except Preflight as error:
-            return obstacle(ctx, str(error))
-        project, services = target.project, target.with_dependencies(params.services)
-        missing = [ref for ref in map(target.image, services) if docker.image_id(ref) is None]
-        if missing and params.pull == "never":
-            return obstacle(ctx, f"image {missing[0]} is not on the Docker host")
-        found = members(docker, project)
-        orphans = self._orphans(ctx, params, target, found)
-        why = to_do(docker, target, services, found) | dict.fromkeys(orphans, "no longer in the files")
-        if not why:
-            unknown = ctx.has_upstream or params.pull == "always"
-            action = f"project {project} is up and matches its files"
-            return Prediction(action, changed=None if unknown else False)
-        listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        mine = [member for member in found if member.service in {*services, *orphans}]
-        way = way_back.find(ctx, docker, project, mine, target)
-        return predicted(ctx, params, way, f"would bring up {project} ({listed})")
 
     @staticmethod
     def _orphans(ctx: Context, params: UpParams, target: Resolved, found: list[Member]) -> list[str]:
@@ -98,8 +86,4 @@ class Up(RolloutStep[UpParams]):
             except Preflight:
                 revisions.release_images(ctx, docker, target.project, filter(None, before["refs"].values()))
                 raise
-        lacking = [ref for ref in refs if docker.image_id(ref) is None]
-        if lacking:
-            remedy = "pull or build it in an earlier step, or set pull: missing"
-            touched = bool(wanted) and params.pull != "never"
-            raise unfit(ctx, f"image {lacking[0]} is not on the Docker host", remedy, touched=touched)
+        require_images(ctx, docker, refs, _REMEDY, touched=bool(wanted) and params.pull != "never")

@@ -7,7 +7,7 @@ neither matches the containers, from the containers themselves.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from longshore.orchestration.errors import Preflight
@@ -23,55 +23,40 @@ from longshore.tasks.operations.compose.state import Member, containers, is_well
 _REMEDY = "pull or build the image again, or set no_way_back: accept"
 
 
-@dataclass(frozen=True)
-class WayBack:
-    """The configuration of all containers of a project, None if it has none; or why they cannot be created again."""
+def keep(
+    ctx: Context, docker: Engine, project: str, found: list[Member], policy: str, likely: Resolved | None = None
+) -> dict[str, Any]:
+    """Store the way back of these containers for the undo. Returns the part of the step's `before` that describes it.
 
-    configuration: Resolved | None = None
-    why_not: str = ""
-
-    @property
-    def undo(self) -> str:
-        """The undo of a step, for people."""
-        if self.why_not:
-            return f"none: {self.why_not}"
-        if self.configuration is None:
-            return "remove its containers; the volumes stay"
-        kept = "the former configuration and images"
-        return f"restore {kept}" + (", as the containers describe them" if self.configuration.containers else "")
-
-    def require(self, policy: str) -> None:
-        """Raise Preflight if there is no way back, unless the policy is `accept`."""
-        if self.why_not and policy != "accept":
-            raise Preflight(f"no way back: {self.why_not}; nothing was changed", remedy=_REMEDY)
-
-
-def find(ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None = None) -> WayBack:
-    """The way back for these containers of a project. Reads only."""
+    Raises Preflight if there is none, unless the policy is `accept`.
+    """
     if not found:
-        return WayBack()
-    for member in found:
-        if docker.image(member.image_id) is None:
-            what = f"image {member.image_id.removeprefix('sha256:')[:12]} ({member.image}) of container {member.name}"
-            return WayBack(why_not=f"{what} is not on the Docker host any more")
+        return {"revision": False, "no_way_back": "", "undo": "remove its containers; the volumes stay"}
+    lost = next((member for member in found if docker.image(member.image_id) is None), None)
+    if lost is not None:
+        image = f"image {lost.image_id.removeprefix('sha256:')[:12]} ({lost.image}) of container {lost.name}"
+        why_not = f"{image} is not on the Docker host any more"
+        ctx.log(f"no way back: {why_not}")
+        if policy != "accept":
+            unharmed = "" if ctx.dry_run else "; nothing was changed"
+            raise Preflight(f"no way back: {why_not}{unharmed}", remedy=_REMEDY)
+        return {"revision": False, "no_way_back": why_not, "undo": f"none: {why_not}"}
+    configuration = _configuration(ctx, docker, project, likely)
+    if not ctx.dry_run:
+        revisions.save(ctx, "before", configuration)
+    source = ", as the containers describe them" if configuration.containers else ""
+    undo = f"restore the former configuration and images{source}"
+    return {"revision": True, "no_way_back": "", "undo": undo}
+
+
+def _configuration(ctx: Context, docker: Engine, project: str, likely: Resolved | None) -> Resolved:
+    """The configuration of all containers of a project."""
     everything = members(docker, project)
     recorded = revisions.recorded_source(project, containers(docker, project)) or Source(project)
     known = revisions.former(ctx, Compose(ctx, docker), project, everything, recorded, likely)
     if known is not None and variables(known.config):
         known = None  # the variables may have other values now, or none: the containers have the files
-    return WayBack(known or reconstructed(docker, project, everything, recorded))
-
-
-def keep(
-    ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None = None
-) -> tuple[WayBack, dict[str, Any]]:
-    """The way back, stored for the undo; and the part of the step's `before` that describes it."""
-    way = find(ctx, docker, project, found, likely)
-    if way.configuration is not None and not ctx.dry_run:
-        revisions.save(ctx, "before", way.configuration)
-    if way.why_not:
-        ctx.log(f"no way back: {way.why_not}")
-    return way, {"revision": way.configuration is not None, "no_way_back": way.why_not}
+    return known or reconstructed(docker, project, everything, recorded)
 
 
 def note_running(ctx: Context, docker: Engine, project: str) -> None:

@@ -219,8 +219,8 @@ class NetworkInspect(ReadOnly[NetworkParams]):
 
     reads = "inspect network {name}"
 
-    def act(self, ctx: Context, params: NetworkParams, before: dict[str, Any]) -> Outcome:
-        return Outcome(changed=False, data=_network(engine().network(params.name), params.name))
+    def read(self, ctx: Context, params: NetworkParams) -> dict[str, Any]:
+        return _network(engine().network(params.name), params.name)
 
 
 def _volume(found: dict[str, Any] | None, name: str) -> dict[str, Any]:
@@ -318,5 +318,5 @@ class VolumeInspect(ReadOnly[VolumeParams]):
 
     reads = "inspect volume {name}"
 
-    def act(self, ctx: Context, params: VolumeParams, before: dict[str, Any]) -> Outcome:
-        return Outcome(changed=False, data=_volume(engine().volume(params.name), params.name))
+    def read(self, ctx: Context, params: VolumeParams) -> dict[str, Any]:
+        return _volume(engine().volume(params.name), params.name)

@@ -20,7 +20,7 @@ from longshore.orchestration.operations.docker.queries import (
 )
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine
-from longshore.tasks.implementation import Change, Context, NoUndo, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import Change, Context, NoUndo, Prediction, ReadOnly, implements
 from longshore.tasks.operations.docker.containers import COMPOSE_HASH, there
 from longshore.tasks.operations.docker.evidence import collect, reason_of
 from longshore.tasks.operations.docker.levels import HealthCheck
@@ -37,7 +37,7 @@ class List(ReadOnly[Any]):
 
     reads = "list containers"
 
-    def act(self, ctx: Context, params: ListParams, before: dict[str, Any]) -> Outcome:
+    def read(self, ctx: Context, params: ListParams) -> dict[str, Any]:
         labels = params.label | ({_PROJECT: params.project} if params.project else {})
         filters = {"label": [key if value is None else f"{key}={value}" for key, value in labels.items()]}
         if params.name:
@@ -61,7 +61,7 @@ class List(ReadOnly[Any]):
             }
             for row in rows
         ]
-        return Outcome(changed=False, data={"containers": found[: params.limit], "count": len(found)})
+        return {"containers": found[: params.limit], "count": len(found)}
 
 
 @implements(INSPECT)
@@ -70,10 +70,10 @@ class Inspect(ReadOnly[Any]):
 
     reads = "inspect container {container}"
 
-    def act(self, ctx: Context, params: InspectParams, before: dict[str, Any]) -> Outcome:
+    def read(self, ctx: Context, params: InspectParams) -> dict[str, Any]:
         raw = engine().raw(params.container)
         if raw is None:
-            return Outcome(changed=False, data={"exists": False})
+            return {"exists": False}
         container = Container.of(raw)
         full = raw | {"Config": {key: value for key, value in raw["Config"].items() if key != "Env"}}
         data = {
@@ -94,7 +94,7 @@ class Inspect(ReadOnly[Any]):
             "labels": container.labels,
             "networks": list(container.networks),
         }
-        return Outcome(changed=False, data=data | {"full": full})
+        return data | {"full": full}
 
 
 @implements(LOGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, StepTimeout, Transient
@@ -76,11 +77,18 @@ def fetch(
     return image
 
 
+def require_images(ctx: Context, docker: Engine, refs: Iterable[str], remedy: str, *, touched: bool = False) -> None:
+    """Raise an error for the first image that is not on the Docker host. `touched`: as in `fetch`."""
+    for ref in refs:
+        if docker.image_id(ref) is None:
+            raise unfit(ctx, f"image {ref} is not on the Docker host", remedy, touched=touched)
+
+
 @implements(PULL)
 class Pull(Named):
     """Pulls an image and reads the progress to its end: docker-py's own `pull` ignores a broken download."""
 
-    def act(self, ctx: Context, params: PullParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: PullParams, before: dict[str, Any]) -> Change:
         docker, was = engine(), before["image_id"]
         image = docker.image(params.image)
         kept = None
@@ -90,15 +98,19 @@ class Pull(Named):
                 f"image {params.image!r} is not on the Docker host, and policy is never",
                 "set policy: missing, or pull the image in an earlier step",
             )
-        if image is None or params.policy == "always":
+        if image is not None and params.policy != "always":
+            yield self._present(ctx, params, image)
+        else:
+            yield self._to_pull(ctx, docker, params, image)
             kept = keep(ctx, docker, was)
             try:
                 image = fetch(ctx, docker, params.image, login_of(params), params.platform)
             except Preflight:
                 release(ctx, docker, was)  # nothing was changed
                 raise
-        if params.platform is not None:
-            self._check(ctx, docker, params, image, was)
+        if wrong := _other_platform(params, image):  # an engine may silently pull an image of another platform
+            give_back(ctx, docker, params.image, was, image.id)
+            raise OperationError(wrong)
         changed = image.id != was
         if not changed and was is not None:
             release(ctx, docker, was)
@@ -106,18 +118,17 @@ class Pull(Named):
         data = {"image": params.image, "image_id": image.id, "before_id": was, "size": image.size, "kept_as": kept}
         return Outcome(changed=changed, data=data | {"digest": _digest_of(image, params.image)})
 
-    def predict(self, ctx: Context, params: PullParams) -> Prediction:
-        # Apart from `act`: only a dry run asks the registry first.
-        docker = engine()
-        image = docker.image(params.image)
+    @staticmethod
+    def _present(ctx: Context, params: PullParams, image: Image) -> Prediction:
+        if wrong := _other_platform(params, image):
+            return obstacle(ctx, wrong)
+        return Prediction(f"{params.image} is on the Docker host", changed=False)
+
+    @staticmethod
+    def _to_pull(ctx: Context, docker: Engine, params: PullParams, image: Image | None) -> Prediction:
         undo = f"move {params.image} back to {image.id[7:19]}" if image else f"remove the name {params.image}"
-        if image is None and params.policy == "never":
-            return obstacle(ctx, f"image {params.image!r} is not on the Docker host, and policy is never")
-        if image is not None and params.policy != "always":
-            if params.platform and [image.os, image.architecture] != params.platform.split("/")[:2]:
-                what = f"{params.image} is for {image.os}/{image.architecture}, not for {params.platform}"
-                return obstacle(ctx, what)
-            return Prediction(f"{params.image} is on the Docker host", changed=False)
+        if not ctx.dry_run:  # a step pulls without a question to the registry
+            return Prediction(f"would pull {params.image}", undo=undo)
         try:
             remote = docker.remote_digest(params.image, login=login_of(params))
         except NotThere as error:
@@ -132,14 +143,11 @@ class Pull(Named):
             return unchanged(ctx, f"{params.image} is up to date with its registry")
         return Prediction(f"would pull {params.image} ({remote[7:19]})", undo=undo)
 
-    @staticmethod
-    def _check(ctx: Context, docker: Engine, params: PullParams, image: Image, was: str | None) -> None:
-        """Verify the platform: an engine may silently pull an image of another one."""
-        wanted = str(params.platform).split("/")
-        if [image.os, image.architecture] == wanted[:2]:
-            return
-        give_back(ctx, docker, params.image, was, image.id)
-        raise OperationError(f"image {params.image} is for {image.os}/{image.architecture}, not for {params.platform}")
+
+def _other_platform(params: PullParams, image: Image) -> str:
+    if params.platform is None or [image.os, image.architecture] == params.platform.split("/")[:2]:
+        return ""
+    return f"image {params.image} is for {image.os}/{image.architecture}, not for {params.platform}"
 
 
 def _remote(docker: Engine, params: OfRegistry) -> str | None:
@@ -198,7 +206,7 @@ class Digest(ReadOnly[DigestParams]):
 
     reads = "query the registry for the digest of {image}"
 
-    def act(self, ctx: Context, params: DigestParams, before: dict[str, Any]) -> Outcome:
+    def read(self, ctx: Context, params: DigestParams) -> dict[str, Any]:
         docker = engine()
         try:
             remote = docker.remote_digest(params.image, login=login_of(params))
@@ -207,4 +215,4 @@ class Digest(ReadOnly[DigestParams]):
         image = docker.image(params.image)
         local = [text.partition("@")[2] for text in image.digests] if image else []
         data = {"image": params.image, "digest": remote, "local": local}
-        return Outcome(changed=False, data=data | {"stale": remote not in local if image else None})
+        return data | {"stale": remote not in local if image else None}

@@ -186,7 +186,9 @@ def worker_of(docker: Engine, ctx: Context, params: JobParams) -> Container | No
 
 
 def recall(docker: Engine, ctx: Context, params: JobParams) -> tuple[Container | None, Snapshot]:
-    """The run's worker and its snapshot, from its label or else from the run's record."""
+    """The run's worker and its snapshot, from its label or else from the run's record; in a dry run, a new snapshot."""
+    if ctx.dry_run:
+        return None, take(docker, params.stacks, params.containers)
     worker = worker_of(docker, ctx, params)
     if worker is not None and SNAPSHOT in worker.labels:
         return worker, Snapshot.of(json.loads(worker.labels[SNAPSHOT]))

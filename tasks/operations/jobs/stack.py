@@ -22,7 +22,7 @@ from longshore.orchestration.states import STEP_GOOD, StepState
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine, NotThere
-from longshore.tasks.implementation import Context, NoUndo, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import Change, Context, NoUndo, Outcome, Prediction, implements
 from longshore.tasks.operations.compose.cli import PROJECT, Compose
 from longshore.tasks.operations.compose.project import project_lock
 from longshore.tasks.operations.compose.reconstruction import Description, create_all
@@ -37,7 +37,6 @@ from longshore.tasks.operations.jobs.snapshot import (
     in_order,
     names,
     recall,
-    take,
     worker_of,
 )
 
@@ -100,9 +99,11 @@ def _order_text(levels: Iterable[list[ContainerSnapshot]]) -> str:
 class Stop(NoUndo[StopParams]):
     """Stops the containers. The job's start step repairs a partial stop."""
 
-    def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Change:
         docker = engine()
         worker, snapshot = recall(docker, ctx, params)
+        order = _order_text(reversed(in_order(snapshot.kept)))
+        yield Prediction(f"would stop {order}" if order else "none of these containers runs", changed=bool(order))
         if worker is None:
             raise OperationError("the job container was removed outside of this run: no container was stopped")
         if worker.started_at is not None and not worker.running:
@@ -113,19 +114,16 @@ class Stop(NoUndo[StopParams]):
         point("job.stopped")
         return Outcome(changed=bool(stopped), data={"stopped": stopped})
 
-    def predict(self, ctx: Context, params: StopParams) -> Prediction:
-        # Apart from `act`: no worker has the snapshot yet.
-        order = _order_text(reversed(in_order(take(engine(), params.stacks, params.containers).kept)))
-        return Prediction(f"would stop {order}" if order else "none of these containers runs", changed=bool(order))
-
 
 @implements(START)
 class Start(NoUndo[StartParams]):
     """Starts the containers of the snapshot. A failed start is reported and does not prevent the others."""
 
-    def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Change:
         docker = engine()
         _, snapshot = recall(docker, ctx, params)
+        order = _order_text(in_order(snapshot.kept))
+        yield Prediction(f"would start {order}" if order else "nothing to start", changed=bool(order))
         with lock_projects(ctx, docker, params, snapshot):
             worker = worker_of(docker, ctx, params)
             if worker is not None and worker.running:
@@ -143,11 +141,6 @@ class Start(NoUndo[StartParams]):
                 raise Transient(why, data=data)
             raise Unsuccessful(f"{len(stack.failed)} of {len(snapshot.kept)} containers not started: {why}", data=data)
         return Outcome(changed=bool(stack.started), data=data)
-
-    def predict(self, ctx: Context, params: StartParams) -> Prediction:
-        # Apart from `act`: no worker has the snapshot yet.
-        order = _order_text(in_order(take(engine(), params.stacks, params.containers).kept))
-        return Prediction(f"would start {order}" if order else "nothing to start", changed=bool(order))
 
 
 @dataclass
@@ -283,12 +276,13 @@ def _standings(ctx: Context, docker: Engine, snapshot: Snapshot) -> list[dict[st
 
 
 @implements(HEALTHY)
-class Healthy(ReadOnly[HealthyParams]):
+class Healthy(NoUndo[HealthyParams]):
     """Awaits the health of all containers, and reports the unhealthy ones."""
 
-    def act(self, ctx: Context, params: HealthyParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: HealthyParams, before: dict[str, Any]) -> Change:
         docker = engine()
         _, snapshot = recall(docker, ctx, params)
+        yield Prediction(f"would wait until these are healthy: {names(snapshot.kept)}", changed=False)
         down = wait_until_well(ctx, docker, list(snapshot.kept), params.timeout)
         data: dict[str, Any] = {
             "healthy": [one.name for one in snapshot.kept if one.name not in down and not one.ill],
@@ -306,9 +300,4 @@ class Healthy(ReadOnly[HealthyParams]):
         work = ctx.results["work"].status if "work" in ctx.results else StepState.CHANGED
         if work not in STEP_GOOD:
             data["standing"] = _standings(ctx, docker, snapshot)
-        return Outcome(changed=False, data=data)
-
-    def predict(self, ctx: Context, params: HealthyParams) -> Prediction:
-        # Apart from `act`: no worker has the snapshot yet.
-        kept = take(engine(), params.stacks, params.containers).kept
-        return Prediction(f"would wait until these are healthy: {names(kept)}", changed=False)
+        return data

@@ -25,6 +25,7 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine, seconds_of
 from longshore.tasks.host.file_lock import exclusive
 from longshore.tasks.implementation import Change, Context, NoUndo, Outcome, Prediction, implements, would_fail
+from longshore.tasks.operations.compose.reconstruction import Description
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.run import captured_output, data_of
 from longshore.tasks.operations.jobs import way_back
@@ -74,10 +75,9 @@ class Worker(NoUndo[WorkerParams]):
         with exclusive(f"job {docker.url} {ctx.run_id}", ctx.check):
             worker, made = worker_of(docker, ctx, params), False
             if worker is None:
-                self._check(docker, params)
                 _wait_for_others(docker, ctx, params)
-                snapshot = take(docker, params.stacks, params.containers)
-                way_back.keep(ctx, docker, params, way_back.require(docker, params, snapshot.kept))
+                snapshot, described = self._prepared(docker, params)
+                way_back.keep(ctx, docker, params, described)
                 point("job.snapped")
                 container = self._container(ctx, params, snapshot)
                 ours = get_settings().installation()
@@ -96,12 +96,10 @@ class Worker(NoUndo[WorkerParams]):
         return Outcome(changed=made, data={"id": worker.id, "name": worker.name, "snapshot": known})
 
     def predict(self, ctx: Context, params: WorkerParams) -> Prediction:
-        # Apart from `act`: no container of this run exists yet.
+        # Apart from `act`, which decides under a lock of the host, with the image that an earlier step pulls.
         docker = engine()
         try:
-            self._check(docker, params)
-            snapshot = take(docker, params.stacks, params.containers)
-            way_back.require(docker, params, snapshot.kept)
+            snapshot, _ = self._prepared(docker, params)
         except Preflight as error:
             return would_fail(str(error))
         mounts = "".join(f", with {mount.volume} at {mount.path} ({mount.mode})" for mount in params.mounts)
@@ -109,6 +107,12 @@ class Worker(NoUndo[WorkerParams]):
         for volume, others in in_use(docker, params, snapshot).items():
             what += f"; volume {volume} is also used by {others}, which would keep running"
         return Prediction(what)
+
+    def _prepared(self, docker: Engine, params: WorkerParams) -> tuple[Snapshot, list[Description]]:
+        """The running containers, and their descriptions. Raises Preflight where the job could not bring them back."""
+        self._check(docker, params)
+        snapshot = take(docker, params.stacks, params.containers)
+        return snapshot, way_back.require(docker, params, snapshot.kept)
 
     @staticmethod
     def _check(docker: Engine, params: WorkerParams) -> None:

@@ -10,7 +10,16 @@ from longshore.orchestration.stacks.inventory import RATE_LIMITED, Inventory, Re
 from longshore.orchestration.store.caches import STACK_CACHE, Caches, Entry, Found
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements, unchanged
+from longshore.tasks.implementation import (
+    Change,
+    Context,
+    Implementation,
+    NoUndo,
+    Outcome,
+    Prediction,
+    implements,
+    unchanged,
+)
 from longshore.tasks.operations.cache import joined, mine, summary
 from longshore.tasks.operations.stacks.inspect_host import HostInspection, rules_of
 
@@ -28,10 +37,10 @@ def _read(caches: Caches, found: Found) -> tuple[Inventory | None, str]:
 
 
 @implements(CHECK)
-class Check(ReadOnly[CheckParams]):
+class Check(NoUndo[CheckParams]):
     """Compares the cached inventory with the host."""
 
-    def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Change:
         caches = ctx.caches()
         found = caches.get(STACK_CACHE + ctx.host.name)
         seen, why = _read(caches, found)
@@ -44,12 +53,9 @@ class Check(ReadOnly[CheckParams]):
             why = why or (difference(trusted, now) if trusted else "")
             if params.state:
                 data["seen"] = now.as_json()
-        return Outcome(changed=False, data={"valid": not why, "reason": why or None} | data)
-
-    def predict(self, ctx: Context, params: CheckParams) -> Prediction:
-        data = self.act(ctx, params, {}).data
-        state = "is valid" if data["valid"] else f"needs a rebuild: {data['reason']}"
-        return Prediction(f"the cache {state}", changed=False, data=data)
+        data |= {"valid": not why, "reason": why or None}
+        yield Prediction(f"the cache {f'needs a rebuild: {why}' if why else 'is valid'}", changed=False, data=data)
+        return data
 
 
 @implements(REBUILD)
@@ -59,22 +65,27 @@ class Rebuild(Implementation[RebuildParams]):
     def before(self, ctx: Context, params: RebuildParams) -> dict[str, Any]:
         return {"generation": ctx.caches().get(STACK_CACHE + ctx.host.name).generation}
 
-    def act(self, ctx: Context, params: RebuildParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: RebuildParams, before: dict[str, Any]) -> Change:
         caches, name = ctx.caches(), STACK_CACHE + ctx.host.name
         requested_at = params.asked or caches.now()
         with ctx.lock(f"cache {name}", f"the cache of {ctx.host.name}"):
             found = caches.get(name)
             seen, why = _read(caches, found)
-            if seen is not None and mine(ctx, found):
-                return Outcome(changed=True, data=_summary(caches, name, found, before, seen, built=True))
-            if seen is not None and not why and _is_equivalent(seen, found, requested_at, params):
-                return Outcome(changed=False, data=_summary(caches, name, found, before, seen))
+            built = mine(ctx, found)
+            if seen is not None and (built or (not why and _is_equivalent(seen, found, requested_at, params))):
+                yield unchanged(ctx, "the cache is valid")
+                return Outcome(changed=built, data=_summary(caches, name, found, before, seen, built=built))
             trusted = None if why or params.fresh else seen
+            undo = "restore the previous generation" if found.entry else "remove the generation"
+            if trusted is None:
+                yield Prediction(f"would build the cache from scratch: {why or 'no generation is valid'}", undo=undo)
             began = caches.now()
-            remotes = _remotes(seen, fresh=params.fresh)
-            now = HostInspection(ctx, engine(), params, trusted, True, remotes, keep=True).look()
+            remotes, stores = _remotes(seen, fresh=params.fresh), not ctx.dry_run
+            now = HostInspection(ctx, engine(), params, trusted, stores, remotes, keep=stores).look()
             if trusted is not None:
                 why = difference(trusted, now)
+                action = f"would inspect the changes: {why}"
+                yield Prediction(action, undo=undo) if why else unchanged(ctx, "the cache is valid")
                 if not why and now.remotes == trusted.remotes:
                     return Outcome(changed=False, data=_summary(caches, name, found, before, trusted))
             entry = Entry(
@@ -86,20 +97,6 @@ class Rebuild(Implementation[RebuildParams]):
         why = why or ("a fresh build was requested" if params.fresh else "registries were queried")
         data = _summary(caches, name, Found(entry), before, now, built=True) | {"why": why}
         return Outcome(changed=True, data=data)
-
-    def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
-        # Apart from `act`: the step decides under the lock of the cache.
-        caches, name = ctx.caches(), STACK_CACHE + ctx.host.name
-        found = caches.get(name)
-        seen, why = _read(caches, found)
-        undo = "restore the previous generation" if found.entry else "remove the generation"
-        if params.fresh or why or seen is None:
-            return Prediction(f"would build the cache from scratch: {why or 'no generation is valid'}", undo=undo)
-        look = HostInspection(ctx, engine(), params, seen, False, _remotes(seen, fresh=False))
-        why = difference(seen, look.look())
-        if not why:
-            return unchanged(ctx, "the cache is valid")
-        return Prediction(f"would inspect the changes: {why}", undo=undo)
 
     def undo(self, ctx: Context, params: RebuildParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=ctx.caches().back(STACK_CACHE + ctx.host.name, ctx.op_id))

@@ -8,18 +8,18 @@ from typing import Any, Literal
 
 from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.stacks import RESTART, InspectParams, RestartParams, ServiceAction
-from longshore.orchestration.stacks.drift import Stale, stale_of
+from longshore.orchestration.stacks.drift import stale_of
 from longshore.orchestration.stacks.image_names import registry_of
 from longshore.orchestration.stacks.inventory import Replica, Service, inventory_of
 from longshore.orchestration.store.caches import STACK_CACHE
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Login
-from longshore.tasks.implementation import Context, Outcome, Prediction, implements, obstacle, unfit
+from longshore.tasks.implementation import Change, Context, Outcome, Prediction, implements
 from longshore.tasks.operations.compose import command_lines, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import members_of, project_lock, snapshot
-from longshore.tasks.operations.compose.rollout import Rollout, RolloutStep, difference, predicted
+from longshore.tasks.operations.compose.rollout import Rollout, RolloutStep, difference
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
@@ -30,8 +30,10 @@ from longshore.tasks.operations.compose.state import (
     stop_in_order,
 )
 from longshore.tasks.operations.docker.levels import levels
-from longshore.tasks.operations.docker.registry import fetch
+from longshore.tasks.operations.docker.registry import fetch, require_images
 from longshore.tasks.operations.stacks.inspect_host import HostInspection
+
+_REMEDY = "pull or build it first, or select with --registry"
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,21 @@ class Restart(RolloutStep[RestartParams]):
         before["todo"] = {name: wanted.model_dump() for name, wanted in found.todo.items()}
         if found.todo:
             before["refs"] |= {ref: docker.image_id(ref) for ref in map(found.target.image, found.todo)}
-            way, kept = way_back.keep(ctx, docker, params.project, found.was, found.target)
-            way.require(params.no_way_back)
-            before |= kept
+            before |= way_back.keep(ctx, docker, params.project, found.was, params.no_way_back, found.target)
+            unfetched = {name: wanted for name, wanted in found.todo.items() if not wanted.fetch}
+            require_images(ctx, docker, _images_of(found.target, unfetched), _REMEDY)
         return before
 
-    def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
+    def change(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Change:
         docker, project = engine(), params.project
         todo = {name: ServiceAction(**action) for name, action in before["todo"].items()}
         left = sorted(params.services.keys() - todo.keys())
         data: dict[str, Any] = {"project": project, "moved": before["moved"], "left": left, "services": {}}
         if not todo:
-            return Outcome(changed=False, data=data)
+            yield Prediction(f"project {project} has no drift", changed=False)
+            return data
+        listed = "; ".join(f"{name}: {one.do} ({', '.join(one.why)})" for name, one in sorted(todo.items()))
+        yield Prediction(f"would repair project {project}: {listed}", undo=before["undo"])
         with project_lock(ctx, docker, project), reported_on_failure(ctx, docker, project):
             source = _source(docker, project)
             target = Compose(ctx, docker).resolve(source, list(todo))
@@ -96,23 +101,6 @@ class Restart(RolloutStep[RestartParams]):
         data["services"] = {name: wanted.why for name, wanted in todo.items()}
         return Outcome(changed=fetched or any(what[k] for k in ("created", "recreated", "started")), data=data)
 
-    def predict(self, ctx: Context, params: RestartParams) -> Prediction:
-        # Apart from `act`: the step proves its way back before the journal.
-        docker = engine()
-        try:
-            found = self._inspect(ctx, docker, params)
-        except Preflight as error:
-            return obstacle(ctx, str(error))
-        if not found.todo:
-            return Prediction(f"project {params.project} has no drift", changed=False)
-        made = [name for name, one in found.todo.items() if not one.fetch and one.do != "restart"]
-        missing = [name for name in made if not docker.image_id(found.target.image(name))]
-        if missing:
-            return obstacle(ctx, f"image {found.target.image(missing[0])} is not on the Docker host")
-        listed = "; ".join(f"{name}: {one.do} ({', '.join(one.why)})" for name, one in sorted(found.todo.items()))
-        way = way_back.find(ctx, docker, params.project, found.was, found.target)
-        return predicted(ctx, params, way, f"would repair project {params.project}: {listed}")
-
     @staticmethod
     def _inspect(ctx: Context, docker: Engine, params: RestartParams) -> _Found:
         """Inspect the project again: if it has changed since the selection, the actions are derived anew."""
@@ -135,7 +123,8 @@ class Restart(RolloutStep[RestartParams]):
             if not moved or params.asked:
                 todo[name] = wanted
             elif name in stale:
-                todo[name] = wanted_of(stale[name], fetch=wanted.fetch)
+                one = stale[name]
+                todo[name] = ServiceAction(do=one.action, fetch=wanted.fetch, why=list(map(str, one.reasons)))
         if moved and params.index:
             repaired = sorted(params.services.keys() - todo.keys())
             ctx.log(f"project {params.project} has changed since the selection and was inspected again"
@@ -164,10 +153,7 @@ class Restart(RolloutStep[RestartParams]):
             login = params.registries.get(registry_of(ref))
             credentials = Login(login.username, login.password) if login else None
             fetch(ctx, docker, ref, credentials, touched=number > 0)
-        for name, wanted in todo.items():
-            if wanted.do != "restart" and docker.image_id(target.image(name)) is None:
-                remedy = "pull or build it first, or select with --registry"
-                raise unfit(ctx, f"image {target.image(name)} is not on the Docker host", remedy, touched=bool(refs))
+        require_images(ctx, docker, _images_of(target, todo), _REMEDY, touched=bool(refs))
         return any(docker.image_id(ref) != before["refs"].get(ref) for ref in refs)
 
     @staticmethod
@@ -202,19 +188,17 @@ class Restart(RolloutStep[RestartParams]):
         )
 
 
-def wanted_of(stale: Stale, *, fetch: bool | None = None) -> ServiceAction:
-    """The action that repairs the drift."""
-    return ServiceAction(
-        do=stale.action, fetch=stale.fetch if fetch is None else fetch, why=list(map(str, stale.reasons))
-    )
-
-
 def _source(docker: Engine, project: str) -> Source:
     found = revisions.recorded_source(project, containers(docker, project))
     if found is None:
         what = f"the labels of the containers of project {project} name no Compose files"
         raise Preflight(what, remedy="bring the project up again with compose.up.execute")
     return found
+
+
+def _images_of(target: Resolved, todo: dict[str, ServiceAction]) -> list[str]:
+    """The images of containers that are created anew."""
+    return [target.image(name) for name, wanted in todo.items() if wanted.do != "restart"]
 
 
 def _needs(target: Resolved, name: str) -> set[str]:

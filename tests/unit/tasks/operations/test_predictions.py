@@ -27,14 +27,29 @@ FAMILIES = (cache, docker, noop)
 
 #: Parameters by operation, for the objects of `world`; {home} is the folder of the test.
 CASES: dict[str, list[dict[str, Any]]] = {
+    "cache.check.get": [{"cache": "prices"}, {"cache": "nothing"}],
     "cache.invalidate.execute": [{"cache": "prices"}, {"cache": "nothing"}],
+    "cache.rebuild.execute": [
+        {"cache": "prices", "builder": "noop.execute"},
+        {"cache": "nothing", "builder": "noop.execute"},
+    ],
     "docker.build.execute": [{"image": "made:1", "context": "{home}"}],
     "docker.create.execute": [{"image": "shop:1", "name": "new"}],
+    "docker.digest.get": [{"image": "there:1"}],
+    "docker.exec.execute": [{"container": "web", "argv": ["true"]}],
     "docker.gc.execute": [{}],
     "docker.image-remove.execute": [{"image": "spare:1"}, {"image": "nothing:1"}],
+    "docker.inspect.get": [{"container": "web"}, {"container": "nothing"}],
+    "docker.list.get": [{}],
     "docker.logs.get": [{"container": "web"}],
     "docker.network-create.execute": [{"name": "fresh"}, {"name": "there"}],
+    "docker.network-inspect.get": [{"name": "there"}, {"name": "nothing"}],
     "docker.network-remove.execute": [{"name": "there"}, {"name": "nothing"}],
+    "docker.pull.execute": [
+        {"image": "there:1"},
+        {"image": "task:1", "policy": "missing"},
+        {"image": "shop:1", "policy": "always"},
+    ],
     "docker.push.execute": [{"image": "localhost/shop:1"}],
     "docker.remove.execute": [{"container": "idle"}, {"container": "web", "force": True}, {"container": "nothing"}],
     "docker.rename.execute": [{"container": "web", "name": "front"}, {"container": "web", "name": "web"}],
@@ -45,13 +60,16 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "docker.tag.execute": [{"image": "shop:1", "name": "shop:2"}, {"image": "shop:1", "name": "spare:1"}],
     "docker.update.execute": [{"container": "web", "memory": "64m"}, {"container": "web", "restart": "always"}],
     "docker.volume-create.execute": [{"name": "fresh"}, {"name": "there"}],
+    "docker.volume-inspect.get": [{"name": "there"}, {"name": "nothing"}],
     "docker.volume-remove.execute": [{"name": "there", "data_loss": True}, {"name": "nothing", "data_loss": True}],
     "docker.wait.get": [{"container": "web", "min_healthy_time": 0}],
+    "file.changed.get": [{"name": "old", "content": "text"}],
     "file.deploy.execute": [
         {"path": "{home}/new", "content": "text"},
         {"path": "{home}/Dockerfile", "content": "FROM scratch\n"},
         {"path": "{home}/Dockerfile", "content": "FROM shop\n", "mode": "0600"},
     ],
+    "file.status.get": [{"path": "{home}/Dockerfile"}],
     "file.undeploy.execute": [{"path": "{home}/Dockerfile"}, {"path": "{home}/nothing"}],
     "file.upload": [
         {"name": "new", "content": "text"},
@@ -59,6 +77,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"name": "old", "content": "other", "force": True},
     ],
     "noop.execute": [{}, {"changed": False}],
+    "network.dns.get": [{}],
     "network.dns.update": [{"servers": ["192.0.2.1"]}, {"servers": ["192.0.2.9"]}],
 }
 
@@ -71,6 +90,7 @@ class World:
         self.engine = MemoryEngine(exit_codes={"task:1": 0})
         for image in ("shop:1", "task:1", "localhost/shop:1", "spare:1"):
             self.engine.add_image(image)
+        self.engine.registry |= {"there:1": "sha256:there", "shop:1": "sha256:newer"}
         self.engine.run("web", "shop:1")
         self.engine.run("idle", "shop:1")
         self.engine.stop("idle")
