@@ -32,8 +32,8 @@ _METHOD = f"""\
 `--large` adds plans of 10,000 steps, and measurements with 5,000 and with 100,000 runs that wait for a concurrency key.
 
 The column *beside* has the figures of other systems, which the same `make bench` measures alternately with
-Longshore. *Share* is Longshore's figure divided by the figure of one other system: the system that the target names
-or, if no target names a system, the first system in *beside*.
+Longshore. In *Undo* and *Scale*, the column has another figure of Longshore. *Share* is Longshore's figure divided by
+one figure in *beside*: the figure that the target names or, if the target names none, the first one.
 
 Longshore and Celery each have a Redis server and a worker with {CONCURRENCY} processes (prefork). Redis writes
 neither an append-only file nor snapshots, except in the section *Rates with appendfsync always*.

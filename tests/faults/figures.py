@@ -18,8 +18,8 @@ the latest results of one test. `make help` shows how to repeat the faults of a 
 short form of the tests.
 
 The operations of the runs write each effect into a log outside of Redis. A report that contradicts this log, or a run
-that has not ended, is a *broken rule*. In tests with many runs, except for random plans, every third run fails on
-purpose and ends `undone`, as does a run with an unknown outcome.
+that has not ended, is a *broken rule*. Where a section has final states of many runs, except for random plans, every
+third run fails on purpose and ends `undone`. A run with a step of unknown outcome ends `undone`, too.
 
 """
 CRASHES = """\
@@ -52,7 +52,7 @@ def figures(folder: Path) -> str:
             crashes[kept["test"].partition("[")[2].rstrip("]")] = kept["figures"]
             continue
         if kept["test"].startswith("a crash of"):
-            crashes.update({point: {"a run that is held": what} for point, what in kept["figures"].items()})
+            crashes.update({point: {"a suspended or resumed run": what} for point, what in kept["figures"].items()})
             continue
         rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in kept["figures"].items())
         about = f"{kept['about']}\n\n" if kept["about"] else ""

@@ -195,7 +195,7 @@ class Chaos:
 def test_random_plans_outlive_lost_writes_sleeping_workers_and_clock_jumps(
     place: Installation, own_redis: servers.RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """A fault happens every two seconds."""
+    """A fault happens every two seconds. The test resumes runs that are `suspended` or `undo_failed`."""
     # given
     place.options["lease"] = "2s"
     for number in range(form.of(2, 4)):
@@ -224,7 +224,7 @@ def test_random_plans_outlive_lost_writes_sleeping_workers_and_clock_jumps(
     found = chaos.broken()
     figures("runs", chaos.begun)
     figures("final states", chaos.states())
-    figures("requests lost by Redis", chaos.lost)
+    figures("runs that Redis lost", chaos.lost)
     figures("runs resumed by the test", len(+chaos.resumed))
     moved = {"messages doubled": messages.doubled, "messages lost": messages.lost}
     moved["messages reordered"] = messages.shuffled

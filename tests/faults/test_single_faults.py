@@ -86,6 +86,7 @@ def test_a_step_longer_than_the_visibility_timeout_is_done_once(
 def test_redis_is_down_for_longer_than_leases(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Note
 ) -> None:
+    """Redis is killed while steps run, and starts again after the outage."""
     # given runs under way, among them steps that last longer than the outage
     lease, away = form.of((2.0, 4.0), (1.0, 60.0))  # other work of this machine's may keep a worker busy for a second
     place.options["lease"] = f"{lease:g}s"
@@ -123,7 +124,7 @@ def test_redis_is_down_for_longer_than_leases(
     repeated = [run.id for run in long if deeds(folder, run.id)["did", "work"] != 1]
     lost = [name for run in long for name in names(run, "lease_lost")]
     figures("Redis was down for", f"{away:g} s, {away / lease:g} leases")
-    figures("start of a run then", f"refused after {refusal:.1f} s: {str(refused.value)[:60]}…")
+    figures("start of a run during the outage", f"refused after {refusal:.1f} s: {str(refused.value)[:60]}…")
     figures("lost or repeated attempts", len(lost) + len(repeated))
     assert (repeated, lost) == ([], [])
     assert {run.report().exit_code for run in [*long, *short]} == {0}
@@ -167,7 +168,7 @@ def test_a_blocked_service_holds_fifty_runs_and_resumes_them_spread(
     came = [float(line.split()[0]) for line in lines(folder / "calls")][in_vain:]
     figures("states during the outage", dict(states))
     figures("calls during the outage", in_vain)
-    figures("calls that failed in the end", sum(run.report().step("call").status != "changed" for run in runs))
+    figures("runs whose call failed in the end", sum(run.report().step("call").status != "changed" for run in runs))
     figures("calls per half second after the return", "\n    " + "\n    ".join(histogram(came, 0.5)))
     # Not all at once: they fall into several spans, whatever the machine's speed is.
     assert len({int((moment - min(came)) / 0.25) for moment in came}) > 2
@@ -290,7 +291,7 @@ def _command_at_random(settings: dict[str, Any], plan: dict[str, Any], run_id: s
 def test_eight_processes_command_one_run_at_random(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
-    """For a minute, the processes start, cancel, resume and undo the run."""
+    """For a minute, the processes start, cancel, resume and undo the run. *refuse* counts the refused commands."""
     # given
     four_workers(place)
     folder = tmp_path / "deeds"
