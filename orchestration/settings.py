@@ -200,7 +200,7 @@ class Settings(BaseSettings):
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
 
     #: Name of this host. By default, the part after the @ in the node name of the worker: `web1` in `worker@web1`. This
-    #: part is the name of the machine unless the option `-n` or `--host` of the worker sets another one.
+    #: part is the name of the machine unless `longshore worker --host` or `celery worker -n` sets another one.
     host: str = ""
     #: Labels of this host, separated by commas: `role=web,group=web.dev.eu`. The target `role:web` of a step selects
     #: hosts with the label `role=web`.
@@ -217,9 +217,10 @@ class Settings(BaseSettings):
     sweep_interval: Duration = 1.0
     #: Time that a dispatched step waits for a worker. If no worker claims the step in this time, the step fails. The
     #: time also passes while all workers of its queue are busy with other runs. If a worker claims another step of the
-    #: same run, the time begins again.
+    #: same run, the time begins again; for a step that is bound to one host, only if this worker is on the host. On a
+    #: stopped host among several, [the time is shorter](hosts.md#missing-drained-and-lost-hosts).
     claim_timeout: Duration = 600.0
-    #: Time limit of an attempt at a step without a `timeout`.
+    #: Time limit of an attempt at a step without a `timeout`, except approvals, timers and child runs.
     step_timeout: Duration = 3600.0
     #: The most runs that may be admitted and not ended at the same time; further runs wait, in the order of their
     #: requests. No limit by default.
@@ -228,15 +229,15 @@ class Settings(BaseSettings):
     max_runs_per_plan: int | None = Field(default=None, ge=1)
     #: The most runs that may wait for their admission; the start of a further run is refused.
     max_queued: int = Field(default=10_000, ge=0)
-    #: Number of lost workers after which a step that can be repeated is not repeated again. The outcome of the step is
-    #: then [unknown](../concepts/unknown.md).
+    #: Number of lost attempts after which a step that can be repeated is not repeated again. The outcome of the step
+    #: is then [unknown](../concepts/unknown.md). A lost attempt has not renewed its lease.
     max_lost: int = Field(default=3, ge=1, le=1000)
     #: Time for which a run with `on_unknown: ask` waits for a person's decision about a step of unknown outcome. After
     #: this time, the step is `unknown` and counts as failed.
     ask_timeout: Duration = 86_400.0
-    #: Time after which one run may try a service whose breaker has opened. The same time passes before an operation is
-    #: called again that raised [`Delayed`](../concepts/recovery.md#services) without the argument `after`. Both times
-    #: vary at random by up to 20 %.
+    #: Time after which one run may try a service whose breaker has opened. The same time passes after an operation has
+    #: raised [`Delayed`](../concepts/recovery.md#services) without `after`, until the worker asks for the outcome. Both
+    #: times vary at random by up to 20 %.
     slow_retry: Duration = 30.0
     #: Time from the closing of a breaker until the runs that the breaker had suspended are due.
     fast_retry: Duration = 0.0
@@ -247,8 +248,8 @@ class Settings(BaseSettings):
     retention: Duration = 7 * 86_400.0
     #: Whether a new run waits (`queue`) or is refused (`refuse`) if its plan needs a service whose breaker is open.
     on_blocked: Literal["queue", "refuse"] = "queue"
-    #: Time limit of all compensations of a run together. After this time, running compensations continue, and all
-    #: others fail.
+    #: Time limit of all compensations of a run together, from the first one. After this time, running compensations
+    #: continue, and those that have not begun fail.
     undo_timeout: Duration = 3600.0
     #: Time after which Celery delivers an unacknowledged message again. Set a longer time than your longest step takes.
     #: With a shorter time, Celery delivers the messages of running steps again. Longshore refuses these messages, so

@@ -122,7 +122,7 @@ _EXIT_CODES = (
         "A run is `undone`, but its `always` step, which starts a service again, failed.",
     ),
     (
-        "130", "Ctrl-C ended the command; the run continues.",
+        "130", "Ctrl-C ended the command. The run continues, unless a second Ctrl-C has cancelled the run.",
         "`longshore run` and `longshore runs watch` were interrupted.",
     ),
 )  # fmt: skip
@@ -147,11 +147,11 @@ def exit_codes() -> str:
         " may still be running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and"
         " Redis has no record of the run.", "",
         "## Commands", "",
-        "Some exit codes of these commands have a more exact meaning. All others have the meaning of the first"
-        " table.", "",
+        "Some exit codes of these commands have a more exact meaning. Their other exit codes have the meaning of the"
+        " first table.", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
-        f"All other commands return 0, or the exit code of their error: {others}.", "",
+        f"All exit codes of the other commands have the meaning of the first table: {others}.", "",
         "## Errors", "",
         "The table lists the Python exceptions by exit code. The row *1 or 3* contains the errors of a run or of a"
         " step. Their exit code is 3 if an effect of the run remains or may remain, and otherwise 1.", "",

@@ -142,10 +142,10 @@ def operation(
     * `undo` – the operation that compensates this one; its parameters are taken by name from the recorded data, from
       `before`, and from the parameters of the step
     * `read_only` – the function changes nothing
-    * `idempotent` – a second call with the same `ctx.idempotency_key` has no further effect; after the loss of a worker
-      only such a step runs again
+    * `idempotent` – a second call with the same `ctx.idempotency_key` has no further effect; after the loss of a
+      worker, a step runs again only with `idempotent`, `read_only` or a `done` function
     * `retry_on` – exceptions that are retried, as `retry` configures, where neither step nor plan has a retry policy;
-      that of a step or a plan retries every error but `Permanent` and `Preflight`
+      that of a step or a plan retries every error but `Permanent`, `Preflight`, `InDoubt` and `StepCancelled`
     * `service` – the service that the function needs, with `{host}` for its host; after a `Blocked`, its breaker opens,
       and runs that need it wait
     * `secrets` – parameters that may contain `{{ secret('env:NAME') }}`; the function receives the value, and no

@@ -141,8 +141,9 @@ ERRORS: dict[str, ErrorText] = {
         "1",
         "A service that the plan needs is down, and LONGSHORE_ON_BLOCKED is `refuse`. Nothing was stored.",
         "The breaker of the service is open: a call found that the service was down, and no later call has succeeded.",
-        "Repair the service. Its breaker closes after the first successful call of a run. `longshore breaker ls` "
-        "prints the open breakers, and `longshore breaker reset SERVICE` closes one at once.",
+        "Repair the service. Its breaker closes after the first successful call of a suspended run. `longshore "
+        "breaker ls` prints the number of these runs. Without one, close the breaker: `longshore breaker reset "
+        "SERVICE`.",
     ),
     "run-lost": ErrorText(
         "1",
@@ -155,7 +156,7 @@ ERRORS: dict[str, ErrorText] = {
     "run-failed": ErrorText(
         "1 or 3",
         "The run has ended without success, and its report is complete.",
-        "A step failed, the run was cancelled, or its deadline has passed.",
+        "A step failed, the run was cancelled, or the `timeout` of the run has passed.",
         "`longshore runs show RUN` prints each step with its error. `longshore runs logs RUN STEP` prints the output "
         "of a step.",
     ),
@@ -217,10 +218,11 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "transient": ErrorText(
         _STEP,
-        "An operation met a temporary error. The step is retried, and fails after the last attempt.",
+        "An operation met a temporary error. Most operations are retried, `command.*` and `file.*` only with `retry`. "
+        "The step fails after the last attempt.",
         "An engine is busy, a registry is unreachable, or a connection broke.",
-        "Wait for the retries. If the error lasts longer than the retries, raise `attempts` and `initial` of `retry` "
-        "in the plan.",
+        "Wait for the retries. If the error lasts longer than the retries, set higher `attempts` and `initial` in "
+        "`retry` of the step.",
     ),
     "permanent": ErrorText(
         _STEP,
@@ -239,8 +241,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "delayed": ErrorText(
         _STEP,
-        "The effect has begun, and its outcome is not known yet. The worker calls the operation again and again, until "
-        "the outcome is known or the `timeout` of the step has passed.",
+        "The effect has begun, and its outcome is not known yet. The worker calls the operation, or its `done` "
+        "function, again and again. If the `timeout` of the step passes first, the step ends `unknown`.",
         "The service has accepted a request that it completes later.",
         "Wait, or raise the `timeout` of the step if the service needs longer.",
     ),

@@ -43,8 +43,14 @@ _FLOWER_PORT = 5555
     help="Name of the worker, unique on its host.",
     show_default=True,
 )
-@click.option("--host", metavar="HOST", help="Name of this host. Default: the host name of the machine.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label of this host; repeatable.")
+@click.option("--host", metavar="HOST", help="Name of this host. Default: LONGSHORE_HOST, else that of the machine.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Label of this host, instead of LONGSHORE_LABELS; repeatable.",
+)
 @click.option("--loglevel", default="INFO", show_default=True, help="Log level.")
 @global_options
 def worker(

@@ -99,8 +99,8 @@ def _report_or_none(run: Run) -> Report | None:
 def show(run: str) -> None:
     """Print the report of RUN, with the outcome of each step.
 
-    Exit codes: 0: succeeded or not ended; 1: failed and undone, or cancelled; 2: unknown run; 3: an effect remains or
-    may remain.
+    Exit codes: 0: succeeded or not ended; 1: failed, cancelled or undone, and no effect remains; 2: unknown run; 3: an
+    effect remains or may remain.
     """
     options = current_options()
     found = client().get(run)
@@ -274,8 +274,8 @@ def resolve(run: str, step: str, note: str, **flags: bool) -> None:
     --undone and --abandon.
 
     A run that waits for this decision continues after --done and --skip. After --undone and --abandon, the step counts
-    as failed, and the other steps are undone, unless the plan keeps changes. A run that has ended continues only after
-    `longshore runs resume`.
+    as failed: unless the plan has `on_failure: keep` or `on_error: continue`, the other steps are undone. A run that
+    has ended continues only after `longshore runs resume`.
 
     Exit codes: 0: recorded; 1: refused, or no worker has answered in 30 seconds (the command is kept); 2: wrong
     usage or an unknown run or step.

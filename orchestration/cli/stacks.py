@@ -164,8 +164,7 @@ def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     """Inspect each host again, and replace the cached inventory.
 
     Use the command if the cached inventory seems wrong: the inspection uses no cached data. If the inspection fails,
-    the earlier inventory of the host remains. Without --force, the command asks for confirmation, and reads the answer,
-    y or N, from stdin.
+    the earlier inventory of the host remains. Without --force, the command reads a confirmation, y or N, from stdin.
 
     Exit codes: 0: rebuilt; 1: no host was rebuilt, or the answer was not y; 2: wrong usage; 3: some hosts failed.
     """

@@ -147,7 +147,7 @@ class Scheduled(BaseModel):
     missed: Missed = Field(
         "once",
         description="If planned times passed while no worker or beat was running, runs start later for none of them "
-        "(skip), for the latest one (once), or for the latest hundred (all)",
+        "(skip), for the latest one (once), or for each of the latest hundred (all)",
     )
 
     @model_validator(mode="after")

@@ -106,7 +106,7 @@ class Replacing(RolloutParams, ProjectParams):
 class UpParams(Replacing):
     """Images are not built, and are pulled as `pull` sets, before any container is stopped.
 
-    The step fails if a service is not healthy by `healthy_deadline`.
+    The step fails if a service is not healthy within `healthy_deadline`.
     """
 
     pull: Literal["never", "missing", "always"] = Field("never", description="missing: images that the host lacks")

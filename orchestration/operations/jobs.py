@@ -44,7 +44,7 @@ class JobMount(Params):
 
 
 class WorkerParams(JobParams):
-    """The job container is not started. A label of the job container lists the containers that run now."""
+    """The job container is not started. Its label lists the containers that run at this time."""
 
     image: str = Field(min_length=1, description="An image on the host")
     command: list[Text] = Field([], description="By default the image's own")
@@ -163,7 +163,7 @@ WORKER = _job(
     "worker.execute",
     WorkerParams,
     WorkerResult,
-    "Create a job container, which records the running containers",
+    "Create a job container, and record the running containers",
     About(
         changed="the container was created",
         undo="none: the job's last step removes the container",

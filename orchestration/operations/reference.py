@@ -194,16 +194,16 @@ _LINES = (
     "| changed | when the step is `changed`; otherwise, it is `unchanged` |",
     "| undo | the [compensation](../concepts/compensation.md) of the step. After a *partial* undo, a part of the effect"
     " remains |",
-    "| second attempt | the further attempt at a step, after a retry, a lost worker or a repeated message |",
+    "| second attempt | a further attempt at the step, after an error or a lost attempt |",
     "| dry run | the answer of `--dry-run` |",
     "| attempts | the number of attempts, and the errors after which another one follows. A *temporary* error is, for"
-    " example, an unreachable Docker engine. The field `retry` of a step or plan sets other numbers"
-    " ([Retries](../concepts/plan-language.md#retries)) |",
+    " example, an unreachable Docker engine. The field `retry` of a step or plan sets other numbers,"
+    " and adds errors ([Retries](../concepts/plan-language.md#retries)) |",
     "| effect | the place of the effect. *Fenced*: a [receipt](../concepts/leases.md#receipt) on the host keeps a lost"
     " attempt from acting after a later one |",
     "",
-    "A `read_only` operation is never changed, and has no undo and no effect. Unless its entry says otherwise, a second"
-    " attempt reads again, and a dry run names the object that the step would read.",
+    "A step with a `read_only` operation is never `changed`, and has no undo and no effect. Unless its entry says"
+    " otherwise, a second attempt reads again, and a dry run names the object that the step would read.",
 )  # fmt: skip
 
 

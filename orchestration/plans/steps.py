@@ -228,7 +228,9 @@ class Step(_Model):
         description="The `on_error` of this step. By default, the `on_error` of the plan",
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Time limit of each attempt at the step. The default is LONGSHORE_STEP_TIMEOUT (1h)"
+        None,
+        description="Time limit of each attempt at the step, and of the wait for an outcome after `Delayed`. The "
+        "default is LONGSHORE_STEP_TIMEOUT (1h), except for approvals, timers and child runs",
     )
     undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
         None, description="The undo of the step. By default, the undo of the operation; `none`: the step has no undo"

@@ -95,7 +95,7 @@ class TagResult(Result):
 
 
 class ImageRemoveParams(Params):
-    """The step removes a tag. An image without another tag keeps a backup tag until `longshore gc`."""
+    """The step removes one tag. An image without another tag keeps a backup tag, which `longshore gc` removes."""
 
     image: Ref
     force: bool = Field(default=False, description="Remove the tag even if containers use the image")

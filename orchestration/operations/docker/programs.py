@@ -28,7 +28,7 @@ class RunParams(CreateParams):
     """The step waits for the end of the container, at most for the timeout of the step.
 
     The exited container stays until the end of the run, so that a second attempt finds the container, and does not run
-    another one. `docker inspect` shows `env`, but not `files`.
+    another one. Pass secrets in `files`: `docker inspect` shows the values of `env`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
