@@ -134,7 +134,9 @@ def exit_codes() -> str:
     own = {name: text for name, command in leaves.items() if (text := _exit_codes_in(command))}
     others = ", ".join(f"`{name}`" for name in leaves if name not in own)
     lines = [
-        "# Exit codes", "", "Every command ends with the exit code 0, 1, 2, 3 or 130.", "",
+        "# Exit codes", "",
+        "Every command ends with the exit code 0, 1, 2, 3 or 130. Only `longshore worker`, `longshore beat` and"
+        " `longshore flower` can also end with another exit code of Celery.", "",
         "| code | meaning | examples |", "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
         "`left_over` lists effects that remain, and `in_doubt` lists effects that may remain"

@@ -9,12 +9,12 @@ local state, epoch, lost, doubts = unpack(redis.call('HMGET', run, 'state', 'epo
 if not state
     -- guard: a reopened run is not settled by an older decision
     or (epoch or '0') ~= ARGV[1]
-    -- guard: an attempt that was lost meanwhile is not taken for fenced
+    -- guard: an attempt that was lost meanwhile does not count as fenced
     or (lost or '0') ~= ARGV[2] then
   return 0
 end
 redis.call('HSET', run, 'fenced', ARGV[2])
--- guard: receipts of lost attempts only are not all; without it: true
+-- guard: the receipts of lost attempts alone are not a full comparison; without it: true
 if ARGV[3] == '1' then
   redis.call('HSET', run, 'compared', ARGV[1])
 end

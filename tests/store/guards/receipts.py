@@ -110,7 +110,7 @@ def a_reopened_run_is_not_settled_by_an_older_decision(stored: StoredRun) -> Non
 
 
 @scenario
-def an_attempt_that_was_lost_meanwhile_is_not_taken_for_fenced(stored: StoredRun) -> None:
+def an_attempt_that_was_lost_meanwhile_does_not_count_as_fenced(stored: StoredRun) -> None:
     aborting(stored)
     seen = replace(stored.record(), lost=0)
     with stored.unchanged():
@@ -118,7 +118,7 @@ def an_attempt_that_was_lost_meanwhile_is_not_taken_for_fenced(stored: StoredRun
 
 
 @scenario
-def receipts_of_lost_attempts_only_are_not_all(stored: StoredRun) -> None:
+def the_receipts_of_lost_attempts_alone_are_not_a_full_comparison(stored: StoredRun) -> None:
     aborting(stored)
     assert stored.store.settle(stored.run_id, stored.record(), [], ending=False)
     assert (stored.record().fenced, stored.record().compared) == (1, False)
