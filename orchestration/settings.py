@@ -223,11 +223,11 @@ class Settings(BaseSettings):
     #: Time limit of an attempt at a step without a `timeout`, except approvals, timers and child runs.
     step_timeout: Duration = 3600.0
     #: The most runs that may be admitted and not ended at the same time; further runs wait, in the order of their
-    #: requests. No limit by default.
+    #: requests. Child runs do not count. An ended run that is resumed or undone does not wait. No limit by default.
     max_runs: int | None = Field(default=None, ge=1)
-    #: The most runs of one plan that may be admitted and not ended at the same time. No limit by default.
+    #: The same limit for the runs of one plan. No limit by default.
     max_runs_per_plan: int | None = Field(default=None, ge=1)
-    #: The most runs that may wait for their admission; the start of a further run is refused.
+    #: The most runs that may wait for their admission. The start of a further run is refused.
     max_queued: int = Field(default=10_000, ge=0)
     #: Number of lost attempts after which a step that can be repeated is not repeated again. The outcome of the step
     #: is then [unknown](../concepts/unknown.md). A lost attempt has not renewed its lease.

@@ -38,7 +38,7 @@ OnUnknown = Literal["fail", "ask"]
 
 
 class Concurrency(_Model):
-    """A limit on the runs with the same key, of one plan or of several. At the limit, no further run is admitted."""
+    """A limit on the runs with the same key, of one plan or of several. At the limit, no new run is admitted."""
 
     key: str = Field(min_length=1, description="The key; may use `params`, such as deploy-{{ params.app }}")
     limit: Annotated[int, Field(ge=1)] = Field(
