@@ -230,7 +230,7 @@ class Settings(BaseSettings):
     #: The most runs that may wait for their admission. The start of a further run is refused.
     max_queued: int = Field(default=10_000, ge=0)
     #: Number of lost attempts after which a step that can be repeated is not repeated again. The outcome of the step
-    #: is then [unknown](../concepts/unknown.md). A lost attempt has not renewed its lease.
+    #: is then [unknown](../concepts/unknown.md): the step ends `unknown`, or waits for a person (`on_unknown: ask`).
     max_lost: int = Field(default=3, ge=1, le=1000)
     #: Time for which a run with `on_unknown: ask` waits for a person's decision about a step of unknown outcome. After
     #: this time, the step is `unknown` and counts as failed.

@@ -241,14 +241,15 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "delayed": ErrorText(
         _STEP,
-        "The effect has begun, and its outcome is not known yet. The worker calls the operation, or its `done` "
-        "function, again and again. If the `timeout` of the step passes first, the step ends `unknown`.",
+        "The effect has begun, and its outcome is not known yet. The worker calls the operation again and again, "
+        "its `done` function first. If the `timeout` of the step passes without an outcome, the step ends `unknown`.",
         "The service has accepted a request that it completes later.",
         "Wait, or raise the `timeout` of the step if the service needs longer.",
     ),
     "in-doubt": ErrorText(
         _STEP,
-        "The effect of the step may have happened and cannot be verified. The step ends `unknown`.",
+        "The effect of the step may have happened and cannot be verified. The step ends `unknown`, or waits for a person "
+        "if the plan has `on_unknown: ask`.",
         "A worker or a connection was lost after the step had begun to act, and a second attempt could double the "
         "effect.",
         "Find out on the host or service whether the effect exists. Then record the outcome: `longshore runs resolve "

@@ -100,8 +100,8 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
     """Check that the cached inventory matches the hosts.
 
     The inventory is stored in Redis, and lists the Compose stacks of each host with their containers, files and images.
-    The command changes nothing. If the inventory is not valid, `longshore select`, `restart` and `orchestrate` rebuild
-    the inventory first. To find services that need a restart, use `longshore select`.
+    The command changes nothing. `longshore orchestrate` rebuilds an inventory that is not valid; `select` and `restart`
+    rebuild only a missing, expired or unreadable one. To find services that need a restart, use `longshore select`.
 
     Exit codes: 0: the inventory is valid; 1: it needs a rebuild; 2: a host could not be checked, or wrong usage.
     """
