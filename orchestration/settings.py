@@ -215,10 +215,10 @@ class Settings(BaseSettings):
     #: Interval of the sweep, in which each worker searches for due runs, lost messages and expired leases. A delayed
     #: retry begins up to this time late.
     sweep_interval: Duration = 1.0
-    #: Time that a dispatched step waits for a worker. If no worker claims the step in this time, the step fails. The
-    #: time also passes while all workers of its queue are busy with other runs. If a worker claims another step of the
-    #: same run, the time begins again; for a step that is bound to one host, only if this worker is on the host. On a
-    #: stopped host among several, [the time is shorter](hosts.md#missing-drained-and-lost-hosts).
+    #: Time after which a dispatched step fails if no worker claims the step. The time also passes while all workers of
+    #: its queue are busy with other runs. If a worker claims another step of the same run, the time begins again; for a
+    #: step that is bound to one host, only if this worker is on the host. On a stopped host among several, [the time is
+    #: shorter](hosts.md#missing-drained-and-lost-hosts).
     claim_timeout: Duration = 600.0
     #: Time limit of an attempt at a step without a `timeout`, except approvals, timers and child runs.
     step_timeout: Duration = 3600.0
@@ -229,8 +229,8 @@ class Settings(BaseSettings):
     max_runs_per_plan: int | None = Field(default=None, ge=1)
     #: The most runs that may wait for their admission. The start of a further run is refused.
     max_queued: int = Field(default=10_000, ge=0)
-    #: Number of lost attempts after which a step that can be repeated is not repeated again. The outcome of the step
-    #: is then [unknown](../concepts/unknown.md): the step ends `unknown`, or waits for a person (`on_unknown: ask`).
+    #: Number of lost attempts after which a step that can be repeated is not repeated again. The step then ends
+    #: [unknown](../concepts/unknown.md), or waits for a person (`on_unknown: ask`).
     max_lost: int = Field(default=3, ge=1, le=1000)
     #: Time for which a run with `on_unknown: ask` waits for a person's decision about a step of unknown outcome. After
     #: this time, the step is `unknown` and counts as failed.

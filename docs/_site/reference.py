@@ -149,11 +149,10 @@ def exit_codes() -> str:
         " may still be running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and"
         " Redis has no record of the run.", "",
         "## Commands", "",
-        "Some exit codes of these commands have a more exact meaning. Their other exit codes have the meaning of the"
-        " first table.", "",
+        "The table lists exit codes with a more exact meaning. All others have the meaning of the first table.", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
-        f"All exit codes of the other commands have the meaning of the first table: {others}.", "",
+        f"Commands without such exit codes: {others}.", "",
         "## Errors", "",
         "The table lists the Python exceptions by exit code. The row *1 or 3* contains the errors of a run or of a"
         " step. Their exit code is 3 if an effect of the run remains or may remain, and otherwise 1.", "",

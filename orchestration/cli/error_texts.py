@@ -248,8 +248,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "in-doubt": ErrorText(
         _STEP,
-        "The effect of the step may have happened and cannot be verified. The step ends `unknown`, or waits for a person "
-        "if the plan has `on_unknown: ask`.",
+        "The effect of the step may have happened and cannot be verified. The step ends `unknown`, or waits for a "
+        "person if the plan has `on_unknown: ask`.",
         "A worker or a connection was lost after the step had begun to act, and a second attempt could double the "
         "effect.",
         "Find out on the host or service whether the effect exists. Then record the outcome: `longshore runs resolve "
