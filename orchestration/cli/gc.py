@@ -31,8 +31,8 @@ def gc(older_than: str | None, host: str, every_run: bool) -> None:
     """Delete backups that no undo needs any more.
 
     On each host, the command deletes backups of runs whose records were deleted: image tags, replaced containers, saved
-    configurations of stacks, and receipts (files about attempts). Workers do so by themselves once an hour; the command
-    does so at once, or with other options. After a loss of Redis, restore Redis first: all
+    configurations of stacks, and receipts (files about attempts). Workers with a Docker engine do so once an hour; the
+    command does so at once, or with other options. After a loss of Redis, restore Redis first: all
     runs that Redis does not have count as deleted.
     """
     params: dict[str, object] = {"every_run": True} if every_run else {}

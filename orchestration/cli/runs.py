@@ -99,8 +99,8 @@ def _report_or_none(run: Run) -> Report | None:
 def show(run: str) -> None:
     """Print the report of RUN, with the outcome of each step.
 
-    Exit codes: 0: succeeded or not ended; 1: failed, cancelled or undone, and no effect remains; 2: unknown run; 3: an
-    effect remains or may remain.
+    Exit codes: 0: succeeded or not ended; 1: no success and no remaining effect; 2: unknown run; 3: an effect
+    remains or may remain.
     """
     options = current_options()
     found = client().get(run)
@@ -122,7 +122,7 @@ def watch(run: str) -> None:
 
     Ctrl-C stops watching, and the run continues; a second Ctrl-C within two seconds cancels the run.
 
-    Exit codes: 0: succeeded; 1: failed and undone, cancelled, or Redis does not answer (the run may continue); 2:
+    Exit codes: 0: succeeded; 1: no success and no remaining effect, or Redis does not answer (the run may continue); 2:
     unknown run; 3: an effect remains or may remain; 130: interrupted by Ctrl-C.
     """
     exit_with(watch_to_end(client().get(run)))
@@ -214,7 +214,7 @@ def resume(run: str, reason: str, detach: bool) -> None:
     """Resume RUN after a suspension, a failure or a failed undo.
 
     A suspended run continues. If the run waits for a decision, use `longshore runs resolve` instead. A failed or
-    partial run, or a run that was cancelled before it began, continues with the first step that has not succeeded. A
+    partial run, or a run that was cancelled before it began, continues with all steps that have not succeeded. A
     failed undo is retried. A run that was undone, also by `longshore runs cancel`, cannot be resumed.
 
     Exit codes: the same as `longshore run`, or 1 if the resume is refused or no worker has answered in 30 seconds (the

@@ -26,9 +26,9 @@ def schedules_group() -> None:
 def ls() -> None:
     """List all schedules, with plan, times and next start.
 
-    Schedules come from the settings file, from plans in the folders of LONGSHORE_PLANS, from jobs, and from other
-    beats. NEXT is empty for the last two; `longshore job ls` prints the next start of a job. All planned starts up to
-    DONE UNTIL were started or skipped. If DONE UNTIL stays empty, no worker knows the schedule.
+    Schedules come from the settings file, from plans in the folders of LONGSHORE_PLANS, from jobs, and from beats with
+    other settings. For jobs and such beats, NEXT is empty; `longshore job ls` prints the next start of a job. All
+    planned starts up to DONE UNTIL were started or skipped. If DONE UNTIL stays empty, no worker knows the schedule.
 
     """
     options, listing = current_options(), Schedules(client()).list()

@@ -222,8 +222,8 @@ def select(
 
     A service is stale if its containers are missing or unhealthy, or differ from its Compose files, mounted files or
     images. Containers that a person has stopped are left alone, and projects without containers are ignored. The list
-    names the reasons. First, the command rebuilds the cached inventory of each host without a valid one (with
-    --registry, of each host; with --dry-run, of no host).
+    names the reasons. First, the command rebuilds each cached inventory that is missing, expired or unreadable (with
+    --registry, each; with --dry-run, none), and compares it with its host.
 
     Exit codes: 0: all hosts inspected; 2: wrong usage, or no host inspected; 3: some hosts or projects not inspected.
     """
@@ -298,12 +298,12 @@ def restart(
 
     Without NAME, the command first waits for other runs that restart services on the hosts, and then restarts the
     services that `longshore select` lists. NAME is PROJECT/SERVICE, a service or a project; HOST:NAME selects one host.
-    A named service is restarted even if it is not stale, and of a named project the running and the stale services. If
-    NAME is -, the command reads names from stdin, one per line. Newer images that --registry has found, also in an
-    earlier command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+    A named service is restarted even if it is not stale. Of a named project, the running and the stale services are
+    restarted. If NAME is -, the command reads names from stdin, one per line. Newer images that --registry has found,
+    also in an earlier command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
     Exit codes: 0: all up to date; 1: failed without a remaining change, or Redis does not answer (the run may
-    continue); 2: wrong usage; 3: some are not up to date.
+    continue); 2: wrong usage; 3: some are not up to date or could not be inspected.
     """
     requested = _read_names(names)
     rollout = _rollout_from(rollout_options)

@@ -98,7 +98,8 @@ class ServiceAction(Params):
 
 
 class RestartParams(RolloutParams, StackParams):
-    """Dependencies come first. No other service is touched, except those that share a namespace with a given one.
+    """Dependencies come first. No other service is touched, except those that share a network, IPC or PID namespace
+    with a given one.
 
     If the project has changed since the selection, the step inspects the project again, and leaves out services that
     are no longer stale.
