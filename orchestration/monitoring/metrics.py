@@ -41,7 +41,7 @@ _COUNTERS = (
     ),
 )
 _HISTOGRAMS = (
-    ("run_s", "longshore_run_duration_seconds", "Time from the admission of a run to its end", "plan"),
+    ("run_s", "longshore_run_duration_seconds", "Time from the start of the first level of a run to its end", "plan"),
     ("step_s", "longshore_step_duration_seconds", "Time from the first claim of a step to its outcome", "op"),
 )
 
@@ -75,7 +75,9 @@ class Collector:
 
     @staticmethod
     def _live(totals: Totals) -> Metric:
-        live = GaugeMetricFamily("longshore_runs_live", "Runs that have not ended", labels=["plan", "state"])
+        live = GaugeMetricFamily(
+            "longshore_runs_live", "Runs that have not ended; a scrape reads at most 1,000", labels=["plan", "state"]
+        )
         for (plan, state), count in sorted(totals.live.items()):
             live.add_metric([plan, state], count)
         return live
@@ -111,7 +113,7 @@ class Collector:
         store = self._store
         breakers = GaugeMetricFamily(
             "longshore_breaker_open",
-            "1 for each service whose breaker is open: no attempt calls the service",
+            "1 for each open breaker, of a service that is down, or of a job that has failed three times in a row",
             labels=["service"],
         )
         for breaker in Breakers(store).open():
