@@ -78,11 +78,11 @@ def kind_of(event: Event) -> Kind | None:
             return "undo_failed"
         case "run_ended" if event.fields.get("state") in _BAD and event.fields.get("cause") != Cause.CANCEL:
             return "failed"
-        case "step_waiting" | "item_waiting" if event.fields.get("for") == "an approval":
+        case "step_waiting" | "item_waiting" if event.fields.get("for", "").startswith("an approval"):
             return "approval_wanted"
         case "run_suspended" if event.fields.get("for") == "unknown":
             return "approval_wanted"
-        case "run_suspended" if event.fields.get("for", "").startswith("service"):
+        case "run_suspended" if event.fields.get("for") == "breaker":
             return "breaker_open"
         case "breaker_opened":
             return "breaker_open"

@@ -297,7 +297,9 @@ class Coordinator:
     def _end(self, run_id: str, loaded: Loaded, found: RunSnapshot, state: RunState, *, rests: bool) -> None:
         """Perform everything that follows the end of a run; each part may be repeated. `rests`: the run needs none."""
         point("advance.ended")
-        self._note_job(run_id, loaded, found.now)
+        if loaded.plan.plan.labels.get(JOB_LABEL):
+            self._note_job(run_id, loaded, found.now)
+            self.forwarder.tell(run_id, loaded.plan)  # the result may have opened the breaker of the job
         if self.task_events.wanted:
             self.task_events.root_ended(run_id, loaded.plan.plan.name, state, self.store.fields(run_id))
         if rests:
@@ -307,8 +309,6 @@ class Coordinator:
 
     def _note_job(self, run_id: str, loaded: Loaded, now: int) -> None:
         """Record the result of a job: three failures in a row hold its schedule."""
-        if not loaded.plan.plan.labels.get(JOB_LABEL):
-            return
         run, steps = self.store.everything(run_id)
         job = report.build(run_id, loaded.plan, run, steps, now).job
         if job is not None and job.result is not None:

@@ -194,7 +194,7 @@ def test_a_failure_an_approval_and_a_failed_undo_are_told_of(
     assert "no such table" in told["message"]
 
     plan = Plan("asks")
-    plan.step("ask", "approval.wait.execute").timeout(60)
+    plan.step("ask", "approval.wait.execute", message="is the backup there?").timeout(60)
     asks = client.start(plan)
     (told,) = wait_for("a notice", lambda: listener.notices(asks.id))
     assert (told["kind"], told["step"]) == ("approval_wanted", "ask")
