@@ -159,20 +159,22 @@ class Settings(BaseSettings):
     keys: str = ""
     #: Whether a plan with a plaintext password or token is refused or allowed.
     clear_secrets: Literal["refuse", "allow"] = "refuse"
-    #: The largest size of a plan with its parameters and files, in bytes.
+    #: The largest size of a plan with its parameters, its child plans and the local files that its steps name as
+    #: `source`, in bytes.
     max_plan: int = Field(default=MAX_PLAN_BYTES, ge=1024, le=MAX_PLAN_BYTES)
 
     #: URL of the Docker engine of a worker: unix://, tcp:// or ssh://. The default is the value of DOCKER_HOST, or the
     #: engine of the current Docker context if DOCKER_HOST is not set.
     docker_host: str = ""
-    #: Folders in which operations may read, write and run commands, separated by `:`. Symbolic links that lead out of
-    #: these folders are refused. By default, all folders are allowed.
+    #: Folders in which operations may read and write, and which may be the working folder of a program, separated by
+    #: `:`. Symbolic links that lead out of these folders are refused. By default, all folders are allowed.
     allowed_roots: str = "/"
-    #: Programs that steps may start: names or paths with * and ?, separated by commas; `-` allows none. By default, all
-    #: programs are allowed.
+    #: Programs that steps may start on the host: names or paths with * and ?, separated by commas; `-` allows none. By
+    #: default, all programs are allowed. Programs inside of containers are not limited.
     allowed_commands: str = ""
-    #: Environment variables that a plan may set for programs: names with * and ?, separated by commas. Do not add
-    #: variables by which a program executes other code, such as BASH_ENV, LD_PRELOAD, PYTHONPATH or GIT_SSH_COMMAND.
+    #: Environment variables that a plan may set for programs on the host, if LONGSHORE_ALLOWED_COMMANDS is set: names
+    #: with * and ?, separated by commas. Do not add variables by which a program executes other code, such as BASH_ENV,
+    #: LD_PRELOAD, PYTHONPATH or GIT_SSH_COMMAND.
     allowed_environment: str = (
         "LC_*,LANG,TZ,TERM,COLUMNS,LINES,NO_COLOR,PGHOST,PGPORT,PGUSER,PGPASSWORD,PGDATABASE,MYSQL_PWD,REDISCLI_AUTH"
     )
@@ -193,8 +195,8 @@ class Settings(BaseSettings):
     #: (10.0.0.0/8). If a name resolves to a private address, the list must contain the address, too. By default, all
     #: hosts are allowed except link-local addresses (such as 169.254.169.254, the metadata service of clouds).
     allowed_hosts: str = ""
-    #: Whether containers may have privileges on their host: all capabilities, devices, namespaces of the host, and each
-    #: option that is not in Longshore's list of harmless options.
+    #: Whether containers may have privileges on their host: `privileged`, devices, namespaces of the host other than
+    #: the network, and each capability or option that is not in Longshore's list of harmless ones.
     allow_privileged: bool = False
     #: The largest size of an object (a file in Redis), in bytes.
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
@@ -217,8 +219,8 @@ class Settings(BaseSettings):
     sweep_interval: Duration = 1.0
     #: Time after which a dispatched step fails if no worker claims the step. The time also passes while all workers of
     #: its queue are busy with other runs. If a worker claims another step of the same run, the time begins again; for a
-    #: step that is bound to one host, only if this worker is on the host. On a stopped host among several, [the time is
-    #: shorter](hosts.md#missing-drained-and-lost-hosts).
+    #: step that is bound to one host, only if this worker is on the host. If the target of the step matches several
+    #: hosts, [the time is shorter](hosts.md#missing-drained-and-lost-hosts) on a lost or stopped host.
     claim_timeout: Duration = 600.0
     #: Time limit of an attempt at a step without a `timeout`, except approvals, timers and child runs.
     step_timeout: Duration = 3600.0
