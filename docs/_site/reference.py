@@ -186,9 +186,9 @@ def all_settings() -> str:
         " lower case and without `LONGSHORE_`: `redis_url`. `--config FILE` or `LONGSHORE_CONFIG` selects the file;"
         " without them, Longshore reads no file. An environment variable overrides the file, and a flag of a command"
         " overrides both. Give all clients, workers and beats of an installation the same settings, except those that a"
-        " meaning limits to one process or host. A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`."
-        " If the default is empty and the meaning does not give one, the setting has no effect until you set it. The"
-        " [glossary](../concepts/glossary.md) defines the terms.",
+        " meaning limits to one process or host. A *duration* is a number of seconds, or a text such as `500ms`, `30s`,"
+        " `10m`, `1h` or `1d`. If the default is empty and the meaning does not give one, the setting has no effect"
+        " until you set it. The [glossary](../concepts/glossary.md) defines the terms.",
         "",
         "| variable | type | default | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
