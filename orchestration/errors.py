@@ -249,7 +249,7 @@ class ImageMissing(JobFailed):
 
 
 class StopFailed(JobFailed):
-    """At least one container of the stack did not stop. The stopped containers were started again."""
+    """At least one container of the stack did not stop. The others start again, unless the job keeps them stopped."""
 
     code = "stop-failed"
 

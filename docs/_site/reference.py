@@ -155,7 +155,8 @@ def exit_codes() -> str:
         f"Commands without such exit codes: {others}.", "",
         "## Errors", "",
         "The table lists the Python exceptions by exit code. The row *1 or 3* contains the errors of a run or of a"
-        " step. Their exit code is 3 if an effect of the run remains or may remain, and otherwise 1.", "",
+        " step. Their exit code is 3 in the cases of the first table, and otherwise 1. `StartFailed` is the error of"
+        " each job whose stack is not fully up.", "",
         "| code | exceptions |", "|---|---|",
     ]  # fmt: skip
     by_code: dict[str, list[str]] = {}
@@ -364,8 +365,8 @@ def error_codes() -> str:
         "A command that fails prints `error[CODE]: message`. `longshore explain CODE` prints the same text about the"
         " code as this page. In Python, the attribute `code` of an exception contains the code. An entry without an"
         " exception describes an error that only workers raise; their log, the report of the run or `longshore audit`"
-        " shows its message. If an entry has the exit code `1 or 3`, the exit code is 3 if an effect of the run"
-        " remains or is in doubt, and otherwise 1 ([Exit codes](exit-codes.md))."
+        " shows its message. If an entry has the exit code `1 or 3`, a command ends with the exit code of the run"
+        " ([Exit codes](exit-codes.md#errors))."
     )
     return f"# Errors\n\n{head}\n\n{error_reference()}"
 

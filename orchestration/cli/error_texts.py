@@ -161,8 +161,8 @@ ERRORS: dict[str, ErrorText] = {
         "of a step.",
     ),
     "job-failed": ErrorText(
-        "1 or 3",
-        "The job has ended without success. Exit code 3: its stack does not run completely.",
+        "1",
+        "The job has ended without success.",
         "A step of the job failed, and none of the following more specific codes applies: `image-missing`, "
         "`stop-failed`, `worker-failed`, `job-timeout`, `job-cancelled`, `start-failed`.",
         "`longshore runs show RUN` prints each step with its error.",
@@ -174,28 +174,28 @@ ERRORS: dict[str, ErrorText] = {
         "Pull the image on the host, then start the job again: `longshore job run NAME`.",
     ),
     "stop-failed": ErrorText(
-        "1 or 3",
-        "At least one container of the stack did not stop. Longshore has started the stopped containers again, unless "
+        "1",
+        "At least one container of the stack did not stop. Longshore then starts the stopped containers again, unless "
         "the job ran with `--keep-stopped`.",
         "A container did not exit within its stop timeout, or the engine refused to stop it.",
         "Read the error in `longshore runs show RUN`, and raise `--stop-timeout` if the stack needs more time.",
     ),
     "worker-failed": ErrorText(
-        "1 or 3",
+        "1",
         "The job container failed or did not start.",
         "The command of the container returned another exit code than 0. Or a volume, network or command in the labels "
         "of the job is wrong.",
         "`longshore runs logs RUN work` prints the output of the container.",
     ),
     "job-timeout": ErrorText(
-        "1 or 3",
+        "1",
         "The job container exceeded its timeout and was killed.",
         "The work needs more time than the timeout of the job, or does not end.",
         "Raise the timeout in the labels of the job. For a single run, use `longshore job run NAME --timeout 2h`.",
     ),
     "job-cancelled": ErrorText(
-        "1 or 3",
-        "The run of the job was cancelled. Longshore has started the stopped containers again, unless the job ran with "
+        "1",
+        "The run of the job was cancelled. Longshore then starts the stopped containers again, unless the job ran with "
         "`--keep-stopped`.",
         "A person or an application cancelled the run.",
         "`longshore audit` names the actor. Start the job again: `longshore job run NAME`.",
@@ -218,8 +218,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "transient": ErrorText(
         _STEP,
-        "An operation met a temporary error. Most operations are retried, `command.*` and `file.*` only with `retry`. "
-        "The step fails after the last attempt.",
+        "An operation met a temporary error. Most operations are retried. Some, such as `command.*` and `file.*`, are "
+        "retried only with `retry`. The step fails after the last attempt.",
         "An engine is busy, a registry is unreachable, or a connection broke.",
         "Wait for the retries. If the error lasts longer than the retries, set higher `attempts` and `initial` in "
         "`retry` of the step.",
@@ -229,7 +229,8 @@ ERRORS: dict[str, ErrorText] = {
         "An operation met an error that another attempt would meet again. The step is not retried, even if the step or "
         "the plan has `retry`.",
         "The code of the operation raised `Permanent`, for example because a payment was declined.",
-        "Correct the cause, then start a new run, or resume a failed one: `longshore runs resume RUN`.",
+        "Correct the cause, then start a new run, or resume the run if it ended `failed` or `partial`: "
+        "`longshore runs resume RUN`.",
     ),
     "unsuccessful": ErrorText(
         _STEP,
@@ -268,9 +269,9 @@ ERRORS: dict[str, ErrorText] = {
         _STEP,
         "The operation failed before any effect. The step has nothing to undo.",
         "A check before the effect failed: a missing file, program, image, container or secret.",
-        "The error of the step contains the cause. Correct the cause, then start a new run, or resume a failed one "
-        "with `longshore runs resume RUN`. If an image is missing, set `pull: missing` in the step "
-        "`compose.up.execute`, or add a step `docker.pull.execute` before the failed step.",
+        "The error of the step contains the cause. Correct the cause, then start a new run, or resume the run if it "
+        "ended `failed` or `partial`: `longshore runs resume RUN`. If an image is missing, set `pull: missing` in the "
+        "step `compose.up.execute`, or add a step `docker.pull.execute` before the failed step.",
     ),
     "not-allowed": ErrorText(
         _STEP,

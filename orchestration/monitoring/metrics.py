@@ -63,8 +63,8 @@ class Collector:
             yield _histogram(totals, metric, name, what, label)
         uncounted = GaugeMetricFamily(
             "longshore_runs_uncounted",
-            "Ended runs that later scrapes will count, because a scrape counts for a limited time; all counters are "
-            "empty until this number is 0 for the first time",
+            "Ended runs that later scrapes will count, because one scrape counts only for a limited time. All counters "
+            "are empty until this number is 0 for the first time",
         )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted

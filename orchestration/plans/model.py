@@ -87,8 +87,9 @@ class Plan(_Model):
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         None,
-        description="Time limit of the steps, from the first one. After this time, no further step begins, and the run "
-        "fails. The resume of an ended run starts the time again. No limit by default",
+        description="Time limit of the run. The time begins when the first level opens. At the limit, running steps "
+        "are asked to stop, no further step begins, and the run fails. The resume of an ended run starts the time "
+        "again. No limit by default",
     )
     concurrency: Concurrency | None = Field(None, description="A limit on the runs with the same key")
     schedules: dict[ScheduleName, Scheduled] = Field(
