@@ -26,7 +26,7 @@ import requests
 
 from longshore.orchestration.runs.events import Event
 from longshore.orchestration.settings import Settings
-from longshore.orchestration.states import Cause, RunState
+from longshore.orchestration.states import TERMINAL, Cause, RunState
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class Notice:
             "approval_wanted": f"run {self.run_id} waits for a decision on step {self.step}",
             "breaker_open": f"run {self.run_id} waits for a service that is down",
         }[self.kind]
+        if self.kind == "breaker_open" and self.state in TERMINAL:
+            what = f"the job is no longer started by its schedule after run {self.run_id}"
         return f"{self.plan}: {what}"
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from longshore.orchestration.monitoring.notifications import kind_of
+from longshore.orchestration.monitoring.notifications import Notice, kind_of
 from longshore.orchestration.runs.events import Event
 
 
@@ -25,3 +25,8 @@ from longshore.orchestration.runs.events import Event
 )
 def test_kind_of_notice(name: str, fields: dict[str, str], kind: str | None) -> None:
     assert kind_of(Event("1-0", name, 0, fields)) == kind
+
+
+@pytest.mark.parametrize(("state", "title"), [("suspended", "waits for a service"), ("undone", "no longer started")])
+def test_title_of_a_breaker_names_what_waits(state: str, title: str) -> None:
+    assert title in Notice("r/1-0", "breaker_open", "r", "backup", state, "", "it is down", "ann", "").title
