@@ -124,8 +124,8 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     have acknowledged the drain.
 
     The host still runs undo steps and `always` steps, which may begin after the command has returned. Once --stop has
-    stopped the workers, these steps wait for a worker, and an undo fails after LONGSHORE_UNDO_TIMEOUT. Before you
-    switch the host off, use --stop, and wait until `longshore hosts ls --all` prints `stopped` for the host.
+    stopped the workers, these steps wait for a worker, and fail after LONGSHORE_CLAIM_TIMEOUT. Before you switch
+    the host off, use --stop, and wait until `longshore hosts ls --all` prints `stopped` for the host.
 
     Exit codes: 0: the host accepts no new steps, and with --wait no step is active; 1: a worker has not acknowledged
     the drain, or with --wait a step is still active after --timeout; 2: wrong usage or an unknown host.

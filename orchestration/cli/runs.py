@@ -52,7 +52,7 @@ def runs_group() -> None:
 @click.option(
     "--state",
     type=click.Choice([str(state) for state in RunState]),
-    help="Only runs in this state. A cancelled run never began.",
+    help="Only runs in this state. cancelled: only runs that were cancelled before they began.",
 )
 @click.option("--label", default="", metavar="KEY[=VALUE]", help="Only runs of plans with this label.")
 @click.option("--since", default="", metavar="TIME", help=_SINCE)
@@ -214,8 +214,9 @@ def resume(run: str, reason: str, detach: bool) -> None:
     """Resume RUN after a suspension, a failure or a failed undo.
 
     A suspended run continues. If the run waits for a decision, use `longshore runs resolve` instead. A failed or
-    partial run, or a run that was cancelled before it began, continues with all steps that have not succeeded. A
-    failed undo is retried. A run that was undone, also by `longshore runs cancel`, cannot be resumed.
+    partial run, or a run that was cancelled before it began, continues with all steps that are not done. A step is
+    done if it succeeded, or was skipped for another reason than a failed dependency. A failed undo is retried. A run
+    that was undone, also by `longshore runs cancel`, cannot be resumed.
 
     Exit codes: the same as `longshore run`, or 1 if the resume is refused or no worker has answered in 30 seconds (the
     command is kept).
@@ -363,8 +364,8 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
     """Delete the records of ended runs; a deleted run cannot be undone.
 
     Without RUN, the command deletes all runs that ended longer ago than --older-than (default: LONGSHORE_RETENTION,
-    after which workers delete ended runs anyway). Child runs are deleted, too. A given RUN that does not match
-    --older-than or --plan is skipped.
+    after which workers delete ended runs anyway). Child runs are deleted, too. A given RUN is deleted at any
+    age; with --older-than or --plan, a RUN that does not match is skipped.
 
     Exit codes: 0: each run was deleted or skipped; 1: some runs were refused because they have not ended; 2: wrong
     usage or an unknown run.

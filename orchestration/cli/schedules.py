@@ -26,9 +26,11 @@ def schedules_group() -> None:
 def ls() -> None:
     """List all schedules, with plan, times and next start.
 
-    Schedules come from the settings file, from plans in the folders of LONGSHORE_PLANS, from jobs, and from beats with
-    other settings. For jobs and such beats, NEXT is empty; `longshore job ls` prints the next start of a job. All
-    planned starts up to DONE UNTIL were started or skipped. If DONE UNTIL stays empty, no worker knows the schedule.
+    Schedules come from the settings file, from plans in the folders of LONGSHORE_PLANS, and from jobs. The list also
+    has schedules that workers have processed and that the settings of this command do not declare, such as entries in
+    the beat of an application. For these schedules and for jobs, NEXT is empty; `longshore job ls` prints the next
+    start of a job. All planned starts up to DONE UNTIL were started or skipped. If DONE UNTIL stays empty, no worker
+    knows the schedule.
 
     """
     options, listing = current_options(), Schedules(client()).list()

@@ -30,7 +30,7 @@ from longshore.orchestration.stacks.plan import RolloutOptions, with_defaults
 from longshore.orchestration.stacks.selection import Selection, choose, named
 
 _HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
-_REGISTRY = click.option("--registry", is_flag=True, help="Ask registries for newer images; else, use stored answers.")
+_REGISTRY = click.option("--registry", is_flag=True, help="Ask registries for newer images (default: stored answers).")
 _LABEL = click.option(
     "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only services with this label; repeatable."
 )
@@ -158,7 +158,7 @@ def _now() -> str:
 @click.command("rebuild")
 @click.option("--force", is_flag=True, help="Do not ask for confirmation.")
 @_HOST
-@_REGISTRY
+@click.option("--registry", is_flag=True, help="Ask registries for newer images (default: delete stored answers).")
 @global_options
 def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     """Inspect each host again, and replace the cached inventory.
@@ -223,7 +223,8 @@ def select(
     A service is stale if its containers are missing or unhealthy, or differ from its Compose files, mounted files or
     images. Containers that a person has stopped are left alone, and projects without containers are ignored. The list
     names the reasons. First, the command rebuilds each cached inventory that is missing, expired or unreadable (with
-    --registry, each; with --dry-run, none), and compares it with its host.
+    --registry, each; with --dry-run, none). Then the command inspects each host, so that the list also shows changes
+    since the inventory was stored.
 
     Exit codes: 0: all hosts inspected; 2: wrong usage, or no host inspected; 3: some hosts or projects not inspected.
     """
