@@ -151,8 +151,8 @@ def test_a_rolling_restart_of_all_workers_under_load_costs_nothing(
     place: Installation, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
     """The workers get SIGTERM and start again, one after the other."""
-    # given a lease that a busy machine keeps, since no worker is killed
-    place.options["lease"] = "5s"
+    # given the default lease, which a busy machine keeps, since no worker is killed
+    place.options["lease"] = "15s"
     four_workers(place)
     load = Load(place, tmp_path / "deeds", form.of(8, 100), 8).begin()
 
