@@ -52,20 +52,25 @@ neither an append-only file nor snapshots, except in the section *Rates with app
 - *Idle cost*: a worker is its main process and its {CONCURRENCY} pool processes; 100% is one core. A *sweep* is the
   search of a worker for [due runs](../concepts/runs.md#how-a-run-continues), once a second. The 2,000 runs wait for
   an approval.
-- *Many live runs*: the benchmark claims the steps, and the worker only sweeps the runs. A run with a running step is
-  due every 5 s.
+- *Many live runs*: the benchmark claims the steps, and the worker only sweeps the runs. The worker has to sweep a run
+  with a running step at least every 5 s, a third of a [lease](../concepts/leases.md#lease). The figure is the longest
+  time between two sweeps of the same run.
 - `Client.start` is the time until this call returns. The plans of 1,000 and 10,000 steps start on a Redis server
   without a worker, because a worker would compete for the processor.
-- *From one step of a chain to the next* is the difference of two event times, which Redis records in whole
+- *From one step of a chain to the next* is the time from the start of a step to the start of the next step, in a chain
+  of 40 no-ops. The figure is the difference of the times of two events `step_started`, which Redis records in whole
   milliseconds.
 - *Behind runs that wait for a concurrency key*: at most two runs with the same [concurrency
   key](../concepts/recovery.md#concurrency-keys) run at the same time. The benchmark starts 20, 200, 800 or 5,000
   runs with one key, and then measures unrelated runs: runs of one step without a key. An unrelated run right after
   these starts waits until a worker has read their messages.
+- *Admission*: one run holds a concurrency key, and all other runs wait for the key. The benchmark releases the key, and
+  then lets the first waiting run begin ([admission](../concepts/recovery.md#admission-and-waiting)). The figure is the
+  sum of the execution times of the Redis commands for both.
 - *Many stored runs*: the runs are copies of one finished run of five steps. Most of the time of `longshore runs ls`
   is the start of the program. The figure is therefore the time of `longshore runs ls` minus the time of `longshore
   runs ls --help`; a negative difference counts as 0. A scrape counts ended runs for a limited time, and leaves the
-  others to the next scrapes.
+  others to the next scrapes. *A scrape of the metrics* is a scrape after all runs have been counted.
 - *Recovery* is the time from `kill -9` to the end of the run. The next attempt begins when the
   [lease](../concepts/leases.md#lease) of the killed attempt has expired: 15 s by default (`LONGSHORE_LEASE`).
 - *Scripts* are Longshore's Lua scripts in Redis, in all sections except *Large plans*, which has rows of its own for

@@ -143,13 +143,17 @@ def exit_codes() -> str:
         " ([Compensation](../concepts/compensation.md#effects-that-remain)). In Python, `report.exit_code` is the exit"
         " code of a run, and `None` until the run has ended.", "",
         "`longshore run --detach` returns 0 after the request is stored, and does not wait for the run."
-        " `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.", "",
+        " With `--detach`, `longshore runs cancel`, `resume` and `undo` return 0 after a worker has accepted the"
+        " command. `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.",
+        "",
         "A command prints its error and the remedy as one line on stderr. `-v` adds the traceback. [Errors](errors.md)"
         " lists the errors. After the errors `wait-timeout` and `store-unavailable`, the exit code is 1, and the run"
         " may still be running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and"
         " Redis has no record of the run.", "",
         "## Commands", "",
-        "The table lists exit codes with a more exact meaning. All others have the meaning of the first table.", "",
+        "Each row adds to the general meanings of the first table. For each command, exit code 1 can also mean that the"
+        " command failed, for example because Redis does not answer; only `longshore check` then ends with 2. A code"
+        " that a row does not list has its general meaning.", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
         f"Commands without such exit codes: {others}.", "",

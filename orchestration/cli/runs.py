@@ -172,8 +172,8 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
     keep`, the default of `longshore orchestrate` and `restart`), or if an irreversible step has succeeded. `always`
     steps still run. The command waits for the end of the run.
 
-    Exit codes: 0: cancelled; 1: refused, or no worker has answered in 30 seconds (the command is kept); 2: unknown
-    run; 3: an effect remains or may remain.
+    Exit codes: 0: the run has ended `cancelled`, `undone` or `failed`, and no effect remains or may remain; 1: refused,
+    or no worker has answered in 30 seconds (the command is kept); 2: unknown run; 3: an effect remains or may remain.
     """
     found = client().get(run)
     if current_options().dry_run:

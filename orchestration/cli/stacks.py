@@ -103,7 +103,8 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
     The command changes nothing. `longshore orchestrate` rebuilds an inventory that is not valid; `select` and `restart`
     rebuild only a missing, expired or unreadable one. To find services that need a restart, use `longshore select`.
 
-    Exit codes: 0: the inventory is valid; 1: it needs a rebuild; 2: a host could not be checked, or wrong usage.
+    Exit codes: 0: the inventory is valid; 1: it needs a rebuild; 2: a host could not be checked, Redis does not answer,
+    or wrong usage.
     """
     as_json = as_json or current_options().json
     found = None
@@ -303,8 +304,10 @@ def restart(
     restarted. If NAME is -, the command reads names from stdin, one per line. Newer images that --registry has found,
     also in an earlier command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
-    Exit codes: 0: all up to date; 1: failed without a remaining change, or Redis does not answer (the run may
-    continue); 2: wrong usage; 3: some are not up to date or could not be inspected.
+    Exit codes: 0: all stacks are up to date; 1: all stacks have their earlier versions, because the run was cancelled
+    or (with --on-failure undo) a stack failed; also 1: Redis does not answer (the run may continue); 2: wrong usage or
+    an unknown name; 3: a change remains, a host or stack could not be inspected, or (with --on-failure keep, the
+    default) a stack failed, even if its earlier version was restored.
     """
     requested = _read_names(names)
     rollout = _rollout_from(rollout_options)
@@ -363,8 +366,10 @@ def orchestrate(
     restored. `longshore select --help` defines stale. Newer images that --registry has found, also in an earlier
     command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
-    Exit codes: 0: nothing to do, or all up to date; 1: failed without a remaining change, or Redis does not answer (the
-    run may continue); 2: wrong usage; 3: some stacks are not up to date or could not be inspected.
+    Exit codes: 0: nothing to do, or all stacks are up to date; 1: all stacks have their earlier versions, because the
+    run was cancelled or (with --on-failure undo) a stack failed; also 1: Redis does not answer, or no host does (the
+    run may continue); 2: wrong usage or an unknown name; 3: a change remains, a host or stack could not be inspected,
+    or (with --on-failure keep, the default) a stack failed, even if its earlier version was restored.
     """
     rollout = _rollout_from(rollout_options)
     stacks = _stacks()
