@@ -6,12 +6,14 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from longshore.orchestration.client.request import shared
 from longshore.orchestration.errors import (
     LongshoreError,
     QueueFull,
     RunConflict,
     StoreUnavailable,
 )
+from longshore.orchestration.language.params import resolve
 from longshore.orchestration.language.schedule import ON_TIME, chosen, run_id
 from longshore.orchestration.schedules.declarations import Schedule, declared
 from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
@@ -91,10 +93,10 @@ def start_at(client: Client, schedule: Schedule, at: int) -> Run | None:
     """Start the run planned for that time, or return it if it exists; None where the start is skipped."""
     plan, planned = schedule.loaded(), run_id(schedule.name, at)
     if schedule.when.overlap == "skip" and client.store.body(planned) is None:
-        holders = Admission(client.store).holders(
-            AdmissionRequest("", key=plan.concurrency.key if plan.concurrency else "")
-        )
-        if holders:
+        limits = shared(plan, resolve(plan.params, schedule.when.params))
+        request = AdmissionRequest.of(limits | {"plan": {"name": plan.name}})
+        holders = Admission(client.store).holders(request) if request.key else []
+        if holders and len(holders) >= request.limit:
             log.info("schedule %s: start skipped, because run %s is still live", schedule.name, ", ".join(holders))
             return None
     try:

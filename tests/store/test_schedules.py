@@ -9,8 +9,11 @@ import pytest
 from longshore.orchestration import Client, Schedules
 from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.language.schedule import Scheduled
+from longshore.orchestration.schedules.declarations import declared
 from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
+from longshore.orchestration.schedules.starts import start_at
 from longshore.orchestration.store import audit
+from longshore.orchestration.store.admission import Admission
 from tests.store.stored_run import StoredRun
 
 PLAN = "name: backup\nsteps:\n  a: {op: noop.execute}\n"
@@ -72,3 +75,29 @@ def test_trigger_starts_the_plan_and_leaves_the_times(client: Client) -> None:
     assert Schedules(client).status("nightly").done_until is None
     with pytest.raises(UnknownName, match="longshore job run copy --host web1"):
         Schedules(client).trigger("copy@web1")
+
+
+LIMITED = """
+name: copy
+params: {tenant: {type: string, default: a}}
+concurrency: {key: "copy {{ params.tenant }}", limit: 2}
+schedules: {nightly: {cron: "0 3 * * *", overlap: skip}}
+steps:
+  a: {op: noop.execute}
+"""
+
+
+def test_skip_counts_the_runs_with_the_key_of_the_plan_up_to_its_limit(stored: StoredRun, tmp_path: Path) -> None:
+    (tmp_path / "copy.yaml").write_text(LIMITED)
+    client = Client(stored.store.settings.model_copy(update={"plans": str(tmp_path)}))
+    (schedule,) = (one for one in declared(client.settings)[0] if one.name == "copy.nightly")
+    admission = Admission(client.store)
+
+    for number in range(2):
+        run = start_at(client, schedule, number)
+        assert run is not None
+        request = admission.request_of(run.id)
+        assert request is not None
+        assert admission.admit(run.id, request) == ""
+
+    assert start_at(client, schedule, 2) is None
