@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import click
 import yaml
@@ -20,70 +20,23 @@ from longshore.orchestration.cli.common import (
     print_lines,
     print_table,
 )
-from longshore.orchestration.cli.inputs import client, read_duration
+from longshore.orchestration.cli.inputs import client
 from longshore.orchestration.cli.run import print_outcome, show_dry_run, stop_watching, wait_for_end
+from longshore.orchestration.cli.stack_options import (
+    HOST,
+    LABEL,
+    REGISTRY,
+    RETRY,
+    image_option,
+    rollout_from,
+    rollout_options,
+)
 from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, Stacks, failures
-from longshore.orchestration.stacks.plan import RolloutOptions, with_defaults
+from longshore.orchestration.stacks.plan import RolloutOptions
 from longshore.orchestration.stacks.selection import Selection, choose, named
-
-_HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
-_REGISTRY = click.option("--registry", is_flag=True, help="Ask registries for newer images (default: stored answers).")
-_LABEL = click.option(
-    "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only services with this label; repeatable."
-)
-_RETRY = click.option("--retry", is_flag=True, help="Also select services whose new version was unhealthy before.")
-
-
-def _image_option(effect: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option("--image", metavar="IMAGE", help=f"{effect}. IMAGE is a name, with or without tag, or an id.")
-
-
-def _time_option(name: str, default: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(name, metavar="TIME", default=default, show_default=True, help=text)
-
-
-def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--max-parallel", type=click.IntRange(1), help="Maximum number of parallel restarts of stacks."),
-        click.option(
-            "--canary",
-            type=click.IntRange(1),
-            help="Number of stacks to restart first; if one fails, no other restarts.",
-        ),
-        click.option(
-            "--on-failure",
-            type=click.Choice(["keep", "undo"]),
-            default="keep",
-            show_default=True,
-            help="keep: undo only the stacks that fail; undo: undo all stacks if one fails.",
-        ),
-        _time_option("--healthy-deadline", "60s", "Time in which a stack must become healthy."),
-        _time_option("--min-healthy-time", "5s", "Time that a container without health check must run."),
-        _RETRY,
-        click.option(
-            "--no-way-back",
-            type=click.Choice(["refuse", "accept"]),
-            default="refuse",
-            show_default=True,
-            help="Whether to restart a stack whose running version could not be restored afterwards.",
-        ),
-        click.option("--run-id", metavar="ID", help="Id of the run that restarts the stacks."),
-        click.option("--detach", is_flag=True, help="Return once the run, if any, has started, and print its id."),
-    ):
-        function = option(function)
-    return function
-
-
-def _rollout_from(options: dict[str, Any]) -> RolloutOptions:
-    for name in ("healthy_deadline", "min_healthy_time"):
-        options[name] = read_duration(options[name], f"--{name.replace('_', '-')}")
-    return with_defaults(cast("RolloutOptions", options))
-
-
-# --- check ------------------------------------------------------------------------------------------
 
 
 def _stacks() -> Stacks:
@@ -92,9 +45,9 @@ def _stacks() -> Stacks:
 
 @click.command("check")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
-@_image_option("Also list all services that run this image, stale or not")
-@_HOST
-@_REGISTRY
+@image_option("Also list all services that run this image, stale or not")
+@HOST
+@REGISTRY
 @global_options
 def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bool) -> None:
     """Check that the cached inventory matches the hosts.
@@ -158,7 +111,7 @@ def _now() -> str:
 
 @click.command("rebuild")
 @click.option("--force", is_flag=True, help="Do not ask for confirmation.")
-@_HOST
+@HOST
 @click.option("--registry", is_flag=True, help="Ask registries for newer images (default: delete stored answers).")
 @global_options
 def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
@@ -201,11 +154,11 @@ def _confirmed(question: str) -> bool:
 
 
 @click.command("select")
-@_LABEL
-@_image_option("List all services that run this image, stale or not")
-@_HOST
-@_REGISTRY
-@_RETRY
+@LABEL
+@image_option("List all services that run this image, stale or not")
+@HOST
+@REGISTRY
+@RETRY
 @partial(global_options, without="--output")
 @click.option(
     "-o",
@@ -282,10 +235,10 @@ def _print_selection(found: Selection) -> None:
 
 @click.command("restart")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@_LABEL
-@_HOST
-@_REGISTRY
-@_rollout_options
+@LABEL
+@HOST
+@REGISTRY
+@rollout_options
 @global_options
 def restart(
     names: tuple[str, ...],
@@ -310,7 +263,7 @@ def restart(
     default) a stack failed, even if its earlier version was restored.
     """
     requested = _read_names(names)
-    rollout = _rollout_from(rollout_options)
+    rollout = rollout_from(rollout_options)
     stacks = _stacks()
     if not names:
         stacks.wait_for_active_runs(hosts)
@@ -344,11 +297,11 @@ def _nothing_to_restart(found: Selection) -> Orchestrated:
 
 
 @click.command("orchestrate")
-@_LABEL
-@_image_option("Only stale services that run this image")
-@_HOST
-@_REGISTRY
-@_rollout_options
+@LABEL
+@image_option("Only stale services that run this image")
+@HOST
+@REGISTRY
+@rollout_options
 @global_options
 def orchestrate(
     labels: tuple[str, ...],
@@ -371,7 +324,7 @@ def orchestrate(
     run may continue); 2: wrong usage or an unknown name; 3: a change remains, a host or stack could not be inspected,
     or (with --on-failure keep, the default) a stack failed, even if its earlier version was restored.
     """
-    rollout = _rollout_from(rollout_options)
+    rollout = rollout_from(rollout_options)
     stacks = _stacks()
     if current_options().dry_run:
         return _dry_run_orchestrate(stacks, labels, image, hosts, registry, rollout)

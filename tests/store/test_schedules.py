@@ -9,7 +9,7 @@ import pytest
 from longshore.orchestration import Client, Schedules
 from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.language.schedule import Scheduled
-from longshore.orchestration.schedules.declarations import declared
+from longshore.orchestration.schedules.declarations import Schedule
 from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
 from longshore.orchestration.schedules.starts import start_at
 from longshore.orchestration.store import audit
@@ -81,7 +81,6 @@ LIMITED = """
 name: copy
 params: {tenant: {type: string, default: a}}
 concurrency: {key: "copy {{ params.tenant }}", limit: 2}
-schedules: {nightly: {cron: "0 3 * * *", overlap: skip}}
 steps:
   a: {op: noop.execute}
 """
@@ -89,8 +88,8 @@ steps:
 
 def test_skip_counts_the_runs_with_the_key_of_the_plan_up_to_its_limit(stored: StoredRun, tmp_path: Path) -> None:
     (tmp_path / "copy.yaml").write_text(LIMITED)
-    client = Client(stored.store.settings.model_copy(update={"plans": str(tmp_path)}))
-    (schedule,) = (one for one in declared(client.settings)[0] if one.name == "copy.nightly")
+    client = Client(stored.store.settings)
+    schedule = Schedule("copy.nightly", str(tmp_path / "copy.yaml"), Scheduled(cron="0 3 * * *", overlap="skip"))
     admission = Admission(client.store)
 
     for number in range(2):
