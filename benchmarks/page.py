@@ -62,8 +62,8 @@ neither an append-only file nor snapshots, except in the section *Rates with app
   milliseconds.
 - *Behind runs that wait for a concurrency key*: at most two runs with the same [concurrency
   key](../concepts/recovery.md#concurrency-keys) run at the same time. The benchmark starts 20, 200, 800 or 5,000
-  runs with one key, and then measures unrelated runs: runs of one step without a key. An unrelated run right after
-  these starts waits until a worker has read their messages.
+  runs with one key, and then measures unrelated runs: runs of one step without a key. Before these starts, the
+  benchmark measures the same runs without waiting runs.
 - *Admission*: one run holds a concurrency key, and all other runs wait for the key. The benchmark releases the key, and
   then lets the first waiting run begin ([admission](../concepts/recovery.md#admission-and-waiting)). The figure is the
   sum of the execution times of the Redis commands for both.

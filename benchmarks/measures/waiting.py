@@ -139,26 +139,26 @@ def behind(bench: Bench) -> list[Figure]:
     plan, one, submitted = keyed("a"), grid(1, 1), 0
     for _ in range(10 * bench.rounds):  # the first runs of a worker take longer than all later ones
         execute(client, one)
-    figures: list[Figure] = []
-    medians: list[float] = []
-    worst = 0.0
+    alone = quantile([execute(client, one) for _ in range(40 * bench.rounds)], 0.5)
+    figures = [Figure("a run without waiting runs, p50", 1000 * alone, "ms")]
+    slowest = worst = 0.0
     for count in (20, 200, 800, 5000) if bench.large else (20, 200, 800):
         while submitted < count:
             client.start(plan)
             submitted += 1
         at_once = execute(client, one)
         _settle(bench, partial(_holds_back, bench, count - 2))
-        delays = [execute(client, one) for _ in range(10 * bench.rounds)]
-        medians.append(quantile(delays, 0.5))
-        worst = max(worst, *delays)
-        figures.append(Figure(f"an unrelated run behind {count:,} waiting runs, p50", 1000 * medians[-1], "ms"))
-        # The messages of these starts, which no worker has read yet, come first.
+        delays = [execute(client, one) for _ in range(40 * bench.rounds)]
+        median = quantile(delays, 0.5)
+        slowest, worst = max(slowest, median), max(worst, *delays)
+        figures.append(Figure(f"an unrelated run behind {count:,} waiting runs, p50", 1000 * median, "ms"))
+        # The first two runs with the key begin, and the others are stored, at the same time.
         name = f"an unrelated run right after the start of the {count:,} runs, once"
         figures.append(Figure(name, 1000 * at_once, "ms"))
     site.fresh()
     return [
         *figures,
-        Figure("slowest p50 of this section, divided by the fastest", max(medians) / min(medians), target=at_most(1.2)),
+        Figure("slowest p50 behind waiting runs, divided by that without", slowest / alone, target=at_most(1.2)),
         Figure("the longest single delay, except right after a start", worst, "s", target=at_most(0.5)),
     ]
 
