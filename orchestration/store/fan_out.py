@@ -11,14 +11,14 @@ from longshore.orchestration.store.indices import Indices
 from longshore.orchestration.transitions import RunRecord
 
 #: Units that one script stores. The scripts dispatch at most as many; see `prelude.lua`.
-_AT_ONCE = 1000
+UNITS_AT_ONCE = 1000
 
 
 def fan_out(index: int, decision: GuardDecision) -> list[object]:
     """The arguments of `open_level` for a step that is fanned out; without the items of a wide one."""
     units = decision.units or ()
     skipped = [unit for unit in units if unit.skip]
-    items = () if len(units) > _AT_ONCE else units
+    items = () if len(units) > UNITS_AT_ONCE else units
     flat: list[object] = ["x", index, len(units), decision.at_once or len(units), decision.tolerated, decision.canary]
     flat += [len(skipped), len(items)]
     flat += [part for unit in skipped for part in (unit.item, unit.host, unit.skip)]
@@ -36,7 +36,7 @@ class FanOut(Indices):
         stored: list[object] = []
         for index, decision in fanned.items():
             units = decision.units or ()
-            if len(units) > _AT_ONCE:
+            if len(units) > UNITS_AT_ONCE:
                 token = secrets.token_hex(8)
                 if not self._store_units(run_id, run, index, token, units):
                     return None
@@ -44,8 +44,8 @@ class FanOut(Indices):
         return stored
 
     def _store_units(self, run_id: str, run: RunRecord, index: int, token: str, units: Sequence[Unit]) -> bool:
-        for first in range(0, len(units), _AT_ONCE):
-            items = [part for unit in units[first : first + _AT_ONCE] for part in (unit.item, unit.host)]
+        for first in range(0, len(units), UNITS_AT_ONCE):
+            items = [part for unit in units[first : first + UNITS_AT_ONCE] for part in (unit.item, unit.host)]
             args = (run.state, run.level, run.epoch, index, token, first, *items)
             if not self._run("store_units", run_id, *args):
                 return False

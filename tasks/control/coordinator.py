@@ -21,6 +21,7 @@ from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoSt
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.clock import Clock
 from longshore.orchestration.store.connection import as_number
+from longshore.orchestration.store.fan_out import UNITS_AT_ONCE
 from longshore.orchestration.store.indices import SAFETY
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.records import SCHEMA_VERSION, Ending, RunSnapshot, run_record
@@ -278,7 +279,7 @@ class Coordinator:
                     may_chain = state is RunState.RUNNING and not anew
                     self.canvas(run_id, hosts).send_level(plan, leaves, may_chain=may_chain)
                 for step, decision in transition.fanned.items():
-                    if len(decision.units or ()) > len(leaves):
+                    if len(decision.units or ()) > UNITS_AT_ONCE:
                         send_more(self.store, self.canvas, run_id, plan, step)
             case transitions.OpenUndo(_, undone, _) if undone:
                 self.canvas(run_id, hosts_of(self.store, run_id, plan, undone, "u")).send_undo(plan, undone)
