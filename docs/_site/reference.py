@@ -184,46 +184,72 @@ def exit_codes_of(command: click.Command) -> set[int]:
 
 
 def all_settings() -> str:
-    """Each setting with its variable, type, default and description."""
+    """Each setting with its variable, type, default and description, by section."""
     lines = [
         "# Settings", "",
-        "Set a setting by its environment variable, or in a settings file (YAML or TOML). In the file, the name is in"
-        " lower case and without `LONGSHORE_`: `redis_url`. `--config FILE` or `LONGSHORE_CONFIG` selects the file;"
-        " without them, Longshore reads no file. An environment variable overrides the file, and a flag of a command"
-        " overrides both. Give all clients, workers and beats of an installation the same settings, except those that a"
-        " meaning limits to one process or host. A *duration* is a number of seconds, or a text such as `500ms`, `30s`,"
-        " `10m`, `1h` or `1d`. If the default is empty and the meaning does not give one, the setting has no effect"
-        " until you set it. The [glossary](../concepts/glossary.md) defines the terms.",
-        "",
-        "| variable | type | default | meaning |", "|---|---|---|---|",
+        "You can set a setting in three places. The first of them that has a value counts:", "",
+        "1. a flag of the command, if there is one: `longshore --actor NAME`",
+        "2. the environment variable",
+        "3. a settings file (YAML or TOML), which `--config FILE` or `LONGSHORE_CONFIG` selects. There, the name is in"
+        " lower case and without `LONGSHORE_`: `redis_url`", "",
+        "Give all clients, workers and beats of an installation the same values. Only settings whose meaning says *this"
+        " process*, *this host* or *each worker* may differ.", "",
+        "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. If the default is"
+        " empty, the setting is off, unless the meaning gives a default. An invalid value is an error"
+        " ([`config-invalid`](errors.md#config-invalid)). The [glossary](../concepts/glossary.md) defines the terms.",
     ]  # fmt: skip
-    described = _described_fields(inspect.getsource(Settings))
+    source = inspect.getsource(Settings)
+    described, sections = _described_fields(source), _sections(source)
     kinds = Settings.model_json_schema()["properties"]
     for name, field in Settings.model_fields.items():
+        if name in sections:
+            lines += ["", *sections[name], "", "| variable | type | default | meaning |", "|---|---|---|---|"]
         is_duration = any(isinstance(part, BeforeValidator) for part in field.metadata) or "duration" in str(
             field.annotation
         )
-        kind = "duration" if is_duration else _type(kinds[name]).replace("(#", "(plan.md#")
+        kind = "duration" if is_duration else _type(kinds[name]).replace("(#", "(plan.md#") + _range(kinds[name])
         default = "" if field.default_factory or field.default in (None, "") else field.default
         shown = format_duration(default) if is_duration and default != "" else str(default)
+        shown = shown.lower() if isinstance(default, bool) else shown
         cells = (f"`LONGSHORE_{name.upper()}`", kind, f"`{shown}`" if shown else "", _cell(described[name]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def _range(field: dict[str, Any]) -> str:
+    """The bounds of an integer, in words; '' without bounds."""
+    bounds = next((one for one in (field, *field.get("anyOf", ())) if "minimum" in one), None)
+    if bounds is None:
+        return ""
+    least, most = bounds["minimum"], bounds.get("maximum")
+    return f", at least {least}" if most is None else f", {least} to {most}"
+
+
+def _sections(source: str) -> dict[str, list[str]]:
+    """The heading and the text of each section of the settings, by its first field."""
+    sections: dict[str, list[str]] = {}
+    heading = ""
+    text: list[str] = []
+    for line in map(str.strip, source.splitlines()):
+        if title := re.match(r"# --- (.+)", line):
+            heading, text = f"## {title[1]}", []
+        elif heading and line.startswith("# "):
+            text.append(line[2:])
+        elif heading and (field := re.match(r"([a-z_]+): ", line)):
+            sections[field[1]] = [heading, *(["", " ".join(text)] if text else [])]
+            heading = ""
+    return sections
+
+
 def _described_fields(source: str) -> dict[str, str]:
-    """The `#:` comment of each field; one comment stands for the fields that follow directly."""
+    """The `#:` comment of each field."""
     described: dict[str, str] = {}
     comment: list[str] = []
-    begun = False
     for line in map(str.strip, source.splitlines()):
         if line.startswith("#:"):
-            comment = [line[2:].strip()] if begun else [*comment, line[2:].strip()]
-            begun = False
+            comment.append(line[2:].strip())
         elif field := re.match(r"([a-z_]+): ", line):
             described[field[1]] = " ".join(comment)
-            begun = True
-        elif not line or line.startswith("@"):
             comment = []
     return described
 
