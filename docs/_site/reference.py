@@ -97,29 +97,30 @@ def _cell(text: str) -> str:
 _EXIT_CODES = (
     (
         "0", "The run or the command succeeded.",
-        "A run is `succeeded`. Its steps may have failed [units](hosts.md#units) if `tolerate` allows them.",
+        "A run is `succeeded`. Its steps may have failed [units](hosts.md#units) that `tolerate` allows.",
     ),
     (
-        "1", "The run failed, and no effect of the run remains or may remain.",
-        "A run is `undone`, and `left_over` and `in_doubt` of its report are empty. A run is `failed` and had no"
-        " effect. A run is `cancelled`: it was cancelled before it began.",
+        "1", "The run did not succeed. No effect of the run remains.",
+        "A run is `undone`. A run is `failed`, and no step has acted. A run is `cancelled`, because it was cancelled"
+        " before it began.",
     ),
     (
         "1", "The command failed.",
         "A worker refuses a command such as `longshore runs undo`. Redis does not answer.",
     ),
     (
-        "2", "The request is invalid; nothing was stored.",
+        "2", "The request is invalid. Nothing was stored.",
         "Wrong usage, a wrong setting, an invalid plan, an unknown run, or a `--run-id` that belongs to a run of"
         " another plan.",
     ),
     (
         "3", "An effect of the run remains or may remain.",
-        "A run is `partial` or `undo_failed`. `left_over` or `in_doubt` of its report has an entry.",
+        "A run is `partial` or `undo_failed`. The report of a run has an entry in"
+        " [`left_over` or `in_doubt`](../concepts/compensation.md#effects-that-remain).",
     ),
     (
         "3", "An `always` step of the run failed.",
-        "A run is `undone`, but its `always` step, which starts a service again, failed.",
+        "A run is `undone`, but the `always` step that restarts a service failed.",
     ),
     (
         "130", "Ctrl-C ended the command. The run continues, unless a second Ctrl-C has cancelled the run.",
@@ -130,37 +131,31 @@ _EXIT_CODES = (
 
 def exit_codes() -> str:
     """The exit codes, those of each command that has its own, and those of the errors."""
-    leaves = dict(runnable())
-    own = {name: text for name, command in leaves.items() if (text := _exit_codes_in(command))}
-    others = ", ".join(f"`{name}`" for name in leaves if name not in own)
+    own = {name: text for name, command in runnable() if (text := _exit_codes_in(command))}
     lines = [
         "# Exit codes", "",
         "Every command ends with the exit code 0, 1, 2, 3 or 130. Only `longshore worker`, `longshore beat` and"
         " `longshore flower` can also end with another exit code of Celery.", "",
         "| code | meaning | examples |", "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
-        "`left_over` lists effects that remain, and `in_doubt` lists effects that may remain"
-        " ([Compensation](../concepts/compensation.md#effects-that-remain)). In Python, `report.exit_code` is the exit"
-        " code of a run, and `None` until the run has ended.", "",
-        "`longshore run --detach` returns 0 after the request is stored, and does not wait for the run."
-        " With `--detach`, `longshore runs cancel`, `resume` and `undo` return 0 after a worker has accepted the"
-        " command. `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.",
-        "",
-        "A command prints its error and the remedy as one line on stderr. `-v` adds the traceback. [Errors](errors.md)"
-        " lists the errors. After the errors `wait-timeout` and `store-unavailable`, the exit code is 1, and the run"
-        " may still be running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and"
-        " Redis has no record of the run.", "",
+        "In Python, `report.exit_code` is the exit code of a run, and `None` until the run has ended.", "",
+        "With these options, a command does not return the exit code of a run:", "",
+        "* `longshore run --detach` returns 0 after the request is stored.",
+        "* `longshore runs cancel`, `resume` and `undo` with `--detach` return 0 after a worker has accepted the"
+        " command.",
+        "* `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.", "",
+        "A command prints its [error](errors.md) and the remedy as one line on stderr. `-v` adds the traceback. After"
+        " `wait-timeout` and `store-unavailable` (exit code 1), the run may still be running: `longshore runs show"
+        " RUN` prints its state.", "",
         "## Commands", "",
-        "Each row adds to the general meanings of the first table. For each command, exit code 1 can also mean that the"
-        " command failed, for example because Redis does not answer; only `longshore check` then ends with 2. A code"
-        " that a row does not list has its general meaning.", "",
+        "This table lists the exit codes that have a special meaning for a command. All other exit codes have the"
+        " meaning of the first table. If Redis does not answer, `longshore check` ends with 2, and every other command"
+        " ends with 1.", "",
         "| command | exit codes |", "|---|---|",
-        *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
-        f"Commands without such exit codes: {others}.", "",
+        *(f"| `{name}` | {re.sub(r'; (?=[0-9]+:)', '<br>', _cell(text))} |" for name, text in own.items()), "",
         "## Errors", "",
-        "The table lists the Python exceptions by exit code. The row *1 or 3* contains the errors of a run or of a"
-        " step. Their exit code is 3 in the cases of the first table, and otherwise 1. `StartFailed` is the error of"
-        " each job whose stack is not fully up.", "",
+        "This table lists the Python exceptions by exit code. After an error of the row *1 or 3*, the command ends with"
+        " the exit code of the run.", "",
         "| code | exceptions |", "|---|---|",
     ]  # fmt: skip
     by_code: dict[str, list[str]] = {}
@@ -392,11 +387,10 @@ def metrics() -> str:
 def error_codes() -> str:
     """Each error code with its meaning, exit code and remedy."""
     head = (
-        "A command that fails prints `error[CODE]: message`. `longshore explain CODE` prints the same text about the"
-        " code as this page. In Python, the attribute `code` of an exception contains the code. An entry without an"
-        " exception describes an error that only workers raise; their log, the report of the run or `longshore audit`"
-        " shows its message. If an entry has the exit code `1 or 3`, a command ends with the exit code of the run"
-        " ([Exit codes](exit-codes.md#errors))."
+        "A command that fails prints `error[CODE]: message`. `longshore explain CODE` prints the entry of this page. In"
+        " Python, the attribute `code` of an exception contains the code. An entry without an exception describes an"
+        " error of workers: the log of the worker, the report of the run or `longshore audit` contains its message. The"
+        " exit code `1 or 3` is the exit code of the run ([Exit codes](exit-codes.md#errors))."
     )
     return f"# Errors\n\n{head}\n\n{error_reference()}"
 

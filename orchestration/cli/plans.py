@@ -121,8 +121,8 @@ def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     No operation runs. The first simulated run has no failure; in each further run, another step fails. The command
     prints the end, the undone steps and the remaining effects of each run. The command needs longshore[testing].
 
-    Exit code: that of the first simulated run, in which no step fails; 3 instead of 0 if at least one of the further
-    simulated runs ends with 3.
+    Exit code: that of the first simulated run. If this code is 0 and another simulated run ends with 3, the exit code
+    is 3.
     """
     checked = load_plan(plan)
     found = list(testing.simulate(checked, read_params(checked, pairs, file)))

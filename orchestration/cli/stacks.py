@@ -257,10 +257,10 @@ def restart(
     restarted. If NAME is -, the command reads names from stdin, one per line. Newer images that --registry has found,
     also in an earlier command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
-    Exit codes: 0: all stacks are up to date; 1: all stacks have their earlier versions, because the run was cancelled
-    or (with --on-failure undo) a stack failed; also 1: Redis does not answer (the run may continue); 2: wrong usage or
-    an unknown name; 3: a change remains, a host or stack could not be inspected, or (with --on-failure keep, the
-    default) a stack failed, even if its earlier version was restored.
+    Exit codes: 0: all stacks are up to date; 1: the run was cancelled or (with --on-failure undo) a stack failed, and
+    all stacks have their earlier versions; or Redis does not answer (the run may continue); 2: wrong usage or an
+    unknown name; 3: a change remains, a host or stack could not be inspected, or (with --on-failure keep, the default)
+    a stack failed, even if its earlier version was restored.
     """
     requested = _read_names(names)
     rollout = rollout_from(rollout_options)
@@ -319,10 +319,10 @@ def orchestrate(
     restored. `longshore select --help` defines stale. Newer images that --registry has found, also in an earlier
     command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
-    Exit codes: 0: nothing to do, or all stacks are up to date; 1: all stacks have their earlier versions, because the
-    run was cancelled or (with --on-failure undo) a stack failed; also 1: Redis does not answer, or no host does (the
-    run may continue); 2: wrong usage or an unknown name; 3: a change remains, a host or stack could not be inspected,
-    or (with --on-failure keep, the default) a stack failed, even if its earlier version was restored.
+    Exit codes: 0: all stacks are up to date; 1: the run was cancelled or (with --on-failure undo) a stack failed, and
+    all stacks have their earlier versions; or Redis or all hosts do not answer (the run may continue); 2: wrong usage
+    or an unknown name; 3: a change remains, a host or stack could not be inspected, or (with --on-failure keep, the
+    default) a stack failed, even if its earlier version was restored.
     """
     rollout = rollout_from(rollout_options)
     stacks = _stacks()
