@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     #: File with [rules for stacks](../how-to/stacks.md#rules-in-a-file). Labels of containers can add rules.
     stacks: str = ""
     #: Time for which the cached inventory of the stacks of a host is valid. Afterwards, the next `longshore select` or
-    #: `orchestrate` inspects the host again.
+    #: `orchestrate` builds the inventory again.
     cache_ttl: Duration = Field(default=3600.0, gt=0)
     #: Interval at which beat starts an orchestration, which [restarts stale stacks](../how-to/stacks.md). While one is
     #: running, no other one begins.
@@ -143,7 +143,7 @@ class Settings(BaseSettings):
     alive_file: str = ""
     #: Log format of workers and beats: plain text, or one JSON object per line.
     log_format: Literal["text", "json"] = "text"
-    #: `true`: workers export each ended run as an OpenTelemetry trace, to OTEL_EXPORTER_OTLP_ENDPOINT.
+    #: Whether workers export each ended run as an OpenTelemetry trace, to OTEL_EXPORTER_OTLP_ENDPOINT.
     tracing: bool = False
     #: The [kinds of notifications](../how-to/notifications.md) that workers send, separated by commas.
     notify_on: str = "failed,undo_failed,approval_wanted,breaker_open"
@@ -167,8 +167,7 @@ class Settings(BaseSettings):
     #: Key file of this process from `longshore init`: `client/keys.json`, for workers `worker/keys.json`. With keys,
     #: messages and requests are signed, and workers refuse unsigned ones.
     keys: str = ""
-    #: `refuse` refuses a plan with a plaintext password or token ([`plan-denied`](errors.md#plan-denied)), `allow`
-    #: accepts the plan.
+    #: Whether a plan with a plaintext password or token is refused ([`plan-denied`](errors.md#plan-denied)) or allowed.
     clear_secrets: Literal["refuse", "allow"] = "refuse"
     #: The most bytes of a plan with its parameters, child plans and local files (`source`). A larger plan is refused
     #: ([`plan-denied`](errors.md#plan-denied)).
@@ -204,8 +203,8 @@ class Settings(BaseSettings):
     #: (`s3://NAME`). If a name has a private address, list the address, too. Default: all except link-local addresses
     #: and metadata services of clouds (`169.254.169.254`).
     allowed_hosts: str = ""
-    #: `true`: containers may be `privileged`, use devices and namespaces of the host, and have any capability or
-    #: option. `false`: only those that Longshore lists as harmless, such as the network of the host.
+    #: Whether containers may be `privileged`, use devices and namespaces of the host, and have any capability or
+    #: option. If not, only those are allowed that Longshore lists as harmless, such as the network of the host.
     allow_privileged: bool = False
     #: The most bytes of an object (a file in Redis), a cache, or a downloaded file. A step with a larger one fails.
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
