@@ -128,8 +128,8 @@ class Settings(BaseSettings):
     #: Interval at which beat asks a worker to start the plans and jobs that are due.
     tick: Duration = 5.0
     #: Name by which workers recognise their job containers, in the label `longshore.job.installation`. Default: a hash
-    #: of the address of Redis and LONGSHORE_NAMESPACE. If workers use different addresses of one Redis, set one name on
-    #: all of them. Before you change the address while job containers exist, set the name in their label.
+    #: of the address of Redis and LONGSHORE_NAMESPACE. Set one name on all workers if they use different addresses of
+    #: one Redis. Before you change the address while job containers exist, set the name in their label.
     installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     #: The most jobs that run at the same time, over all stacks. Further jobs wait in the order of their requests.
     max_jobs: int | None = Field(default=None, ge=1)
@@ -138,8 +138,8 @@ class Settings(BaseSettings):
     imports: str = ""
 
     # --- Logs and notifications
-    #: File for the health check of this process. A worker updates its modification time every LONGSHORE_SWEEP_INTERVAL,
-    #: a beat every LONGSHORE_TICK.
+    #: File for the health check of this process. A worker touches the file every LONGSHORE_SWEEP_INTERVAL, a beat every
+    #: LONGSHORE_TICK.
     alive_file: str = ""
     #: Log format of workers and beats: plain text, or one JSON object per line.
     log_format: Literal["text", "json"] = "text"
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     notify_command: str = ""
     #: Apprise addresses that receive notifications, separated by blanks.
     notify_apprise: str = ""
-    #: URL of Flower. With it, each notification contains a link to its run.
+    #: URL of Flower, for a link to the run in each notification.
     notify_link: str = ""
 
     # --- Requests and signatures
