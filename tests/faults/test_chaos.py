@@ -195,7 +195,7 @@ class Chaos:
 def test_random_plans_outlive_lost_writes_sleeping_workers_and_clock_jumps(
     place: Installation, own_redis: servers.RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """A fault happens every two seconds. The test resumes runs that are `suspended` or `undo_failed`."""
+    """A fault happens every two seconds. The test resumes `suspended` and `undo_failed` runs."""
     # given
     place.options["lease"] = "2s"
     for number in range(form.of(2, 4)):

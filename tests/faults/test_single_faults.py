@@ -139,7 +139,7 @@ def _long(folder: Path, seconds: float) -> Plan:
 def test_a_blocked_service_holds_fifty_runs_and_resumes_them_spread(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
-    """A step of each run calls a service, which is down and returns later."""
+    """Each run calls a service that is down. The runs wait `suspended` or `pending` until the service is back."""
     # given
     count = form.of(20, 50)
     place.options |= {"slow_retry": "5s", "retry_spread": "3s"}
@@ -210,7 +210,7 @@ def test_connections_are_cut_again_and_again(
 
 
 def test_clients_are_killed_as_they_start_runs(place: Installation, tmp_path: Path, form: Form, figures: Note) -> None:
-    """A killed client leaves a complete run, or none."""
+    """Each client starts one run. A killed client leaves a complete run, or none."""
     # given
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "2").start()

@@ -92,7 +92,7 @@ def four_workers(place: Installation) -> None:
 def test_runs_outlive_killed_workers_a_redis_restart_and_doubled_messages(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """A worker is killed every two seconds."""
+    """A worker is killed every two seconds, and every tenth message is doubled. Redis is restarted once."""
     # given four workers, and a plan of twelve steps of which every third run fails
     four_workers(place)
     storm = Storm(place, form.seed, own_redis)
@@ -123,7 +123,7 @@ def test_runs_outlive_killed_workers_a_redis_restart_and_doubled_messages(
 def test_runs_outlive_everything_at_once(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """A fault happens every second."""
+    """A worker or process is stopped or killed every second. Messages are doubled and lost."""
     # given
     four_workers(place)
     storm = Storm(place, form.seed, own_redis)
