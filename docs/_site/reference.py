@@ -79,8 +79,20 @@ def _paragraphs(text: str) -> list[str]:
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         verbatim = paragraph.startswith("\b\n")
         body = paragraph.removeprefix("\b\n")
-        lines += ["```text", body, "```", ""] if verbatim else [_cell(" ".join(body.split())), ""]
+        if listed := _listed_exit_codes(body):
+            lines += [body.partition("\n")[0], "", *(f"* {code}: {_cell(meaning)}" for code, meaning in listed), ""]
+        else:
+            lines += ["```text", body, "```", ""] if verbatim else [_cell(" ".join(body.split())), ""]
     return lines[:-1]
+
+
+def _listed_exit_codes(paragraph: str) -> list[tuple[str, str]]:
+    """The exit codes with their meanings, of a paragraph that lists them a line each; empty for any other."""
+    title, _, body = paragraph.partition("\n")
+    if not re.fullmatch(r"Exit codes\b.*:", title):
+        return []
+    found = re.findall(r"^  (\d+)  +(.*(?:\n   .*)*)", body, re.M)
+    return [(code, " ".join(meaning.split())) for code, meaning in found]
 
 
 def _bounds(text: str) -> str:
@@ -167,6 +179,9 @@ def exit_codes() -> str:
 
 def _exit_codes_in(command: click.Command) -> str:
     """The part of a command's help about its exit codes, without these words."""
+    paragraph = inspect.cleandoc(command.help or "").rpartition("\n\n")[2].removeprefix("\b\n")
+    if listed := _listed_exit_codes(paragraph):
+        return "; ".join(f"{code}: {meaning}" for code, meaning in listed) + "."
     found = re.search(r"Exit codes?:? (.*)", " ".join((command.help or "").split()))
     return found[1] if found else ""
 
