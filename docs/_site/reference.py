@@ -274,7 +274,8 @@ def plan() -> str:
         " fields. `longshore plan schema` prints the JSON schema of plans, which editors use for completion and"
         " checks.", "",
         "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. A *map* has names"
-        " with values. A type with a link has a section of its own below.", "",
+        " with values. A type with a link has a section below. The [glossary](../concepts/glossary.md)"
+        " defines the terms.", "",
         "## Plan", "", *_fields(schema),
     ]  # fmt: skip
     for name, part in schema["$defs"].items():

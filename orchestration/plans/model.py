@@ -38,11 +38,11 @@ OnUnknown = Literal["fail", "ask"]
 
 
 class Concurrency(_Model):
-    """A limit on the runs with the same key, of one plan or of several. At the limit, no new run is admitted."""
+    """A limit on the runs with the same key, of one or several plans."""
 
     key: str = Field(min_length=1, description="The key; may use `params`, such as deploy-{{ params.app }}")
     limit: Annotated[int, Field(ge=1)] = Field(
-        1, description="The most runs with the key that may be admitted and not ended at the same time"
+        1, description="The most runs with the key that are admitted and have not ended"
     )
     on_limit: Literal["queue", "skip", "cancel_running"] = Field(
         "queue",
@@ -62,19 +62,22 @@ class Plan(_Model):
     params: dict[str, Param] = Field(default_factory=dict, description="The parameters of the plan by name")
     on_error: OnError = Field(
         "stop",
-        description="The `on_error` of steps that do not set it. stop: after the failure of a step, no further step "
-        "begins, and the run fails. continue: steps that do not depend on the failed step still run",
+        description="The `on_error` of steps that do not set it. stop: after a failed step, only `always` steps begin, "
+        "and `on_failure` applies. continue: only the steps that depend on the failed step are skipped",
     )
-    on_failure: OnFailure = Field("undo", description="Whether the effects of a failed run are undone or kept")
+    on_failure: OnFailure = Field(
+        "undo",
+        description="Whether the effects of the run are undone or kept, after a cancellation, the time limit of the "
+        "run, or a failure with `on_error: stop`",
+    )
     on_undo_failure: OnUndoFailure = Field(
         "hold",
-        description="hold: if the undo of a step fails, the steps on which this step depends are not undone. "
-        "continue: they are undone",
+        description="If the undo of a step fails, the effects of its dependencies are kept (hold) or undone (continue)",
     )
     on_unknown: OnUnknown = Field(
         "fail",
         description="fail: a step of unknown outcome counts as failed. ask: the run is suspended until a person "
-        "decides about the step",
+        "decides about the step, at most for LONGSHORE_ASK_TIMEOUT",
     )
     target: Annotated[str, BeforeValidator(_as_target)] = Field(
         "_any", description="The `target` of steps that do not set it"
@@ -87,15 +90,14 @@ class Plan(_Model):
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         None,
-        description="Time limit of the run. The time begins when the first level opens. At the limit, running steps "
-        "are asked to stop, no further step begins, and the run fails. The resume of an ended run starts the time "
+        description="Time limit of the run, from the opening of its first level. At the limit, running steps are asked "
+        "to stop, only `always` steps begin, and `on_failure` applies. A resume of the ended run starts the time "
         "again. No limit by default",
     )
     concurrency: Concurrency | None = Field(None, description="A limit on the runs with the same key")
     schedules: dict[ScheduleName, Scheduled] = Field(
         default_factory=dict,
-        description="The schedules by name. They have an effect only if the plan is in a folder of LONGSHORE_PLANS, or "
-        "in a package",
+        description="The schedules by name, for a plan in a folder of LONGSHORE_PLANS or in an installed package",
     )
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 
