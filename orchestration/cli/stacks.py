@@ -279,8 +279,8 @@ def restart(
     Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
     healthy, its earlier version is restored.
 
-    Exit codes: those of `longshore orchestrate`, and 2 for an unknown name. If hosts are known but none answers, the
-    exit code is 3.
+    Exit codes: the same as `longshore orchestrate`, and 2 for an unknown name. If no known host answers, the exit code
+    is 3.
     """
     requested = _read_names(names)
     rollout = rollout_from(rollout_options)
