@@ -91,7 +91,7 @@ def _state_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """All settings of an installation. Environment variables: `LONGSHORE_REDIS_URL`, …"""
+    """All settings of an installation. Each setting is also an environment variable, such as `LONGSHORE_REDIS_URL`."""
 
     model_config = SettingsConfigDict(env_prefix="LONGSHORE_", env_ignore_empty=True, extra="forbid", frozen=True)
 
@@ -348,31 +348,31 @@ class Settings(BaseSettings):
 
     @property
     def embedded_socket(self) -> Path:
-        """Socket of the embedded server."""
+        """The socket of the embedded server."""
         return self.state_dir / "redis.sock"
 
     def url(self) -> str:
-        """URL of Redis, embedded or not."""
+        """The URL of Redis, embedded or not."""
         return self.redis_url or f"unix://{self.embedded_socket}"
 
     def broker_url(self) -> str:
-        """URL of Redis in kombu's syntax."""
+        """The URL of Redis in the syntax of kombu."""
         url = self.url()
         if url.startswith(SENTINEL):
             return sentinel(url).broker_url()
         return f"redis+socket://{url.removeprefix('unix://')}" if url.startswith("unix://") else url
 
     def broker_options(self) -> dict[str, Any]:
-        """Transport options for kombu."""
+        """The transport options for kombu."""
         more = {"master_name": sentinel(self.url()).service} if self.url().startswith(SENTINEL) else {}
         return {"global_keyprefix": self.broker_prefix()} | more
 
     def needed_replicas(self) -> int:
-        """Replicas that must acknowledge a write."""
+        """The number of replicas that must acknowledge a write."""
         return int(self.url().startswith(SENTINEL)) if self.replicas is None else self.replicas
 
     def installation(self) -> str:
-        """Identity of the installation, derived from the address of Redis and the namespace; survives loss of data."""
+        """The identity of the installation, derived from the address of Redis and the namespace."""
         if self.installed_as:
             return self.installed_as
         url = self.url()
@@ -387,7 +387,7 @@ class Settings(BaseSettings):
         return hashlib.sha256(f"{where} {self.namespace}".encode()).hexdigest()[:16]
 
     def broker_prefix(self) -> str:
-        """Prefix of the broker's keys; empty in the default namespace."""
+        """The prefix of the keys of the broker; empty in the default namespace."""
         return "" if self.namespace == "longshore" else f"{self.namespace}:"
 
 

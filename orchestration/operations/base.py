@@ -138,8 +138,10 @@ class About:
     undo: str
     #: The effect of a second attempt at the step.
     duplicate: str
+    #: The reasons for which the step fails, besides those of all operations.
+    fails: str = "only for the reasons that all operations share"
     #: The answer of a dry run.
-    dry_run: str = "compares the current with the requested state, and predicts the changes"
+    dry_run: str = "compares the present state with the parameters, and predicts the changes"
     #: The errors after which a further attempt follows.
     retried: str = "temporary errors"
 
