@@ -39,9 +39,7 @@ class RebuildParams(CacheParams):
     intact, within its `ttl`, has the same `fingerprint`, and was not invalidated.
     """
 
-    builder: Annotated[str, Field(min_length=1)] = Field(
-        description="Operation that returns the data of the cache"
-    )
+    builder: Annotated[str, Field(min_length=1)] = Field(description="Operation that returns the data of the cache")
     params: dict[str, Any] = Field({}, description="Parameters of the builder")
     fingerprint: str = Field("", description="Version of the input; a generation of another version is not valid")
     ttl: Duration = Field(0.0, description="Lifetime of the new generation; 0: unlimited")

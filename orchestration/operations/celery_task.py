@@ -69,9 +69,7 @@ class TaskParams(Params):
     fenced: bool = Field(
         default=False, description="Set if the application calls `install(app)`, so that its tasks are fenced"
     )
-    idempotent: bool = Field(
-        default=False, description="A second execution of the task has no further effect"
-    )
+    idempotent: bool = Field(default=False, description="A second execution of the task has no further effect")
 
 
 class TaskResult(Result):

@@ -78,9 +78,7 @@ class PingParams(Params):
     address: Annotated[str, Field(min_length=1, pattern=r"^[^-]", description="A name or an address")]
     count: Annotated[int, Field(ge=1, le=100)] = Field(3, description="Number of packets")
     timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="Total time for all packets")
-    max_loss: Annotated[float, Field(ge=0, le=100)] = Field(
-        99.9, description="Tolerated packet loss in percent"
-    )
+    max_loss: Annotated[float, Field(ge=0, le=100)] = Field(99.9, description="Tolerated packet loss in percent")
 
 
 class PingResult(Result):

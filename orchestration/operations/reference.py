@@ -201,8 +201,7 @@ def _introduction() -> list[str]:
         " after the last attempt | none |",
         "| second attempt | the effect of another attempt at the step, after an error or a [lost"
         " attempt](../concepts/leases.md#lease) | `read_only`: reads again |",
-        "| dry run | the answer of `--dry-run` |"
-        f" `read_only`: {READ_ONLY.dry_run}. Others: {About.dry_run} |",
+        f"| dry run | the answer of `--dry-run` | `read_only`: {READ_ONLY.dry_run}. Others: {About.dry_run} |",
         "| attempts | the number of attempts. A *temporary* error is, for example, an unreachable Docker engine or"
         " registry, a rate limit, or a full disk. [`retry`](../concepts/plan-language.md#retries) sets other numbers,"
         f" and adds errors | {_numbers(BACKOFF, About.retried)} |",
