@@ -23,7 +23,7 @@ from longshore.orchestration.jobs.labels import Finding, Mount, Pull, Scope
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.language.schedule import Missed, Overlap, parse_cron, parse_zone
 from longshore.orchestration.language.targets import is_host_name
-from longshore.orchestration.operations.compose import NoWayBack
+from longshore.orchestration.operations.compose_params import NoWayBack
 from longshore.orchestration.operations.docker.fields import NAME as VOLUME
 from longshore.orchestration.plans.loading import read_mapping
 from longshore.orchestration.plans.steps import NAME

@@ -33,7 +33,7 @@ from typing import Any, Literal, get_args
 
 from longshore.orchestration.language.durations import parse_duration
 from longshore.orchestration.language.schedule import Missed, Overlap, parse_cron, parse_zone
-from longshore.orchestration.operations.compose import NoWayBack
+from longshore.orchestration.operations.compose_params import NoWayBack
 from longshore.orchestration.plans.steps import NAME
 
 PREFIX = "longshore.job."

@@ -20,7 +20,7 @@ from longshore.orchestration.operations.base import (
     Undo,
     register,
 )
-from longshore.orchestration.operations.compose import NO_WAY_BACK, NoWayBack
+from longshore.orchestration.operations.compose_params import NO_WAY_BACK, NoWayBack
 from longshore.orchestration.operations.docker.fields import Text
 from longshore.orchestration.operations.docker.programs import RunResult
 

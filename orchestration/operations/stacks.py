@@ -9,7 +9,8 @@ from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Params, Result, Undo, register
-from longshore.orchestration.operations.compose import AS_LIST, NO_WAY, UNHEALTHY, RolloutParams
+from longshore.orchestration.operations.compose import NO_WAY, UNHEALTHY
+from longshore.orchestration.operations.compose_params import AS_LIST, RolloutParams
 from longshore.orchestration.operations.docker.images import Login
 
 Demand = Literal["redeploy", "restart", "none"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.orchestration.errors import NotAllowed, OperationError, Preflight, Transient
-from longshore.orchestration.operations.compose import ProjectParams
+from longshore.orchestration.operations.compose_params import ProjectParams
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.host import addresses, paths, policy, secret_sources
 from longshore.tasks.host.allow_lists import within

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from longshore.orchestration.operations.compose import DOWN, DownParams
+from longshore.orchestration.operations.compose import DOWN
+from longshore.orchestration.operations.compose_params import DownParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.compose import command_lines, restoration, revisions, way_back

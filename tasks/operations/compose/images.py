@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
-from longshore.orchestration.operations.compose import BUILD, PULL, BuildParams, ProjectParams, PullParams
+from longshore.orchestration.operations.compose import BUILD, PULL
+from longshore.orchestration.operations.compose_params import BuildParams, ProjectParams, PullParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, NotThere
 from longshore.tasks.host.machine.live import Live

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
-from longshore.orchestration.operations.compose import RESTART, START, STOP, RestartParams, StartParams, StopParams
+from longshore.orchestration.operations.compose import RESTART, START, STOP
+from longshore.orchestration.operations.compose_params import RestartParams, StartParams, StopParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements, unchanged

@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from longshore.orchestration.errors import Preflight, Transient
-from longshore.orchestration.operations.compose import EXEC, RUN, ServiceExecParams, ServiceRunParams
+from longshore.orchestration.operations.compose import EXEC, RUN
+from longshore.orchestration.operations.compose_params import ServiceExecParams, ServiceRunParams
 from longshore.tasks.host.backups import write_private
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine

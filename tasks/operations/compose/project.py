@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from longshore.orchestration.operations.compose import ProjectParams
+from longshore.orchestration.operations.compose_params import ProjectParams
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.host.file_lock import exclusive
 from longshore.tasks.implementation import Context

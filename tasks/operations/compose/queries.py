@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import asdict
 from typing import Any
 
-from longshore.orchestration.operations.compose import CONFIG, PS, ConfigParams, PsParams
+from longshore.orchestration.operations.compose import CONFIG, PS
+from longshore.orchestration.operations.compose_params import ConfigParams, PsParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Change, Context, NoUndo, Prediction, implements
 from longshore.tasks.operations.compose import revisions

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
-from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
+from longshore.orchestration.operations.compose import ROLLBACK
+from longshore.orchestration.operations.compose_params import RollbackParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Change, Context, Outcome, Prediction, implements, unchanged

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.operations import Params
-from longshore.orchestration.operations.compose import RolloutParams
+from longshore.orchestration.operations.compose_params import RolloutParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from longshore.orchestration.errors import Preflight
-from longshore.orchestration.operations.compose import UP, UpParams
+from longshore.orchestration.operations.compose import UP
+from longshore.orchestration.operations.compose_params import UpParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Change, Context, Outcome, Prediction, implements
