@@ -1,4 +1,4 @@
-"""Writes docs/reference/faults.md from what `make faults` has left: the last figures, and the guards of the scripts."""
+"""Writes docs/reference/faults.md: the latest figures of `make faults`, and the guards of the scripts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CRASHES = """\
 ## Crash points
 
 At each point of the code (`tasks/crash_points.py`), the process of a worker is killed, once for each kind of step.
-*recovered*: the run then ends in the right state, without a lost or doubled effect. An empty cell: this kind of step
+*recovered*: the run then ends in the right state, without a lost or duplicated effect. An empty cell: this kind of step
 does not reach the point.
 
 """
@@ -42,26 +42,26 @@ A [guard](../contributing.md#guards-of-the-scripts) is a condition that keeps a 
 
 
 def figures(folder: Path) -> str:
-    """A section for each test of the last long form."""
+    """A section for each test of the latest long form."""
     parts = []
     crashes: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("*.json")):
-        kept = json.loads(path.read_text())
-        kept["figures"].pop("took", None)
-        if kept["test"].startswith("a crash at"):
-            crashes[kept["test"].partition("[")[2].rstrip("]")] = kept["figures"]
+        stored = json.loads(path.read_text())
+        stored["figures"].pop("took", None)
+        if stored["test"].startswith("run recovers from a crash at"):
+            crashes[stored["test"].partition("[")[2].rstrip("]")] = stored["figures"]
             continue
-        if kept["test"].startswith("a crash of"):
-            crashes.update({point: {"a suspended or resumed run": what} for point, what in kept["figures"].items()})
+        if stored["test"].startswith("suspended run recovers from a crash at"):
+            crashes.update({point: {"a suspended or resumed run": what} for point, what in stored["figures"].items()})
             continue
-        rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in kept["figures"].items())
-        about = f"{kept['about']}\n\n" if kept["about"] else ""
-        parts.append(f"## {kept['test'].capitalize()}\n\n{about}| seed | {kept['seed']} |\n|---|---|\n{rows}\n")
+        rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in stored["figures"].items())
+        about = f"{stored['about']}\n\n" if stored["about"] else ""
+        parts.append(f"## {stored['test'].capitalize()}\n\n{about}| seed | {stored['seed']} |\n|---|---|\n{rows}\n")
     return "\n".join([*parts, *_matrix(crashes)])
 
 
 def _matrix(crashes: dict[str, dict[str, str]]) -> list[str]:
-    """The result of each kind of step at each point; empty where the step does not reach the point."""
+    """The result of each kind of step at each point; empty if the step does not reach the point."""
     if not crashes:
         return []
     kinds = list(dict.fromkeys(kind for row in crashes.values() for kind in row))
@@ -78,7 +78,7 @@ def _cell(value: object) -> str:
 
 
 def guards() -> str:
-    """The table of the guards that are marked in the scripts."""
+    """The table of the marked guards of the scripts."""
     rows = [f"| {m.script} | {m.rule} | `{m.guard.replace('|', chr(92) + '|')}` |" for m in mutants()]
     return GUARDS + "\n".join(rows) + "\n"
 
