@@ -146,11 +146,11 @@ class Player:
     def play(self, chosen: list[Block] | None = None) -> None:
         """Play all blocks of the page, or those that are given."""
         try:
-            self.play_on(blocks(self.page) if chosen is None else chosen)
+            self.play_blocks(blocks(self.page) if chosen is None else chosen)
         finally:
             self.close()
 
-    def play_on(self, chosen: list[Block]) -> None:
+    def play_blocks(self, chosen: list[Block]) -> None:
         """Play blocks; the processes of the page stay."""
         for block in chosen:
             self._play(block)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.operations]
 
 
-def test_alerts_and_dashboard_name_metrics_that_there_are() -> None:
+def test_alerts_and_dashboard_name_existing_metrics() -> None:
     alerts = yaml.safe_load((ROOT / "compose/alerts.yml").read_text())
     dashboard = json.loads((ROOT / "compose/grafana/longshore.json").read_text())
     asked = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
@@ -40,7 +40,7 @@ def test_alerts_and_dashboard_name_metrics_that_there_are() -> None:
         assert rule["labels"]["severity"] in {"warning", "critical"}
 
 
-def test_the_units_start_commands_that_there_are_and_whatever_falls(tmp_path: Path) -> None:
+def test_systemd_units_start_existing_commands_and_restart_them(tmp_path: Path) -> None:
     # Given the files that the page writes, and the units that the page enables
     page = [block.body for block in blocks(DOCS / "how-to/deployment.md") if block.language == "sh"]
     (settings,) = [body for body in page if "QUEUES=" in body]
@@ -74,7 +74,7 @@ def test_the_units_start_commands_that_there_are_and_whatever_falls(tmp_path: Pa
     assert sorted(served) == sorted(queue for queues in composed for queue in queues)
 
 
-def test_every_setting_has_a_meaning_in_the_reference() -> None:
+def test_reference_describes_every_setting() -> None:
     text = (ROOT / "docs" / "reference" / "settings.md").read_text()
     described = re.findall(r"^\| `LONGSHORE_(\w+)` \|.*\| *(\w[^|]*) \|$", text, re.M)
 

@@ -273,7 +273,7 @@ def test_celery_tasks(environment: dict[str, str], redis_server: RedisServer, tm
 
 
 @pytest.mark.parametrize("path", sorted(FEATURES.iterdir()), ids=lambda path: path.name)
-def test_the_page_of_examples_has_a_line_for_each(path: Path) -> None:
+def test_page_of_examples_links_each_example(path: Path) -> None:
     if path.name != "__pycache__":
         page = (ROOT / "docs/reference/examples.md").read_text()
         assert f"[{path.name}](../../examples/features/{path.name})" in page

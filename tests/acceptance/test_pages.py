@@ -48,7 +48,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.docker] * (n in WITH_ENGINE)) for n in PLAYED])
-def test_page_does_what_it_says(
+def test_commands_code_and_output_of_the_page_are_correct(
     name: str, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     projects: list[str] = []

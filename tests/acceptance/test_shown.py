@@ -100,7 +100,7 @@ def test_extras_on_pages_exist() -> None:
     assert {"embedded", "flower"} <= set(",".join(found).split(",")) <= known
 
 
-def test_plans_that_are_shown_in_part_are_valid() -> None:
+def test_partial_plans_on_pages_are_valid() -> None:
     plans = [part for page in PAGES for block in shown(page, "yaml") for part in yaml.safe_load_all(block.body)
              if isinstance(part, dict) and "steps" in part]  # fmt: skip
     assert plans
@@ -146,7 +146,7 @@ def test_kubernetes_scales_the_worker_by_the_list_of_its_queue(redis_server: ser
     assert re.search(r"longshore_\w+", by_age["query"])[0] in names  # type: ignore[index]
 
 
-def test_the_crontab_starts_the_run_of_the_page() -> None:
+def test_crontab_runs_the_command_of_the_page() -> None:
     (block,) = shown(DOCS / "how-to" / "cron-ci.md", "crontab")
     *times, command = block.body.strip().split(maxsplit=5)
     assert len(times) == 5

@@ -45,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_no_link_of_the_site_is_dead(site: Path) -> None:
+def test_links_of_the_site_have_targets(site: Path) -> None:
     pages = {page: Links(page) for page in site.rglob("*.html") if page.name != "404.html"}
     dead = []
     for page, links in pages.items():

@@ -1,4 +1,4 @@
-"""What a worker may not give a container, on a real engine; and what gc takes away, and what it leaves."""
+"""Allow lists of a worker on a real engine, and the garbage collection of backups (`longshore gc`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ assert stack
         ({"volumes": ["/var/run/docker.sock:/var/run/docker.sock"]}, "root access to the host"),
     ],
 )
-def test_a_stack_that_is_root_on_the_host_is_not_brought_up(
+def test_up_refuses_a_stack_with_root_access_to_the_host(
     stack: Stack, said: dict[str, object], word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.write(web=said)
@@ -47,10 +47,10 @@ def test_a_stack_that_is_root_on_the_host_is_not_brought_up(
     monkeypatch.setenv("LONGSHORE_ALLOW_PRIVILEGED", "true")
     monkeypatch.setenv("LONGSHORE_ALLOWED_BINDS", "/")
     get_settings.cache_clear()
-    stack.up().predict()  # whoever may, may
+    stack.up().predict()  # allowed by the settings
 
 
-def test_a_container_is_not_given_the_hosts_root_nor_an_image_that_is_not_listed(
+def test_containers_with_host_root_or_unlisted_images_are_refused(
     step: MakeStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mount = {"type": "bind", "source": "/", "target": "/host"}
@@ -59,7 +59,7 @@ def test_a_container_is_not_given_the_hosts_root_nor_an_image_that_is_not_listed
         with pytest.raises(NotAllowed, match="root access to the host"):
             made.act()
         with pytest.raises(NotAllowed, match="root access to the host"):
-            made.predict()  # a rehearsal says what the real one would
+            made.predict()  # a dry run reports the same error
     disguised = {"type": "none", "o": "bind", "device": "/"}
     with pytest.raises(NotAllowed, match="root access to the host"):
         step("docker.volume-create.execute", name="los-disguised", options=disguised).act()
@@ -71,7 +71,7 @@ def test_a_container_is_not_given_the_hosts_root_nor_an_image_that_is_not_listed
         step("docker.pull.execute", image="elses/image:1").act()
 
 
-def test_what_a_worker_refuses_fails_the_step_touches_nothing_and_stands_in_the_audit_trail(
+def test_refused_operation_fails_the_step_changes_nothing_and_is_audited(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     place = Installation(redis_server.url, tmp_path, options=dict(QUICK), docker_host=engine_url())
@@ -100,23 +100,23 @@ def test_what_a_worker_refuses_fails_the_step_touches_nothing_and_stands_in_the_
 
 
 @pytest.mark.parametrize("content", ["OWN={url}", "{url}", "not a variable {url}"])
-def test_no_way_through_a_projects_files_leads_to_the_workers_own_access(
+def test_project_files_cannot_reveal_the_redis_url_of_the_worker(
     stack: Stack, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a file that holds the worker's Redis URL, as its environment in /proc does, behind a variable
+    # Given an env file with the Redis URL of the worker, whose path is a variable
     url = "redis://worker:swordfish-and-more@redis:6379/0"
     monkeypatch.setenv("LONGSHORE_REDIS_URL", url)
     get_settings.cache_clear()
     stack.write(web={"env_file": ["${WHERE}"]})
     (stack.directory / "own").write_text(content.replace("{url}", url))
     (stack.directory / ".env").write_text(f"TAG=1\nWHERE={stack.directory}/own\n")
-    # When it is brought up, then it is refused, or Compose cannot read it, and neither tells the password
+    # When the stack is started, then the step fails without the password in its error
     with pytest.raises(OperationError) as refused:
         stack.up().act()
     assert "depends on a variable" in str(refused.value)
     assert "swordfish" not in str(refused.value)
     assert not stack.ids()
-    # Without a variable it is not even read, where it is outside.
+    # An env file outside of the project is refused before it is read.
     stack.write(web={"env_file": ["/proc/self/environ"]})
     with pytest.raises(NotAllowed, match="is outside"):
         stack.up().act()
@@ -125,7 +125,7 @@ def test_no_way_through_a_projects_files_leads_to_the_workers_own_access(
 # --- gc ---------------------------------------------------------------------------------------------
 
 
-def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: PLR0915 - one story
+def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one scenario
     redis_server: RedisServer, tmp_path: Path, engine: docker.APIClient
 ) -> None:
     place = Installation(redis_server.url, tmp_path, options=QUICK | {"host": "web1"}, docker_host=engine_url())
@@ -161,7 +161,9 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
 
         tags, containers = kept()
         assert len(containers) == 2
-        assert place.longshore("gc", "-o", "json").json["steps"][0]["status"] == "unchanged"  # nothing is old enough
+        assert (
+            place.longshore("gc", "-o", "json").json["steps"][0]["status"] == "unchanged"
+        )  # the backups are too young
         dry_run = place.longshore("gc", "--older-than", "0s", "--dry-run")
         assert dry_run.code == 0, dry_run.err
         assert f"{names[0]}--longshore-" in dry_run.out
@@ -172,7 +174,7 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
         assert done.code == 0, done.err
         left, still = kept()
         assert {name.partition("--")[0] for name in still} == {names[1]}
-        assert elses in left  # of another installation on this engine
+        assert elses in left  # a backup of another installation
         assert all(forgotten not in name for name in left)
         assert {name for name in left if known in name} == {name for name in tags if known in name}
         receipts = {path.name.partition("~")[0] for path in (state / "receipts" / place.namespace).iterdir()}
@@ -180,7 +182,7 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
         assert known in receipts
         assert place.longshore("gc", "--older-than", "0s", "-o", "json").json["steps"][0]["status"] == "unchanged"
 
-        # what a known run may need is still there
+        # the undo of the stored run succeeds
         run = client.get(known)
         run.answer(run.undo(), timeout=PATIENCE)
         assert run.wait(timeout=PATIENCE).state == "undone"
@@ -192,5 +194,5 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
         for row in engine.containers(all=True, filters={"label": "mine"}):
             engine.remove_container(row["Id"], force=True)
         own = {tag for image in engine.images() for tag in image["RepoTags"] or () if tag.startswith("los-gc-")}
-        for tag in kept()[0] | own:  # not those of other tests, which use the same engine at the same time
+        for tag in kept()[0] | own:  # without those of other tests, which share the engine
             engine.remove_image(tag)

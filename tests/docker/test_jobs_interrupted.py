@@ -15,7 +15,7 @@ from longshore.orchestration import Run
 from longshore.orchestration.errors import StopFailed
 from longshore.orchestration.jobs.jobs import Jobs
 from longshore.orchestration.states import TERMINAL
-from tests.docker.engine_proxy import InBetween, refusal
+from tests.docker.engine_proxy import EngineProxy, refusal
 from tests.docker.job_stack import SOON, JobStack, module_shop, shop
 from tests.integration.conftest import QUICK, MakeInstallation, module_installation, short_folder
 from tests.integration.processes import Installation, wait_for
@@ -46,7 +46,7 @@ def alone(place: Installation) -> Installation:
     return place
 
 
-def test_a_secret_of_a_file_reaches_the_worker_and_nothing_else(alone: Installation, shop: JobStack) -> None:
+def test_secret_of_a_job_file_is_masked_everywhere(alone: Installation, shop: JobStack) -> None:
     shop.up()
     secret, file = f"s3cret-{shop.name}", alone.folder / "secret.yaml"
     command = ["sh", "-c", 'echo "has $TOKEN"; test -n "$TOKEN"']
@@ -68,7 +68,7 @@ def test_a_secret_of_a_file_reaches_the_worker_and_nothing_else(alone: Installat
     assert alone.client().get(f"{shop.job}-s").report().step("work").data["stdout"].startswith("has ***")
 
 
-class Unwilling(InBetween):
+class RefusingStop(EngineProxy):
     """Stops everything but one container."""
 
     spared = ""
@@ -79,12 +79,10 @@ class Unwilling(InBetween):
         return b""
 
 
-def test_a_stop_that_fails_half_way_brings_back_what_was_stopped(
-    alone: Installation, shop: JobStack, short_folder: Path
-) -> None:
+def test_partial_stop_is_reverted(alone: Installation, shop: JobStack, short_folder: Path) -> None:
     shop.up()
     before = {name: shop.started_at(name) for name in ("db-1", "app-1", "app-2")}
-    engine = Unwilling(short_folder)
+    engine = RefusingStop(short_folder)
     engine.spared = f"(?:{shop.inspect('app-1')['Id']}|{shop.name}-app-1)"
     with alone.worker("behind", "-c", "2", LONGSHORE_DOCKER_HOST=engine.url), pytest.raises(StopFailed) as failed:
         Jobs(alone.client()).run(shop.job)
@@ -95,7 +93,7 @@ def test_a_stop_that_fails_half_way_brings_back_what_was_stopped(
     assert (report.exit_code, report.job.result, report.job.restart) == (1, "failed", "healthy")
     assert "did not receive an exit event" in str(report.step("stop").error)
     assert report.step("work").status == "not_run"
-    assert shop.is_well()
+    assert shop.is_healthy()
     assert shop.started_at("web-1") > max(before.values()), "it was stopped, and is started again"
     assert {name: shop.started_at(name) for name in ("db-1", "app-1")}.items() <= before.items(), "never stopped"
     assert shop.workers() == []
@@ -103,12 +101,12 @@ def test_a_stop_that_fails_half_way_brings_back_what_was_stopped(
 
 def recovered(run: Run, shop: JobStack) -> Any:
     report = run.wait(SOON)
-    assert shop.is_well(), report
+    assert shop.is_healthy(), report
     return report
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_whatever_is_killed_the_work_is_done_once_and_the_stack_is_up(
+def test_job_runs_once_and_the_stack_is_healthy_after_a_kill(
     alone: Installation, shop: JobStack, tmp_path: Path, point: str
 ) -> None:
     shop.up(sleep=0.5)
@@ -127,13 +125,13 @@ def test_whatever_is_killed_the_work_is_done_once_and_the_stack_is_up(
     assert shop.workers() == []
 
 
-def test_a_worker_that_is_told_to_end_ends_its_job_first(alone: Installation, shop: JobStack) -> None:
+def test_worker_completes_its_job_before_shutdown(alone: Installation, shop: JobStack) -> None:
     shop.up(sleep=2)
     client = alone.client()
     polite = alone.worker("polite", "-c", "2")
     polite.start()
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
+    wait_for("the worker to be at work", shop.job_is_running)
     polite.stop()
 
     with alone.worker("healer", "-c", "2"):
@@ -143,16 +141,16 @@ def test_a_worker_that_is_told_to_end_ends_its_job_first(alone: Installation, sh
     assert shop.runs() == 1
 
 
-def test_what_redis_has_lost_is_finished_from_the_labels(alone: Installation, shop: JobStack) -> None:
+def test_job_is_completed_from_labels_after_redis_lost_the_run(alone: Installation, shop: JobStack) -> None:
     shop.up(sleep=3)
     client = alone.client()
     with alone.worker("first", "-c", "2"):
         run = Jobs(client).start(shop.job, run_id=f"{shop.job}-lost")
-        wait_for("the worker to be at work", shop.worker_is_running)
+        wait_for("the worker to be at work", shop.job_is_running)
     assert alone.redis.flushall()
 
     with alone.worker("healer", "-c", "2"):
-        wait_for("the stack to be up", shop.is_well, SOON)
+        wait_for("the stack to be up", shop.is_healthy, SOON)
         wait_for("the run to be known again", lambda: client.store.body(run.id))
         report = client.get(run.id).wait(SOON)
 
@@ -163,7 +161,7 @@ def test_what_redis_has_lost_is_finished_from_the_labels(alone: Installation, sh
 
 
 @pytest.mark.parametrize("point", ["job.created", "job.recorded"])
-def test_what_is_killed_and_lost_is_finished_from_the_labels(
+def test_job_is_completed_from_labels_after_a_kill_and_a_lost_run(
     alone: Installation, shop: JobStack, tmp_path: Path, point: str
 ) -> None:
     shop.up(sleep=1)
@@ -182,16 +180,14 @@ def test_what_is_killed_and_lost_is_finished_from_the_labels(
 
     assert report.job is not None
     assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
-    assert shop.is_well()
+    assert shop.is_healthy()
     assert shop.runs() == 1
     assert shop.workers() == []
     if began:
         assert shop.started_at("db-1") == began, "it was up again, and is not stopped another time"
 
 
-def test_a_restart_of_redis_does_not_disturb_a_job(
-    shop: JobStack, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_job_succeeds_during_a_restart_of_redis(shop: JobStack, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     server = RedisServer()
     server.start()
     made = Installation(server.url, tmp_path, docker_host=engine_url(), options=QUICK | {"host": HOST})
@@ -201,7 +197,7 @@ def test_a_restart_of_redis_does_not_disturb_a_job(
     worker.start()
     shop.up(sleep=2)
     run = Jobs(made.client()).start(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
+    wait_for("the worker to be at work", shop.job_is_running)
 
     server.stop(signal.SIGKILL)
     time.sleep(1)

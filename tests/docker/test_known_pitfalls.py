@@ -24,7 +24,7 @@ assert stack
 MakeContainer = Callable[..., str]
 
 
-def test_a_service_with_an_env_file_is_not_taken_for_changed(stack: Stack) -> None:
+def test_env_file_does_not_make_a_service_stale(stack: Stack) -> None:
     # `config --hash` of the files themselves gives another hash than the containers bear
     (stack.directory / "web.env").write_text("COLOUR=blue\n")
     stack.write(web={"env_file": ["web.env"]})
@@ -42,7 +42,7 @@ def test_a_service_with_an_env_file_is_not_taken_for_changed(stack: Stack) -> No
     assert stack.up(services=["db"]).predict().changed is False
 
 
-def test_many_who_remove_one_container_all_succeed(container: MakeContainer) -> None:
+def test_concurrent_removals_of_a_container_succeed(container: MakeContainer) -> None:
     # seven of eight are told "removal already in progress", with the code of a conflict
     name = container()
     done: list[bool] = []
@@ -63,7 +63,7 @@ def test_many_who_remove_one_container_all_succeed(container: MakeContainer) -> 
     assert any(done)
 
 
-def test_a_port_that_is_taken_is_final_although_the_engine_calls_it_its_own_error(step: MakeStep) -> None:
+def test_port_in_use_is_a_final_error(step: MakeStep) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         made = step(
@@ -78,7 +78,7 @@ def test_a_port_that_is_taken_is_final_although_the_engine_calls_it_its_own_erro
         assert made.undo().changed
 
 
-def test_a_stop_that_takes_longer_than_the_client_waits_is_looked_at_and_not_repeated(
+def test_stop_continues_after_the_timeout_of_the_client(
     engine: docker.APIClient, container: MakeContainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the engine goes on stopping when nobody waits for it any more
@@ -98,7 +98,7 @@ def test_a_stop_that_takes_longer_than_the_client_waits_is_looked_at_and_not_rep
         close_engine()
 
 
-def test_a_container_of_compose_run_is_not_stopped_with_its_project(stack: Stack) -> None:
+def test_stop_of_a_project_leaves_its_one_off_containers_running(stack: Stack) -> None:
     stack.up().act()
     said = {"project_dir": str(stack.directory), "project": stack.name, "service": "web", "command": ["sleep", "60"]}
     enough = threading.Event()

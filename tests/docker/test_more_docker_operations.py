@@ -32,7 +32,7 @@ def started_at(engine: docker.APIClient, name: str) -> str:
 # --- restart, rename, update --------------------------------------------------------------------------
 
 
-def test_restart_restarts_once_however_often_it_is_delivered(
+def test_repeated_deliveries_of_restart_restart_once(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name = container()
@@ -49,7 +49,7 @@ def test_restart_restarts_once_however_often_it_is_delivered(
     assert (started_at(engine, name), engine.inspect_container(name)["State"]["Running"]) == (after, True)
 
 
-def test_a_restart_that_was_killed_after_the_stop_is_finished_or_healed(
+def test_next_attempt_or_undo_of_a_killed_restart_starts_the_container(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     for heal in (lambda one: one.again(2).act(), lambda one: one.undo()):
@@ -61,7 +61,7 @@ def test_a_restart_that_was_killed_after_the_stop_is_finished_or_healed(
         assert engine.inspect_container(name)["State"]["Running"]
 
 
-def test_the_undo_of_a_restart_of_what_did_not_run_stops_it(
+def test_undo_of_restart_stops_a_container_that_did_not_run(
     step: MakeStep, container: MakeContainer, machine: Look
 ) -> None:
     name = container(start=False)
@@ -73,9 +73,7 @@ def test_the_undo_of_a_restart_of_what_did_not_run_stops_it(
     assert machine() == was
 
 
-def test_rename_renames_and_its_undo_gives_the_name_back(
-    step: MakeStep, container: MakeContainer, machine: Look
-) -> None:
+def test_undo_of_rename_restores_the_name(step: MakeStep, container: MakeContainer, machine: Look) -> None:
     name, other = container(), container()
     was = machine()
     rename = step("docker.rename.execute", container=name, name=f"{name}-new")
@@ -94,7 +92,7 @@ def test_rename_renames_and_its_undo_gives_the_name_back(
         taken.act()
 
 
-def test_update_changes_what_differs_and_its_undo_brings_it_back(
+def test_undo_of_update_restores_the_limits(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
 ) -> None:
     name = container()
@@ -124,7 +122,7 @@ def test_update_changes_what_differs_and_its_undo_brings_it_back(
     assert step("docker.update.execute", **said).predict().changed is True
 
 
-def test_an_update_of_nothing_is_refused() -> None:
+def test_update_without_a_change_is_rejected() -> None:
     with pytest.raises(ValidationError, match="at least one"):
         find("docker.update.execute").params.model_validate({"container": "web"})
 
@@ -132,7 +130,7 @@ def test_an_update_of_nothing_is_refused() -> None:
 # --- exec ---------------------------------------------------------------------------------------------
 
 
-def test_exec_tells_output_apart_and_gives_the_exit_code(step: MakeStep, container: MakeContainer) -> None:
+def test_exec_returns_both_output_streams_and_the_exit_code(step: MakeStep, container: MakeContainer) -> None:
     name = container()
     argv = ["sh", "-c", "echo out; echo err >&2; cat; echo $GIVEN; id -u"]
     done = step(
@@ -152,7 +150,7 @@ def test_exec_tells_output_apart_and_gives_the_exit_code(step: MakeStep, contain
     assert not checked.act().changed
 
 
-def test_exec_that_cannot_begin_has_had_no_effect(step: MakeStep, container: MakeContainer) -> None:
+def test_exec_that_cannot_start_is_an_error(step: MakeStep, container: MakeContainer) -> None:
     with pytest.raises(Preflight, match=r"lst-nothing.*does not exist"):
         step("docker.exec.execute", container="lst-nothing", argv=["true"]).act()
     with pytest.raises(Preflight, match="not running"):
@@ -162,7 +160,7 @@ def test_exec_that_cannot_begin_has_had_no_effect(step: MakeStep, container: Mak
 
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
-def test_exec_that_is_ended_leaves_nothing_running(
+def test_cancelled_exec_leaves_no_process(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer, how: str
 ) -> None:
     name = container()
@@ -179,7 +177,7 @@ def test_exec_that_is_ended_leaves_nothing_running(
     wait_for("its end", lambda: not [row for row in engine.top(name)["Processes"] if "987" in " ".join(row)], SOON)
 
 
-def test_much_output_is_bounded(step: MakeStep, container: MakeContainer) -> None:
+def test_output_of_exec_is_limited(step: MakeStep, container: MakeContainer) -> None:
     run = step("docker.exec.execute", container=container(), argv=["sh", "-c", "yes | head -c 50000000; echo end"])
     data = run.act().data
     assert data["truncated"]
@@ -190,7 +188,7 @@ def test_much_output_is_bounded(step: MakeStep, container: MakeContainer) -> Non
 # --- looks --------------------------------------------------------------------------------------------
 
 
-def test_list_agrees_with_the_engine_and_a_name_is_the_whole_name(
+def test_list_matches_the_engine_and_filters_by_the_whole_name(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name, idle = container(), container(start=False)
@@ -211,7 +209,7 @@ def test_list_agrees_with_the_engine_and_a_name_is_the_whole_name(
     assert step("docker.list.get", state="all", limit=1).act().data["count"] == len(rows)
 
 
-def test_logs_gives_the_end_of_each_stream(step: MakeStep, container: MakeContainer) -> None:
+def test_logs_returns_the_tail_of_each_stream(step: MakeStep, container: MakeContainer) -> None:
     name = container("sh", "-c", "seq 1 50; sleep 0.3; echo err >&2; sleep 600")
     time.sleep(1)
     data = step("docker.logs.get", container=name, tail=3).act().data
@@ -235,7 +233,7 @@ def healthy(step: MakeStep, *test: str) -> str:
     return name
 
 
-def test_wait_waits_for_a_health_check(step: MakeStep) -> None:
+def test_wait_requires_a_passed_health_check(step: MakeStep) -> None:
     good = healthy(step, "sh", "-c", "test -e /ready")
     wait = step("docker.wait.get", container=good, healthy_deadline="10s")
     assert "; it is running" in wait.predict().action
@@ -250,7 +248,7 @@ def test_wait_waits_for_a_health_check(step: MakeStep) -> None:
     assert (data["health"], data["restart_count"]) == ("healthy", 0)
 
 
-def test_wait_does_not_take_what_dies_a_moment_later_for_well(step: MakeStep, container: MakeContainer) -> None:
+def test_wait_fails_if_the_container_exits_within_min_healthy_time(step: MakeStep, container: MakeContainer) -> None:
     with pytest.raises(OperationError, match="exited with code 3"):
         step("docker.wait.get", container=container("sh", "-c", "sleep 1; exit 3"), min_healthy_time="3s").act()
     steady = step("docker.wait.get", container=container(), min_healthy_time="1s").act()
@@ -260,7 +258,7 @@ def test_wait_does_not_take_what_dies_a_moment_later_for_well(step: MakeStep, co
         step("docker.wait.get", container=crashing, healthy_deadline="3s", min_healthy_time="2s").act()
 
 
-def test_wait_for_an_end_does_not_take_what_never_began_for_ended(step: MakeStep, container: MakeContainer) -> None:
+def test_wait_until_exited_requires_a_started_container(step: MakeStep, container: MakeContainer) -> None:
     with pytest.raises(OperationError, match="has not been started"):
         step("docker.wait.get", container=container(start=False), until="exited", healthy_deadline="1s").act()
     ended = step("docker.wait.get", container=container("sh", "-c", "sleep 0.5"), until="exited").act()
@@ -269,7 +267,7 @@ def test_wait_for_an_end_does_not_take_what_never_began_for_ended(step: MakeStep
         step("docker.wait.get", container=container("sh", "-c", "exit 7"), until="exited").act()
 
 
-def test_a_cancelled_wait_ends_soon(step: MakeStep, container: MakeContainer) -> None:
+def test_cancelled_wait_ends_soon(step: MakeStep, container: MakeContainer) -> None:
     stop_at = time.monotonic() + 1
     context = {"asked_to_stop": lambda: time.monotonic() > stop_at}
     with pytest.raises(StepCancelled):
@@ -291,14 +289,14 @@ def name(engine: docker.APIClient) -> Any:
             engine.remove_volume(name)
 
 
-def test_a_network_is_made_once_and_its_undo_removes_it(
+def test_concurrent_network_creates_make_one_network(
     engine: docker.APIClient, step: MakeStep, machine: Look, name: str
 ) -> None:
     was = machine()
     create = step("docker.network-create.execute", name=name, internal=True, subnet="10.213.7.0/24", labels={"a": "b"})
     assert create.predict().changed is True
     assert machine() == was
-    outcomes = create.act_at_once(4)
+    outcomes = create.act_concurrently(4)
     assert len(engine.networks(names=[name])) == 1, "the engine itself allows two of one name"
     assert {outcome.changed for outcome in outcomes} == {True}
     selection_of = step("docker.network-inspect.get", name=name).act()
@@ -316,7 +314,7 @@ def test_a_network_is_made_once_and_its_undo_removes_it(
     assert not step("docker.network-inspect.get", name=name).act().data["exists"]
 
 
-def test_a_network_that_is_removed_can_be_made_again(
+def test_undo_of_network_remove_restores_the_network(
     engine: docker.APIClient, step: MakeStep, machine: Look, name: str
 ) -> None:
     step("docker.network-create.execute", name=name, subnet="10.213.8.0/24").act()
@@ -335,13 +333,11 @@ def test_a_network_that_is_removed_can_be_made_again(
     used.undo()
 
 
-def test_a_volume_is_made_once_and_goes_only_when_that_is_said(
-    engine: docker.APIClient, step: MakeStep, machine: Look, name: str
-) -> None:
+def test_volume_remove_needs_data_loss(engine: docker.APIClient, step: MakeStep, machine: Look, name: str) -> None:
     was = machine()
     create = step("docker.volume-create.execute", name=name, labels={"a": "b"})
     assert create.predict().changed is True
-    assert {outcome.changed for outcome in create.act_at_once(3)} == {True}
+    assert {outcome.changed for outcome in create.act_concurrently(3)} == {True}
     other = step("docker.volume-create.execute", name=name)
     assert not other.act().changed
     assert not other.undo().changed
@@ -361,9 +357,7 @@ def test_a_volume_is_made_once_and_goes_only_when_that_is_said(
 # --- files of a one-off container ---------------------------------------------------------------------
 
 
-def test_files_of_a_one_off_container_are_there_and_not_in_its_description(
-    engine: docker.APIClient, step: MakeStep
-) -> None:
+def test_files_of_a_container_are_not_in_its_description(engine: docker.APIClient, step: MakeStep) -> None:
     files = {"/run/secrets/db": "correct-horse", "/etc/motd": "hello"}
     command = ["sh", "-c", "cat /run/secrets/db /etc/motd; echo >/etc/motd"]
     run = step("docker.run.execute", image="longshore-test:1", user="1000:1000", command=command, files=files)

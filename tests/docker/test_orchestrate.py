@@ -50,14 +50,12 @@ assert two
 # --- the whole --------------------------------------------------------------------------------------
 
 
-def test_what_went_stale_is_named_and_exactly_that_is_brought_right(
-    place: Installation, two: tuple[Project, Project]
-) -> None:
+def test_only_stale_services_are_selected_and_updated(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     assert place.longshore("orchestrate", *QUICK).code == 0
     assert selected(place) == {}
     # given an image whose tag moves, a file that changes, and a service that dies
-    was, now = shop.state()["db-1"][1], shop.image_moves("db")
+    was, now = shop.state()["db-1"][1], shop.move_image("db")
     blog.file.write_text("two\n")
     blog.engine.kill(blog.container("jobs"))
     before = shop.state() | {f"blog {name}": said for name, said in blog.state().items()}
@@ -92,13 +90,11 @@ def test_what_went_stale_is_named_and_exactly_that_is_brought_right(
     assert labels["com.docker.compose.config-hash"] == hashes["web"]
 
 
-def test_a_stack_whose_new_image_does_not_get_well_goes_back_and_can_be_tried_again(
-    place: Installation, two: tuple[Project, Project]
-) -> None:
+def test_unhealthy_image_is_reverted_and_can_be_retried(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     old = shop.state()["db-1"][1]
-    good = blog.image_moves("db")
-    bad = shop.image_moves("db", command=["false"])
+    good = blog.move_image("db")
+    bad = shop.move_image("db", command=["false"])
 
     done = place.longshore("orchestrate", *QUICK)
 
@@ -117,17 +113,17 @@ def test_a_stack_whose_new_image_does_not_get_well_goes_back_and_can_be_tried_ag
     assert place.longshore("runs", "show", again.report.run_id).code == 3
     # and where all is to go back, all goes back
     other = blog.state()["jobs-1"][1]
-    blog.image_moves("jobs")
+    blog.move_image("jobs")
     taken_back = place.longshore("orchestrate", "--retry", "--on-failure", "undo", *QUICK)
     assert taken_back.code == 1
     assert (shop.state()["db-1"][1], blog.state()["jobs-1"][1]) == (old, other)
 
 
-def test_a_worker_that_is_killed_after_the_rebuild_leaves_nothing_forgotten(
+def test_services_stay_selected_after_a_kill_behind_the_rebuild(
     place: Installation, two: tuple[Project, Project]
 ) -> None:
     shop, _ = two
-    now = shop.image_moves("web")
+    now = shop.move_image("web")
     assert place.longshore("rebuild", "--force").code == 0
     worker = place.workers[0]
     worker.kill()
@@ -139,7 +135,7 @@ def test_a_worker_that_is_killed_after_the_rebuild_leaves_nothing_forgotten(
     assert shop.state()["web-1"][1] == now
 
 
-def test_a_worker_that_is_killed_anywhere_is_followed_by_another(
+def test_orchestration_succeeds_after_a_kill_at_each_crash_point(
     place: Installation, project: MakeProject, tmp_path: Path
 ) -> None:
     shop = project("shop")
@@ -148,7 +144,7 @@ def test_a_worker_that_is_killed_anywhere_is_followed_by_another(
     place.workers[0].kill()
     try:
         for point in STACK_POINTS:
-            now = shop.image_moves("web")
+            now = shop.move_image("web")
             shop.file.write_text(f"{point}\n")
             marker = tmp_path / point
             doomed = place.worker(f"doomed-{point}", "-c", "3", LONGSHORE_CRASH_AT=f"{point}:{marker}")
@@ -168,11 +164,11 @@ def test_a_worker_that_is_killed_anywhere_is_followed_by_another(
         place.workers[0].start()
 
 
-def test_ten_at_once_rebuild_once_and_restart_once(place: Installation, two: tuple[Project, Project]) -> None:
+def test_concurrent_orchestrations_rebuild_and_restart_once(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     assert place.longshore("orchestrate", *QUICK).code == 0
     before, built, runs = blog.state(), generation(place), set(restarts(place))
-    shop.image_moves("db")
+    shop.move_image("db")
     blog.file.write_text("two\n")
 
     with ThreadPoolExecutor(10) as pool:
@@ -185,11 +181,11 @@ def test_ten_at_once_rebuild_once_and_restart_once(place: Installation, two: tup
     assert generation(place) in {built + 2, built + 3}
 
 
-def test_beat_brings_right_what_is_stale(place: Installation, project: MakeProject) -> None:
+def test_beat_updates_stale_services(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     # Beat gives a container without a health check five seconds.
     shop.up(web={"healthcheck": {"test": ["CMD", "true"], "interval": "300ms"}})
-    now = shop.image_moves("web")
+    now = shop.move_image("web")
     beat = place.popen("beat", "--loglevel", "WARNING", LONGSHORE_ORCHESTRATE_EVERY="1s")
     try:
         wait_for("the new image", lambda: shop.state().get("web-1", ("", ""))[1] == now, timeout=40.0)
@@ -207,9 +203,7 @@ def test_beat_brings_right_what_is_stale(place: Installation, project: MakeProje
 # --- what is left alone -----------------------------------------------------------------------------
 
 
-def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
-    place: Installation, project: MakeProject
-) -> None:
+def test_stopped_and_completed_services_are_reported_and_not_started(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     once = {"command": ["true"], "image": IMAGE}
     stubborn = {"init": False, "command": ["sleep", "9999"], "image": IMAGE}
@@ -226,8 +220,8 @@ def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
     shop.compose("stop", "--timeout", "1", "db", "stubborn")
     # The engine remembers 256 events, and these tests are not alone on it.
     Stacks(place.client()).rebuild([HOST])
-    shop.image_moves("db")
-    now = shop.image_moves("web")
+    shop.move_image("db")
+    now = shop.move_image("web")
     before = shop.state()
 
     said = place.longshore("select", "-o", "json").json
@@ -246,7 +240,7 @@ def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
     assert selected(place) == {}
 
 
-def test_what_a_change_of_a_file_demands_is_said_by_labels_and_by_a_file(
+def test_labels_and_rules_select_the_action_after_a_file_change(
     place: Installation, project: MakeProject, rules: Path
 ) -> None:
     shop = project("shop")
@@ -278,7 +272,7 @@ def test_what_a_change_of_a_file_demands_is_said_by_labels_and_by_a_file(
     assert {before[name][0] == after[name][0] for name in ("db-1", "jobs-1")} == {True}, "not made anew"
 
 
-def test_a_file_that_changed_before_anybody_looked_is_found_by_its_time(
+def test_file_change_before_the_first_inspection_is_found_by_its_time(
     place: Installation, project: MakeProject
 ) -> None:
     shop = project("shop")
@@ -307,11 +301,11 @@ def everything(place: Installation, *projects: Project) -> dict[str, Any]:
     return found
 
 
-def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tuple[Project, Project]) -> None:
+def test_dry_runs_of_the_stack_commands_change_nothing(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     Caches(place.client().store).forget(f"{STACK_CACHE}{HOST}")
     for number in range(2):  # without a cache, and with one
-        shop.image_moves("db")
+        shop.move_image("db")
         blog.file.write_text(f"changed {number}\n")
         before = everything(place, shop, blog)
 
@@ -342,13 +336,11 @@ def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tupl
 # --- the cache --------------------------------------------------------------------------------------
 
 
-def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
-    place: Installation, two: tuple[Project, Project]
-) -> None:
+def test_corrupt_and_forged_cache_entries_are_not_used(place: Installation, two: tuple[Project, Project]) -> None:
     shop, _ = two
     store = place.client().store
     key = store.keys.cache(f"{STACK_CACHE}{HOST}")
-    now = shop.image_moves("db")
+    now = shop.move_image("db")
     assert place.longshore("rebuild", "--force").code == 0
     stale = selected(place)
     good = store.client.hget(key, "current")
@@ -371,7 +363,7 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
     assert place.longshore("check").code == 0
 
 
-def test_a_rebuild_is_undone_to_the_generation_before(place: Installation, project: MakeProject) -> None:
+def test_undo_of_a_rebuild_restores_the_previous_generation(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
     client = place.client()
@@ -387,7 +379,7 @@ def test_a_rebuild_is_undone_to_the_generation_before(place: Installation, proje
     assert caches.get(f"{STACK_CACHE}{HOST}").entry == before
 
 
-def test_what_is_too_old_is_read_again(place: Installation) -> None:
+def test_expired_cache_is_rebuilt(place: Installation) -> None:
     assert place.longshore("rebuild", "--force", LONGSHORE_CACHE_TTL="1s").code == 0
     time.sleep(1.1)
     checked = place.longshore("check", "--json")
@@ -395,7 +387,7 @@ def test_what_is_too_old_is_read_again(place: Installation) -> None:
     assert place.longshore("orchestrate").code == 0
 
 
-def test_a_rebuild_asks_and_takes_no_answer_for_a_no(place: Installation) -> None:
+def test_rebuild_needs_a_confirmation(place: Installation) -> None:
     assert place.longshore("rebuild", "--force").code == 0
     was = generation(place)
     for text, code in (("", 1), ("n\n", 1), ("\n", 1), ("nonsense\n", 1), ("y\n", 0), ("Y\n", 0)):
@@ -416,12 +408,12 @@ def test_a_rebuild_asks_and_takes_no_answer_for_a_no(place: Installation) -> Non
     os.close(terminal)
 
 
-def test_a_host_that_cannot_be_looked_at_harms_no_other(
+def test_other_hosts_are_updated_if_the_inspection_of_a_host_fails(
     place: Installation, project: MakeProject, tmp_path: Path
 ) -> None:
     shop = project("shop")
     shop.up()
-    now = shop.image_moves("web")
+    now = shop.move_image("web")
     other = place.worker("two", "-c", "1", LONGSHORE_HOST="web2", LONGSHORE_DOCKER_HOST=f"unix://{tmp_path}/nothing")
     try:
         other.start()

@@ -28,7 +28,7 @@ UNHEALTHY = {"healthcheck": {"test": ["CMD", "false"], "interval": "300ms", "ret
 # --- revisions ----------------------------------------------------------------------------------------
 
 
-def test_five_revisions_are_kept_each_with_its_file_and_its_images(stack: Stack) -> None:
+def test_five_revisions_are_stored_with_file_and_images(stack: Stack) -> None:
     for number in range(7):
         stack.write(web={"environment": {"TAG": str(number)}})
         stack.up(services=["web"], grace=0).act()
@@ -46,7 +46,7 @@ def test_five_revisions_are_kept_each_with_its_file_and_its_images(stack: Stack)
     assert {one["service"] for one in listed["containers"]} == {"db", "web"}
 
 
-def test_rollback_brings_back_files_and_images_and_pulls_nothing(trio: Stack) -> None:
+def test_rollback_restores_configuration_and_images(trio: Stack) -> None:
     # Given a release with another image and another configuration
     trio.up().act()
     first = trio.look()
@@ -75,7 +75,7 @@ def test_rollback_brings_back_files_and_images_and_pulls_nothing(trio: Stack) ->
         trio.step("compose.rollback.execute", project="lst-nothing").act()
 
 
-def test_a_release_that_never_gets_well_goes_back_by_itself_with_no_pull(trio: Stack) -> None:
+def test_unhealthy_release_is_reverted(trio: Stack) -> None:
     # Given three services on their old image
     trio.up().act()
     was = trio.look()
@@ -94,7 +94,7 @@ def test_a_release_that_never_gets_well_goes_back_by_itself_with_no_pull(trio: S
     assert len(revisions.history(trio.name)) == 1, "what never was well is no revision"
 
 
-def test_some_services_at_a_time_and_a_bad_one_holds_up_the_rest(trio: Stack) -> None:
+def test_max_parallel_stops_the_rollout_at_an_unhealthy_service(trio: Stack) -> None:
     trio.up().act()
     ids = {row["Labels"]["com.docker.compose.service"]: row["Id"] for row in trio.containers()}
     trio.new_image()
@@ -112,7 +112,7 @@ def test_some_services_at_a_time_and_a_bad_one_holds_up_the_rest(trio: Stack) ->
     assert trio.running() == {"db", "web", "jobs"}
 
 
-def test_a_name_that_compose_gave_for_the_time_being_does_not_stay(trio: Stack) -> None:
+def test_undo_restores_the_name_of_a_half_recreated_container(trio: Stack) -> None:
     trio.up().act()
     was = trio.look()
     trio.new_image()
@@ -132,7 +132,7 @@ def test_a_name_that_compose_gave_for_the_time_being_does_not_stay(trio: Stack) 
 # --- restart ------------------------------------------------------------------------------------------
 
 
-def test_restart_restarts_what_runs_once(trio: Stack) -> None:
+def test_restart_restarts_running_services_once(trio: Stack) -> None:
     trio.up().act()
     trio.engine.stop(trio.container("jobs"), timeout=0)
 
@@ -164,7 +164,7 @@ def test_restart_restarts_what_runs_once(trio: Stack) -> None:
 # --- images -------------------------------------------------------------------------------------------
 
 
-def test_pull_fetches_each_image_and_its_undo_gives_the_names_back(
+def test_undo_of_compose_pull_restores_the_tags(
     stack: Stack, registry: Registry, step: MakeStep, new_image: NewImage
 ) -> None:
     ref = f"{registry.host}/{stack.name}:1"
@@ -192,7 +192,7 @@ def test_pull_fetches_each_image_and_its_undo_gives_the_names_back(
         stack.step("compose.pull.execute", **said).act()
 
 
-def test_up_with_a_pull_brings_the_registrys_image_and_its_undo_the_former_one(
+def test_undo_of_up_with_pull_restores_the_earlier_image(
     stack: Stack, registry: Registry, step: MakeStep, new_image: NewImage
 ) -> None:
     ref = f"{registry.host}/{stack.name}:1"
@@ -211,7 +211,7 @@ def test_up_with_a_pull_brings_the_registrys_image_and_its_undo_the_former_one(
     assert stack.engine.inspect_image(ref)["Id"] == older
 
 
-def test_build_builds_what_has_a_build(stack: Stack) -> None:
+def test_compose_build_builds_services_with_a_build_section(stack: Stack) -> None:
     (stack.directory / "Dockerfile").write_text("FROM longshore-test:1\nRUN echo built >/built\n")
     stack.write(web={"build": ".", "image": f"{stack.name}:web"})
     said = {"project_dir": str(stack.directory), "project": stack.name}
@@ -231,7 +231,7 @@ def test_build_builds_what_has_a_build(stack: Stack) -> None:
 # --- programs -----------------------------------------------------------------------------------------
 
 
-def test_config_tells_services_and_no_values(stack: Stack) -> None:
+def test_config_returns_services_without_values_of_variables(stack: Stack) -> None:
     stack.write(web={"environment": {"PASSWORD": "correct-horse"}})
     outcome = stack.step("compose.config.get", project_dir=str(stack.directory), project=stack.name).act()
     assert not outcome.changed
@@ -242,7 +242,7 @@ def test_config_tells_services_and_no_values(stack: Stack) -> None:
     assert {said["hash"] for said in outcome.data["services"].values()} == hashes
 
 
-def test_exec_finds_a_services_container(stack: Stack) -> None:
+def test_compose_exec_runs_in_the_container_of_a_service(stack: Stack) -> None:
     stack.up().act()
     done = stack.other("exec", service="web", argv=["sh", "-c", "echo $TAG; hostname"]).act()
     assert done.data["stdout"].startswith("1\n")
@@ -252,7 +252,7 @@ def test_exec_finds_a_services_container(stack: Stack) -> None:
         stack.other("exec", service="nothing", argv=["true"]).act()
 
 
-def test_run_runs_a_service_once_with_its_volumes_and_environment(stack: Stack) -> None:
+def test_compose_run_runs_once_with_volumes_and_environment(stack: Stack) -> None:
     stack.up().act()
     ids = stack.ids()
     said = {
@@ -264,7 +264,7 @@ def test_run_runs_a_service_once_with_its_volumes_and_environment(stack: Stack) 
     }
     run = stack.step("compose.run.execute", **said)
     assert run.predict().changed is True
-    outcomes = run.act_at_once(2)
+    outcomes = run.act_concurrently(2)
     assert {outcome.data["stdout"] for outcome in outcomes} == {"it\nx\n"}
     assert run.again(2).act().data["stdout"] == "it\nx\n"
     assert run.undo().changed
@@ -280,7 +280,7 @@ def test_run_runs_a_service_once_with_its_volumes_and_environment(stack: Stack) 
 # --- two at once --------------------------------------------------------------------------------------
 
 
-def test_two_steps_that_bring_up_the_same_new_stack_wait_for_each_other(stack: Stack) -> None:
+def test_concurrent_ups_of_a_new_stack_run_one_at_a_time(stack: Stack) -> None:
     outcomes: dict[int, Any] = {}
 
     def bring(number: int, up: Step) -> None:
@@ -304,7 +304,7 @@ def test_two_steps_that_bring_up_the_same_new_stack_wait_for_each_other(stack: S
     assert len(stack.look()["networks"]) == 1
 
 
-def undo_patiently(step: Step) -> None:
+def undo_with_retries(step: Step) -> None:
     """As a run does: what passes is tried again."""
     for _ in range(5):
         try:
@@ -319,7 +319,7 @@ def undo_patiently(step: Step) -> None:
 # --- cut off ------------------------------------------------------------------------------------------
 
 
-def test_a_release_that_is_cancelled_at_any_time_ends_soon_and_is_taken_back(stack: Stack) -> None:
+def test_cancelled_release_ends_soon_and_is_undone(stack: Stack) -> None:
     stack.up().act()
     was = stack.look()
     stack.new_image()
@@ -330,22 +330,22 @@ def test_a_release_that_is_cancelled_at_any_time_ends_soon_and_is_taken_back(sta
         up.act()
 
     assert time.monotonic() - stop_at < SOON
-    undo_patiently(up.again(1, asked_to_stop=lambda: False))
+    undo_with_retries(up.again(1, asked_to_stop=lambda: False))
     assert stack.look()["containers"] == was["containers"]
 
 
-def test_a_release_that_is_cancelled_while_a_container_ends_is_taken_back_to_the_end(stack: Stack) -> None:
+def test_undo_waits_for_a_container_that_stops_after_the_cancel(stack: Stack) -> None:
     stack.write(web={"init": False})  # ignores TERM, so the engine kills it at the end of its grace
     stack.up().act()
     was = stack.look()
     stack.new_image()
-    up = stack.up(context={"asked_to_stop": lambda: stack.was_told_to_end("web")}, min_healthy_time=5)
+    up = stack.up(context={"asked_to_stop": lambda: stack.was_signalled("web")}, min_healthy_time=5)
 
     with pytest.raises((StepCancelled, Transient)):
         up.act()
 
     assert "web" in stack.running(), "its grace is not over"
-    undo_patiently(up.again(1, asked_to_stop=lambda: False))
+    undo_with_retries(up.again(1, asked_to_stop=lambda: False))
     assert stack.look()["containers"] == was["containers"]
     time.sleep(2.5)  # longer than the grace: no stop comes later
     assert stack.look()["containers"] == was["containers"]

@@ -22,7 +22,7 @@ from longshore.orchestration.stacks.orchestrate import Stacks
 from longshore.orchestration.stacks.plan import RolloutOptions
 from longshore.orchestration.stacks.rules import stack_rules
 from longshore.tasks.operations.compose.cli import _program
-from tests.docker.engine_proxy import InBetween
+from tests.docker.engine_proxy import EngineProxy
 from tests.docker.stale_stacks import PREFIX, QUICK, MakeProject, place, project, rules, selected, two, up
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
@@ -47,9 +47,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # --- restart ----------------------------------------------------------------------------------------
 
 
-def test_what_is_named_is_restarted_whether_it_is_stale_or_not(
-    place: Installation, two: tuple[Project, Project]
-) -> None:
+def test_named_services_are_restarted_without_drift(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     before = [shop.state(), blog.state()]
 
@@ -73,10 +71,10 @@ def test_what_is_named_is_restarted_whether_it_is_stale_or_not(
     assert (nothing.code, nothing.out.splitlines()[-1]) == (0, "no services need a restart")
 
 
-def test_one_of_three_that_fails_is_named_and_the_others_stay(place: Installation, project: MakeProject) -> None:
+def test_failed_stack_is_named_and_other_stacks_stay_updated(place: Installation, project: MakeProject) -> None:
     three = [project(name) for name in ("one", "three", "two")]
     up(*three)
-    now = [one.image_moves("db", command=["false"] if one is three[1] else None) for one in three]
+    now = [one.move_image("db", command=["false"] if one is three[1] else None) for one in three]
 
     done = place.longshore("restart", *QUICK, "-o", "json")
 
@@ -86,28 +84,28 @@ def test_one_of_three_that_fails_is_named_and_the_others_stay(place: Installatio
     assert [one.state()["db-1"][1] == image for one, image in zip(three, now, strict=True)] == [True, False, True]
 
 
-def test_stacks_are_brought_right_in_order_and_behind_a_canary(place: Installation, project: MakeProject) -> None:
+def test_stacks_are_updated_in_order_after_a_canary(place: Installation, project: MakeProject) -> None:
     shop, infra, blog = (project(name) for name in ("a-shop", "infra", "b-blog"))
     shop.up(db={"labels": {"longshore.after": infra.name}})
     up(infra, blog)
     for one in (shop, infra, blog):
-        one.image_moves("db")
+        one.move_image("db")
     dry = place.longshore("orchestrate", "--dry-run", "-o", "json").json
     levels = {step["step"]: step["level"] for step in dry["steps"]}
     assert levels[infra.name] < levels[shop.name]
     # given a first stack that fails
     old = infra.state()["db-1"][1]
-    blog.image_moves("db", command=["false"])
+    blog.move_image("db", command=["false"])
     done = place.longshore("orchestrate", "--canary", "1", *QUICK)
     assert done.code == 3
     assert {one.state()["db-1"][1] for one in (shop, infra, blog)} == {old}, "nobody came after it"
 
 
-def test_what_has_moved_since_it_was_selected_is_looked_at_again(place: Installation, project: MakeProject) -> None:
+def test_restart_inspects_stacks_that_changed_after_the_selection(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
-    shop.image_moves("web")
-    shop.image_moves("db")
+    shop.move_image("web")
+    shop.move_image("db")
     deployed = Stacks(place.client())
     plan = deployed.plan(deployed.select(), RolloutOptions(min_healthy_time=0.5))
     shop.compose("up", "--detach", "db")  # somebody was faster
@@ -120,7 +118,7 @@ def test_what_has_moved_since_it_was_selected_is_looked_at_again(place: Installa
     assert changed(before, shop.state()) == {"web-1"}
 
 
-def test_the_way_back_is_known_also_where_the_files_changed(place: Installation, project: MakeProject) -> None:
+def test_failed_restart_is_reverted_although_the_files_changed(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
     assert place.longshore("orchestrate", *QUICK).code == 0  # it is looked at, and nothing is done
@@ -139,9 +137,7 @@ def test_the_way_back_is_known_also_where_the_files_changed(place: Installation,
     assert label in now["Config"]["Labels"]
 
 
-def test_what_of_a_project_stands_stays_so_when_the_project_is_restarted(
-    place: Installation, project: MakeProject
-) -> None:
+def test_restart_leaves_stopped_services_stopped(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up(seed={"command": ["true"]}, web={"deploy": {"replicas": 2}})
     shop.compose("stop", "--timeout", "1", "jobs")
@@ -153,7 +149,7 @@ def test_what_of_a_project_stands_stays_so_when_the_project_is_restarted(
     assert done.code == 0, done.err
     assert changed(before, shop.state()) == {"db-1", "web-1"}
     # and a new image makes the stopped one anew, and starts it not
-    now = shop.image_moves("web")
+    now = shop.move_image("web")
     assert place.longshore("orchestrate", *QUICK).code == 0
     assert [shop.state()[name][1:4:2] for name in ("web-1", "web-2")] == [(now, "running"), (now, "exited")]
     # by its own name it is started
@@ -161,7 +157,7 @@ def test_what_of_a_project_stands_stays_so_when_the_project_is_restarted(
     assert shop.state()["jobs-1"][3] == "running"
 
 
-def test_a_job_that_had_failed_is_done_again_and_may_end(place: Installation, project: MakeProject) -> None:
+def test_failed_one_off_service_runs_again(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     (shop.folder / "seed").write_text("exit 1")
     seed = {"command": ["sh", "/seed"], "volumes": ["./seed:/seed"], "labels": {"longshore.files": "seed=none"}}
@@ -174,10 +170,10 @@ def test_a_job_that_had_failed_is_done_again_and_may_end(place: Installation, pr
     assert selected(place) == {}
 
 
-def test_what_is_in_the_network_of_another_comes_along(place: Installation, project: MakeProject) -> None:
+def test_services_in_the_network_of_another_are_recreated_with_it(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up(jobs={"network_mode": "service:db"})
-    now = shop.image_moves("db")
+    now = shop.move_image("db")
     before = shop.state()
 
     assert place.longshore("orchestrate", *QUICK).code == 0
@@ -189,13 +185,13 @@ def test_what_is_in_the_network_of_another_comes_along(place: Installation, proj
     assert mode == f"container:{after['db-1'][0]}"
 
 
-def test_services_that_differ_in_what_they_need_alone_are_told_apart(place: Installation, project: MakeProject) -> None:
+def test_services_that_differ_only_in_dependencies_are_distinguished(place: Installation, project: MakeProject) -> None:
     """Compose hashes them alike where it leaves out what they need."""
     shop = project("shop")
     same = {"image": shop.ref("web"), "depends_on": ["db"]}
     shop.up(web={"volumes": []} | same, one=same, two={"image": shop.ref("web")}, jobs={"depends_on": ["db"]})
     shop.engine.stop(shop.container("db"), timeout=1)
-    shop.image_moves("web")
+    shop.move_image("web")
 
     for _ in range(2):
         assert place.longshore("orchestrate", *QUICK).code == 0
@@ -203,13 +199,11 @@ def test_services_that_differ_in_what_they_need_alone_are_told_apart(place: Inst
     assert place.longshore("orchestrate").out.splitlines()[-1] == "cache valid, nothing to do"
 
 
-def test_the_undo_of_a_run_takes_it_back_and_that_is_no_partial_success(
-    place: Installation, project: MakeProject
-) -> None:
+def test_undo_of_an_orchestration_restores_the_image(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
     old = shop.state()["web-1"][1]
-    shop.image_moves("web")
+    shop.move_image("web")
     done = Stacks(place.client()).orchestrate(min_healthy_time=0.5)
     assert done.report is not None
     run = place.client().get(done.report.run_id)
@@ -220,10 +214,10 @@ def test_the_undo_of_a_run_takes_it_back_and_that_is_no_partial_success(
     assert list(selected(place)) == [f"{shop.name}/web"]
 
 
-def test_a_stack_whose_files_cannot_be_used_is_no_success(place: Installation, two: tuple[Project, Project]) -> None:
+def test_invalid_files_of_a_stack_fail_only_this_stack(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     (shop.folder / "compose.yml").write_text("services: [")
-    now = blog.image_moves("db")
+    now = blog.move_image("db")
 
     done = place.longshore("orchestrate", *QUICK)
 
@@ -237,7 +231,7 @@ def test_a_stack_whose_files_cannot_be_used_is_no_success(place: Installation, t
 # --- registries, and what runs an image -------------------------------------------------------------
 
 
-def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
+def test_moved_tag_of_a_registry_is_found_without_a_pull(
     place: Installation, project: MakeProject, closed_registry: Registry, new_image: Callable[[str], str], rules: Path
 ) -> None:
     shop = project("shop")
@@ -283,7 +277,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "how-to" / "stacks.md").read_text(), re.DOTALL)
 
 
-def test_the_page_does_what_it_says(place: Installation, engine: docker.APIClient, rules: Path, tmp_path: Path) -> None:
+def test_commands_and_code_of_the_stacks_page_run(
+    place: Installation, engine: docker.APIClient, rules: Path, tmp_path: Path
+) -> None:
     shutil.copytree(ROOT / "examples" / "orchestrate", tmp_path / "examples" / "orchestrate")
     for name in ("infra", "shop"):
         (tmp_path / "examples" / "orchestrate" / name / ".env").write_text(f"IMAGE={IMAGE}\n")
@@ -309,7 +305,7 @@ def test_the_page_does_what_it_says(place: Installation, engine: docker.APIClien
             remove_project(engine, name)
 
 
-def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
+def test_file_on_the_page_is_valid(tmp_path: Path) -> None:
     (tmp_path / "stacks.yaml").write_text(blocks("yaml")[0])
     said = stack_rules(str(tmp_path / "stacks.yaml"))
     assert (list(said.stacks), said.only) == (["shop"], ["*", "!test-*"])
@@ -318,7 +314,7 @@ def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
 # --- how much is asked ------------------------------------------------------------------------------
 
 
-class Counter(InBetween):
+class Counter(EngineProxy):
     """Stands before the engine and Compose, passes everything on, and keeps what was asked."""
 
     def __init__(self, folder: Path) -> None:
@@ -354,7 +350,7 @@ def counter(short_folder: Path) -> Iterator[Counter]:
     made.close()
 
 
-def test_a_hundred_containers_cost_a_handful_of_calls(
+def test_checks_of_a_hundred_containers_need_at_most_five_engine_calls(
     install: MakeInstallation, engine: docker.APIClient, counter: Counter, tmp_path: Path
 ) -> None:
     prefix = f"los-many-{uuid.uuid4().hex[:6]}"

@@ -37,7 +37,7 @@ def up(stack: Stack, **said: Any) -> Plan:
     return plan
 
 
-def at_work(run: Run, step: str = "up") -> None:
+def wait_until_running(run: Run, step: str = "up") -> None:
     def looks() -> bool:
         found = run.report()
         assert not found.ended, found
@@ -46,7 +46,7 @@ def at_work(run: Run, step: str = "up") -> None:
     wait_for(f"{step} to be at work", looks)
 
 
-def cancelled_in_time(run: Run, step: str) -> None:
+def assert_ends_soon_after_cancel(run: Run, step: str) -> None:
     """The step itself ends soon after the request; then the run is undone."""
     began = time.monotonic()
     run.cancel()
@@ -55,7 +55,7 @@ def cancelled_in_time(run: Run, step: str) -> None:
     assert run.wait(60).state in {"undone", "failed"}
 
 
-def test_two_runs_that_bring_up_the_same_new_stack_wait_for_each_other(place: Installation, stack: Stack) -> None:
+def test_concurrent_runs_of_a_new_stack_run_one_at_a_time(place: Installation, stack: Stack) -> None:
     client = place.client()
     one, two = client.start(up(stack)), client.start(up(stack))
 
@@ -71,7 +71,7 @@ def test_two_runs_that_bring_up_the_same_new_stack_wait_for_each_other(place: In
     assert place.longshore("locks", "ls", "-o", "json").json == []
 
 
-def test_a_lock_is_seen_while_it_is_held(place: Installation, stack: Stack) -> None:
+def test_held_lock_is_listed(place: Installation, stack: Stack) -> None:
     stack.write(web={"healthcheck": {"test": ["CMD", "false"], "interval": "60s", "retries": 9}})
     run = place.client().start(up(stack, healthy_deadline=60))
     wait_for("it to be at work", lambda: stack.running() == {"db", "web"})
@@ -80,12 +80,12 @@ def test_a_lock_is_seen_while_it_is_held(place: Installation, stack: Stack) -> N
         f"project {stack.name}", run.id, "up", "compose.up.execute",
     )  # fmt: skip
     assert f"project {stack.name}  held for" in place.longshore("locks", "ls").out
-    cancelled_in_time(run, "up")
+    assert_ends_soon_after_cancel(run, "up")
     assert stack.containers() == []
     assert stack.look()["networks"] == []
 
 
-def test_long_steps_end_within_two_seconds_of_a_cancel(place: Installation) -> None:
+def test_long_steps_end_soon_after_a_cancel(place: Installation) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         image = f"127.0.0.1:{silent.getsockname()[1]}/lst-silent:1"
         for operation, said in (
@@ -94,12 +94,12 @@ def test_long_steps_end_within_two_seconds_of_a_cancel(place: Installation) -> N
             ("network.http.get", {"url": "http://127.0.0.1:1/", "deadline": "10m"}),
         ):
             run = place.client().run_operation(operation, **said)
-            at_work(run, "do")
+            wait_until_running(run, "do")
             time.sleep(0.7)
-            cancelled_in_time(run, "do")
+            assert_ends_soon_after_cancel(run, "do")
 
 
-def test_a_release_that_never_gets_well_ends_on_the_old_images(place: Installation, stack: Stack) -> None:
+def test_run_with_an_unhealthy_release_is_undone(place: Installation, stack: Stack) -> None:
     stack.with_jobs = True
     stack.write()
     assert place.client().start(up(stack)).wait(90).exit_code == 0
@@ -119,9 +119,7 @@ def test_a_release_that_never_gets_well_ends_on_the_old_images(place: Installati
 
 
 @pytest.mark.parametrize("chance", range(2))
-def test_a_worker_that_is_killed_anywhere_in_a_recreate_leaves_the_service_up(
-    place: Installation, stack: Stack, chance: int
-) -> None:
+def test_services_run_after_a_kill_during_a_recreate(place: Installation, stack: Stack, chance: int) -> None:
     # Given a stack that runs, and a worker of its own for the release
     stack.write(web={"init": False})  # ignores TERM, so that its replacement takes its time
     assert place.client().start(up(stack)).wait(90).exit_code == 0
@@ -130,7 +128,7 @@ def test_a_worker_that_is_killed_anywhere_in_a_recreate_leaves_the_service_up(
 
     # When
     run = place.client().start(up(stack))
-    at_work(run)
+    wait_until_running(run)
     time.sleep(moment)
     place.workers[0].kill()
     place.workers[0].start()
@@ -145,7 +143,7 @@ def test_a_worker_that_is_killed_anywhere_in_a_recreate_leaves_the_service_up(
     assert len(images) == 1
 
 
-def test_an_undo_of_the_whole_release_by_hand(place: Installation, stack: Stack, tmp_path: Path) -> None:
+def test_undo_command_restores_the_stack(place: Installation, stack: Stack, tmp_path: Path) -> None:
     assert place.client().start(up(stack)).wait(90).exit_code == 0
     was = stack.look()
     stack.new_image()

@@ -28,7 +28,7 @@ assert module_installation
 HOST = "web1"
 DAY = 24 * 3600 * 1000
 #: No planned time passes while a test is at it.
-HALF_A_DAY_AWAY = f"0 {(time.gmtime().tm_hour + 12) % 24} * * *"
+IN_TWELVE_HOURS = f"0 {(time.gmtime().tm_hour + 12) % 24} * * *"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def place(module_installation: MakeInstallation) -> Iterator[Installation]:
         beat.communicate()
 
 
-class Clockwork:
+class JobSchedule:
     """The schedule of one job."""
 
     def __init__(self, place: Installation, shop: JobStack) -> None:
@@ -77,13 +77,11 @@ class Clockwork:
         return found
 
 
-def test_two_beats_start_one_run_for_a_planned_time_by_the_labels_of_that_moment(
-    place: Installation, shop: JobStack
-) -> None:
-    labels = {"schedule": HALF_A_DAY_AWAY, "missed": "all"}
+def test_two_beats_start_one_run_per_due_time_with_the_current_labels(place: Installation, shop: JobStack) -> None:
+    labels = {"schedule": IN_TWELVE_HOURS, "missed": "all"}
     shop.up(labels=labels)
-    clock = Clockwork(place, shop)
-    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+    clock = JobSchedule(place, shop)
+    mark = clock.until_known(f"{IN_TWELVE_HOURS} UTC")
 
     clock.schedules.put(clock.key, Mark(mark.until - DAY, mark.schedule))
     (run,) = clock.started(1, settle=2.0)
@@ -98,12 +96,10 @@ def test_two_beats_start_one_run_for_a_planned_time_by_the_labels_of_that_moment
 
 
 @pytest.mark.parametrize(("policy", "number"), [("skip", 0), ("once", 1), ("all", 3)])
-def test_what_was_missed_is_dealt_with_as_the_label_says(
-    place: Installation, shop: JobStack, policy: str, number: int
-) -> None:
-    shop.up(labels={"schedule": HALF_A_DAY_AWAY, "missed": policy})
-    clock = Clockwork(place, shop)
-    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+def test_missed_due_times_follow_the_label(place: Installation, shop: JobStack, policy: str, number: int) -> None:
+    shop.up(labels={"schedule": IN_TWELVE_HOURS, "missed": policy})
+    clock = JobSchedule(place, shop)
+    mark = clock.until_known(f"{IN_TWELVE_HOURS} UTC")
 
     clock.schedules.put(clock.key, Mark(mark.until - 3 * DAY, mark.schedule))
 
@@ -111,10 +107,10 @@ def test_what_was_missed_is_dealt_with_as_the_label_says(
     assert len(clock.started(number, settle=1.0)) == number
 
 
-def test_after_three_failures_a_job_is_left_alone_until_somebody_resets_it(place: Installation, shop: JobStack) -> None:
-    shop.up(more="exit 4", labels={"schedule": HALF_A_DAY_AWAY, "missed": "all"})
-    clock = Clockwork(place, shop)
-    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+def test_breaker_of_a_job_opens_after_three_failures(place: Installation, shop: JobStack) -> None:
+    shop.up(more="exit 4", labels={"schedule": IN_TWELVE_HOURS, "missed": "all"})
+    clock = JobSchedule(place, shop)
+    mark = clock.until_known(f"{IN_TWELVE_HOURS} UTC")
     clock.schedules.put(clock.key, Mark(mark.until - 3 * DAY, mark.schedule))
     runs = clock.started(3)
 
@@ -138,10 +134,10 @@ def test_after_three_failures_a_job_is_left_alone_until_somebody_resets_it(place
     clock.started(4)
 
 
-def test_the_command_line_and_beat_at_the_same_moment_take_turns(place: Installation, shop: JobStack) -> None:
-    shop.up(sleep=1.0, labels={"schedule": HALF_A_DAY_AWAY, "missed": "once"})
-    clock = Clockwork(place, shop)
-    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+def test_job_started_by_beat_and_by_command_runs_one_at_a_time(place: Installation, shop: JobStack) -> None:
+    shop.up(sleep=1.0, labels={"schedule": IN_TWELVE_HOURS, "missed": "once"})
+    clock = JobSchedule(place, shop)
+    mark = clock.until_known(f"{IN_TWELVE_HOURS} UTC")
 
     clock.schedules.put(clock.key, Mark(mark.until - DAY, mark.schedule))
     done = place.longshore("job", "run", shop.job, "--run-id", f"{shop.job}-by-hand")
@@ -157,4 +153,4 @@ def test_the_command_line_and_beat_at_the_same_moment_take_turns(place: Installa
     (_, one, until), (_, two, until_two) = spans
     assert until < two or until_two < one, "one after the other"
     assert shop.runs() == 2
-    assert shop.is_well()
+    assert shop.is_healthy()

@@ -92,7 +92,9 @@ steps:
     return file
 
 
-def told_nowhere(place: Installation, server: RedisServer, listener: Listener, flower: Flower, report: Report) -> None:
+def assert_secret_is_masked_everywhere(
+    place: Installation, server: RedisServer, listener: Listener, flower: Flower, report: Report
+) -> None:
     told = place.folder / "told"
     wait_for("the command", lambda: told.exists() and f'"{report.run_id}"' in told.read_text())
     wait_for("the webhook", lambda: listener.notices(report.run_id))
@@ -101,7 +103,7 @@ def told_nowhere(place: Installation, server: RedisServer, listener: Listener, f
     assert_nowhere(found, VALUE)
 
 
-def test_nothing_that_a_run_leaves_has_a_secret_which_its_steps_print(
+def test_printed_secret_is_masked_everywhere(
     place: Installation, redis_server: RedisServer, listener: Listener, flower: Flower, stack: Stack
 ) -> None:
     check = {"test": ["CMD-SHELL", LEAK], "interval": "300ms", "retries": 1}
@@ -138,14 +140,14 @@ def test_nothing_that_a_run_leaves_has_a_secret_which_its_steps_print(
         step = report.step(name)
         assert (str(step.status), "***" in f"{step.error} {step.data}") == ("failed", True), step
     assert str(report.step("forms").data).count("***") == 9
-    told_nowhere(place, redis_server, listener, flower, report)
+    assert_secret_is_masked_everywhere(place, redis_server, listener, flower, report)
     # The search finds what is there: the host's private configuration of the stack.
     private = [path.read_text() for path in place.settings.state_dir.rglob("*.yml")]
     with pytest.raises(AssertionError, match="private"):
         assert_nowhere({"private": "".join(private)}, VALUE)
 
 
-def test_nothing_has_it_either_where_the_worker_is_killed(
+def test_printed_secret_is_masked_after_a_kill_of_the_worker(
     place: Installation, redis_server: RedisServer, listener: Listener, flower: Flower, stack: Stack
 ) -> None:
     # Given steps in a container, in a program, in an own operation and in a release, which print and do not end
@@ -186,4 +188,4 @@ def test_nothing_has_it_either_where_the_worker_is_killed(
     for name in ("run", "up-sick", "stops"):
         step = report.step(name)
         assert (str(step.status), "***" in f"{step.error} {step.data}") == ("failed", True), step
-    told_nowhere(place, redis_server, listener, flower, report)
+    assert_secret_is_masked_everywhere(place, redis_server, listener, flower, report)

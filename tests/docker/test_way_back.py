@@ -54,7 +54,7 @@ def bad_release(stack: Stack, naming: str, number: int, *, reverts: bool) -> Non
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
-def test_each_of_many_bad_releases_ends_on_the_old_images_and_configurations(stack: Stack, naming: str) -> None:
+def test_repeated_bad_releases_are_reverted(stack: Stack, naming: str) -> None:
     release(stack, "both").act()
     was = stack.look()["containers"]
 
@@ -69,7 +69,7 @@ def test_each_of_many_bad_releases_ends_on_the_old_images_and_configurations(sta
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
-def test_so_does_the_first_release_of_a_stack_that_was_started_by_hand(stack: Stack, naming: str) -> None:
+def test_bad_release_of_a_manually_started_stack_is_reverted(stack: Stack, naming: str) -> None:
     by_hand(stack)
     was = stack.look()["containers"]
 
@@ -81,7 +81,7 @@ def test_so_does_the_first_release_of_a_stack_that_was_started_by_hand(stack: St
 
 
 @pytest.mark.parametrize("naming", ["project", "folder"])
-def test_a_rollback_that_fails_goes_back_as_well(stack: Stack, naming: str) -> None:
+def test_failed_rollback_is_reverted(stack: Stack, naming: str) -> None:
     (stack.directory / "flag").mkdir()
     (stack.directory / "flag" / "ok").touch()
     check = {"test": ["CMD", "test", "-f", "/flag/ok"], "interval": "200ms", "retries": 1}
@@ -101,7 +101,7 @@ def test_a_rollback_that_fails_goes_back_as_well(stack: Stack, naming: str) -> N
         assert stack.look()["containers"] == was
 
 
-def test_a_stack_started_by_hand_can_be_rolled_back_to(stack: Stack) -> None:
+def test_rollback_to_a_manually_started_stack(stack: Stack) -> None:
     # Given a stack that somebody started, and whose files have changed since
     by_hand(stack)
     first = stack.look()["containers"]
@@ -122,7 +122,7 @@ def test_a_stack_started_by_hand_can_be_rolled_back_to(stack: Stack) -> None:
     assert stack.running() == {"db", "web", "third"}
 
 
-def test_where_no_way_back_can_be_had_nothing_is_touched(stack: Stack) -> None:
+def test_release_without_a_way_back_changes_nothing(stack: Stack) -> None:
     # Given a stopped container whose image somebody removed
     stack.write(web={"image": f"{stack.name}:other"})
     stack.engine.tag(stack.new_image(), stack.name, "other")
@@ -153,7 +153,7 @@ def test_where_no_way_back_can_be_had_nothing_is_touched(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("who", ["by hand", "by Longshore"])
-def test_a_container_comes_back_as_it_was_in_every_respect(stack: Stack, who: str) -> None:
+def test_revert_restores_every_setting_of_a_container(stack: Stack, who: str) -> None:
     # Given a container with all kinds of things
     (stack.directory / "conf").write_text("x")
     stack.write(
@@ -211,7 +211,7 @@ def bad_release_keeping(stack: Stack, text: str, number: int) -> None:
     assert error.value.data.get("reverted") is True, error.value
 
 
-def test_what_is_kept_for_undos_is_bounded(stack: Stack) -> None:
+def test_number_of_stored_revisions_and_backups_is_limited(stack: Stack) -> None:
     for number in range(13):
         stack.new_image()
         stack.write(web={"environment": {"TAG": str(number)}})
@@ -225,7 +225,7 @@ def test_what_is_kept_for_undos_is_bounded(stack: Stack) -> None:
     assert len({tag.rpartition(":r")[2].partition("-")[0] for tag in tags if ":r" in tag}) == revisions.RETAINED
 
 
-def test_a_prune_in_the_middle_of_a_revert_takes_no_image_away(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_during_a_revert_removes_no_image(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     release(stack, "both").act()
     was = stack.look()
     bad = stack.new_image()

@@ -47,7 +47,7 @@ def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def fuzz() -> Callable[[Callable[[], Any]], None]:
-    """Run a test of Hypothesis for its time; it calls `timed` for each example."""
+    """Run a test of Hypothesis for its time; it calls `run_limited` for each example."""
 
     def run(test: Callable[[], Any]) -> None:
         end = time.monotonic() + LONG
@@ -59,7 +59,7 @@ def fuzz() -> Callable[[Callable[[], Any]], None]:
     return run
 
 
-def timed(do: Callable[[], Any], *, clean: tuple[type[BaseException], ...]) -> Any:
+def run_limited(do: Callable[[], Any], *, clean: tuple[type[BaseException], ...]) -> Any:
     """Do one thing: it may fail as `clean` says, and in no other way, in the time of one example."""
     began = time.process_time()
     try:

@@ -1,4 +1,4 @@
-"""Plans, requests, messages, commands and entries of indices, made up at random or made worse one by one."""
+"""Plans, requests, messages, commands and entries of indices, made up at random or made mutated one by one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from longshore.orchestration.store.run_store import Store
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.loaded_runs import Plans
 from longshore.workers import transport
-from tests.fuzz.conftest import LONG, timed
+from tests.fuzz.conftest import LONG, run_limited
 from tests.store.simulated_workers import MessageQueue
 from tests.sweeping import sweep
 
@@ -156,7 +156,7 @@ def _plan(draw: Any) -> dict[str, Any]:
 plans = st.composite(_plan)()
 
 
-def worse(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
+def mutated(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
     """The bytes with some of them cut out, doubled or replaced."""
     for at, length, put in changes:
         place = at % (len(data) + 1)
@@ -173,27 +173,27 @@ changes = st.lists(
 # --- plans ------------------------------------------------------------------------------------------------
 
 
-def test_plans_are_read_or_refused(fuzz: Fuzz) -> None:
+def test_plans_are_parsed_or_refused(fuzz: Fuzz) -> None:
     @settings(PROFILE)
     @given(plans)
     def one(data: dict[str, Any]) -> None:
         text = json.dumps(data)
-        plan = timed(lambda: parse(text), clean=(PlanError,))
+        plan = run_limited(lambda: parse(text), clean=(PlanError,))
         if plan is not None:
-            timed(lambda: reject_forbidden(plan, get_settings()), clean=(PlanError,))
-            timed(lambda: request_body(plan, {}, "ann"), clean=(LongshoreError,))
+            run_limited(lambda: reject_forbidden(plan, get_settings()), clean=(PlanError,))
+            run_limited(lambda: request_body(plan, {}, "ann"), clean=(LongshoreError,))
 
     fuzz(one)
 
 
-def test_files_of_plans_are_read_or_refused(fuzz: Fuzz) -> None:
+def test_plan_files_are_parsed_or_refused(fuzz: Fuzz) -> None:
     written = yaml.safe_dump({"name": "p", "params": {"a": "integer"}, "steps": {"s": {"op": "noop.execute"}}}).encode()
 
     @settings(PROFILE)
     @given(changes)
     def one(change: list[tuple[int, int, bytes]]) -> None:
-        text = worse(written, change).decode("utf-8", "replace")
-        timed(lambda: parse(text), clean=(PlanError,))
+        text = mutated(written, change).decode("utf-8", "replace")
+        run_limited(lambda: parse(text), clean=(PlanError,))
 
     fuzz(one)
 
@@ -204,8 +204,8 @@ def test_templates_render_or_are_refused(fuzz: Fuzz) -> None:
     @settings(PROFILE)
     @given(template_texts)
     def one(text: str) -> None:
-        timed(lambda: render(text, scope), clean=(TemplateProblem,))
-        timed(lambda: templates.references(text), clean=(TemplateProblem,))
+        run_limited(lambda: render(text, scope), clean=(TemplateProblem,))
+        run_limited(lambda: templates.references(text), clean=(TemplateProblem,))
 
     fuzz(one)
 
@@ -213,7 +213,7 @@ def test_templates_render_or_are_refused(fuzz: Fuzz) -> None:
 # --- requests and commands --------------------------------------------------------------------------------
 
 
-class Here:
+class MemoryInstallation:
     """An installation in memory, with one run that goes on. Each round of examples has a new one: nobody claims the
     steps of its run, which therefore fails after `claim_timeout`.
     """
@@ -227,7 +227,9 @@ class Here:
         plan.step("b", "noop.execute").after("a")
         self.body = request_body(plan, {}, "ann")
         Admission(self.store).submit("good", self.body)
-        self.coordinator = Coordinator(MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: Nowhere())  # type: ignore[arg-type]
+        self.coordinator = Coordinator(
+            MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: DroppingCanvas()
+        )  # type: ignore[arg-type]
         sweep(self.coordinator)
 
     def look(self) -> None:
@@ -241,29 +243,29 @@ class Here:
         integrity.clean(self.store)
 
 
-class Nowhere:
+class DroppingCanvas:
     """A canvas whose messages are all lost."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_args, **_kwargs: None
 
 
-def test_requests_are_begun_or_refused(fuzz: Fuzz) -> None:
+def test_requests_are_started_or_refused(fuzz: Fuzz) -> None:
     def some() -> None:
-        here = Here()
+        here = MemoryInstallation()
         written = json.dumps(here.body).encode()
 
         @settings(PROFILE)
         @given(changes | values)
         def one(change: Any) -> None:
             text = (
-                worse(written, change)
+                mutated(written, change)
                 if change and isinstance(change, list) and isinstance(change[0], tuple)
                 else json.dumps(change)
             )
             here.raw.set(here.store.keys.of("r").request, text)
             here.raw.zadd(here.store.keys.inbox, {"r": 1})
-            timed(here.look, clean=())
+            run_limited(here.look, clean=())
             assert here.store.state("good") == "running"
             here.coordinator.lifecycle.forget("r")
             here.raw.delete(*here.raw.keys("longshore:{r}:*") or [b"none"])
@@ -277,9 +279,9 @@ def test_requests_are_begun_or_refused(fuzz: Fuzz) -> None:
     fuzz(some)
 
 
-def test_commands_are_carried_out_or_refused(fuzz: Fuzz) -> None:
+def test_commands_are_executed_or_refused(fuzz: Fuzz) -> None:
     def some() -> None:
-        here = Here()
+        here = MemoryInstallation()
         kinds = st.sampled_from(["resume", "undo", "resolve", "approve", "reject", "prune", "x", ""])
 
         @settings(PROFILE)
@@ -290,7 +292,7 @@ def test_commands_are_carried_out_or_refused(fuzz: Fuzz) -> None:
             }
             here.raw.xadd(here.store.keys.of("good").commands, {b"kind": kind.encode(), **encoded})
             here.raw.zadd(here.store.keys.inbox, {"good": 1})
-            timed(here.look, clean=())
+            run_limited(here.look, clean=())
             assert here.store.state("good") == "running"
 
         one()
@@ -298,15 +300,15 @@ def test_commands_are_carried_out_or_refused(fuzz: Fuzz) -> None:
     fuzz(some)
 
 
-def test_signed_texts_are_only_what_was_signed(fuzz: Fuzz) -> None:
+def test_mutated_signed_text_is_refused(fuzz: Fuzz) -> None:
     ring = signing.Ring((signing.new_key("worker"),))
     signed = f"{json.dumps(signing.sign(ring, 'request', signing._of_text('r', '{}')))}\n{{}}"
 
     @settings(PROFILE)
     @given(changes)
     def one(change: list[tuple[int, int, bytes]]) -> None:
-        text = worse(signed.encode(), change).decode("utf-8", "surrogateescape")
-        key = timed(lambda: signing.check_text(ring, "request", "r", text), clean=(signing.Forged,))
+        text = mutated(signed.encode(), change).decode("utf-8", "surrogateescape")
+        key = run_limited(lambda: signing.check_text(ring, "request", "r", text), clean=(signing.Forged,))
         assert key is None or signing.opened(text)[0] == "{}"
 
     fuzz(one)
@@ -315,7 +317,7 @@ def test_signed_texts_are_only_what_was_signed(fuzz: Fuzz) -> None:
 # --- messages ---------------------------------------------------------------------------------------------
 
 
-def test_messages_are_taken_or_put_aside(fuzz: Fuzz) -> None:
+def test_mutated_messages_cause_no_exception(fuzz: Fuzz) -> None:
     headers = {
         "task": "longshore.advance",
         "id": "a",
@@ -334,7 +336,7 @@ def test_messages_are_taken_or_put_aside(fuzz: Fuzz) -> None:
     def one(change: Any) -> None:
         raw = json.dumps(good).encode()
         if isinstance(change, list):
-            raw = worse(raw, change)
+            raw = mutated(raw, change)
         else:
             name, value = change
             spoilt = json.loads(raw)
@@ -342,7 +344,7 @@ def test_messages_are_taken_or_put_aside(fuzz: Fuzz) -> None:
                 value
             )
             raw = json.dumps(spoilt).encode()
-        assert isinstance(timed(lambda: transport.fault(raw), clean=()), str)
+        assert isinstance(run_limited(lambda: transport.fault(raw), clean=()), str)
 
     fuzz(one)
 
@@ -369,9 +371,9 @@ def write(redis: Any, key: str, kind: str, first: bytes, second: bytes) -> None:
             redis.xadd(key, {first or b"x": second})
 
 
-def test_entries_of_indices_harm_themselves(fuzz: Fuzz) -> None:
+def test_invalid_entries_of_indices_do_not_affect_other_runs(fuzz: Fuzz) -> None:
     def some() -> None:
-        here = Here()
+        here = MemoryInstallation()
         entry = st.binary(max_size=8) | st.sampled_from([b"good2", b"r", b"{}", b"[" * 5000, b"nan", b"node:x", b"h"])
 
         @settings(PROFILE)
@@ -382,7 +384,7 @@ def test_entries_of_indices_harm_themselves(fuzz: Fuzz) -> None:
                 if here.raw.type(key).decode() not in {"none", kind}:
                     here.raw.delete(key)
                 write(here.raw, key, kind, first, second)
-            timed(lambda: (integrity.repair(here.store), here.look(), list(doctor._keys(here.store))), clean=())
+            run_limited(lambda: (integrity.repair(here.store), here.look(), list(doctor._keys(here.store))), clean=())
             assert integrity.wrong_keys(here.store) == []
             assert here.store.state("good") == "running"
 

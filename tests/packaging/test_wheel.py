@@ -110,7 +110,7 @@ def plan_file(folder: Path, steps: str) -> Path:
 # --- the wheel --------------------------------------------------------------------------------------
 
 
-def test_the_wheel_has_every_module_script_and_marker_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_exactly_the_files_of_the_packages(wheel: Path) -> None:
     # when
     names = set(zipfile.ZipFile(wheel).namelist())
 
@@ -120,7 +120,7 @@ def test_the_wheel_has_every_module_script_and_marker_and_nothing_else(wheel: Pa
     assert "longshore/orchestration/store/lua/claim.lua" in names
 
 
-def test_the_wheel_takes_no_name_that_an_application_has(wheel: Path) -> None:
+def test_wheel_installs_only_the_longshore_namespace(wheel: Path) -> None:
     # when
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
 
@@ -129,7 +129,7 @@ def test_the_wheel_takes_no_name_that_an_application_has(wheel: Path) -> None:
     assert "longshore/__init__.py" not in zipfile.ZipFile(wheel).namelist()
 
 
-def test_the_core_asks_for_neither_docker_nor_flower(wheel: Path) -> None:
+def test_core_requires_neither_docker_nor_flower(wheel: Path) -> None:
     # when
     archive = zipfile.ZipFile(wheel)
     (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -150,13 +150,13 @@ def test_the_core_asks_for_neither_docker_nor_flower(wheel: Path) -> None:
 # --- a clean environment ----------------------------------------------------------------------------
 
 
-def test_the_command_says_its_version(clean: Path, env: dict[str, str], wheel: Path) -> None:
+def test_commands_print_the_version(clean: Path, env: dict[str, str], wheel: Path) -> None:
     version = wheel.name.split("-")[1]
     assert version in call(clean / "longshore", "--version", env=env)
     assert version in call(clean / "celery", "longshore", "--version", env=env)
 
 
-def test_orchestration_is_imported_where_there_is_no_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
+def test_orchestration_is_importable_without_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
     # given
     code = """
 import importlib.util, json, sys
@@ -177,7 +177,7 @@ print(json.dumps({
     assert said["loaded"] == []
 
 
-def test_the_workers_are_there_for_celery_without_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
+def test_celery_tasks_are_registered_without_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
     code = "from longshore.workers import app; print(sorted(t for t in app.tasks if t.startswith('longshore.')))"
     out = call(clean / "python", "-c", code, env=env, cwd=tmp_path)
     assert (
@@ -187,7 +187,7 @@ def test_the_workers_are_there_for_celery_without_docker(clean: Path, env: dict[
     )
 
 
-def test_a_plan_is_checked_where_there_is_no_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
+def test_plan_is_validated_without_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
     # given
     plan = plan_file(tmp_path, "  pull: {op: docker.inspect.get, with: {container: web}}\n")
 
@@ -196,9 +196,7 @@ def test_a_plan_is_checked_where_there_is_no_docker(clean: Path, env: dict[str, 
     assert json.loads(call(clean / "longshore", "plan", "schema", env=env))["title"] == "Longshore plan"
 
 
-def test_one_command_runs_a_plan_and_says_which_extra_a_step_would_need(
-    clean: Path, env: dict[str, str], state: Path, tmp_path: Path
-) -> None:
+def test_run_reports_a_missing_extra(clean: Path, env: dict[str, str], state: Path, tmp_path: Path) -> None:
     # given a Redis server on the PATH, and nothing that runs
     server = Path(get(servers.redis_program))
     env["PATH"] += f":{server.parent}"
@@ -220,7 +218,7 @@ def test_one_command_runs_a_plan_and_says_which_extra_a_step_would_need(
     assert not (tmp_path / "made").exists()
 
 
-def test_without_any_redis_it_says_what_to_install(
+def test_error_without_a_redis_server_names_the_extra(
     clean: Path, env: dict[str, str], state: Path, tmp_path: Path
 ) -> None:
     # given
@@ -236,7 +234,7 @@ def test_without_any_redis_it_says_what_to_install(
     assert "Traceback" not in done.stderr
 
 
-def test_a_users_mypy_sees_the_types(clean: Path, tmp_path: Path) -> None:
+def test_mypy_of_a_user_reads_the_types(clean: Path, tmp_path: Path) -> None:
     # given
     code = tmp_path / "application.py"
     code.write_text(
