@@ -26,13 +26,13 @@ pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.operation
 def test_alerts_and_dashboard_name_existing_metrics() -> None:
     alerts = yaml.safe_load((ROOT / "compose/alerts.yml").read_text())
     dashboard = json.loads((ROOT / "compose/grafana/longshore.json").read_text())
-    asked = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
-    asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    expressions = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+    expressions += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     text = (ROOT / "orchestration/monitoring/metrics.py").read_text()
     known = set(re.findall(r'"(longshore_\w+)"', text))
     known |= {f"{name}_total" for _, name, _, _ in _COUNTERS}
     known |= {f"{name}{end}" for _, name, _, _ in _HISTOGRAMS for end in ("_bucket", "_sum", "_count")}
-    used = {name for expr in asked for name in re.findall(r"longshore_\w+", expr)}
+    used = {name for expr in expressions for name in re.findall(r"longshore_\w+", expr)}
     assert used <= known, used - known
     assert len(used) > 12
     for rule in (rule for group in alerts["groups"] for rule in group["rules"]):
@@ -64,9 +64,9 @@ def test_systemd_units_start_existing_commands_and_restart_them(tmp_path: Path) 
         program, *arguments = shlex.split(Template(unit["Service"]["ExecStart"]).substitute(env))
         assert program == "/opt/longshore/bin/longshore"
         get_settings.cache_clear()
-        said = CliRunner(env=env).invoke(cli, ["--dry-run", *arguments])
+        result = CliRunner(env=env).invoke(cli, ["--dry-run", *arguments])
         get_settings.cache_clear()
-        assert said.output.startswith("would run:"), (name, said.output, said.exception)
+        assert result.output.startswith("would run:"), (name, result.output, result.exception)
 
     # Then these workers serve the queues of the workers in Compose
     services = yaml.safe_load((ROOT / "compose/compose.yaml").read_text())["services"]

@@ -274,11 +274,11 @@ def test_revision_file_is_readable_only_by_the_worker(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [{}, {"project_dir": "here"}, {"project": "Shop"}, {"project": "shop", "colour": "red"}]
+    "params", [{}, {"project_dir": "here"}, {"project": "Shop"}, {"project": "shop", "colour": "red"}]
 )
-def test_invalid_parameters_of_up_are_rejected(said: dict[str, Any]) -> None:
+def test_invalid_parameters_of_up_are_rejected(params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        find("compose.up.execute").params.model_validate(said)
+        find("compose.up.execute").params.model_validate(params)
 
 
 # --- down ---------------------------------------------------------------------------------------------

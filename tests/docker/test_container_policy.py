@@ -26,7 +26,7 @@ assert stack
 
 
 @pytest.mark.parametrize(
-    ("said", "word"),
+    ("service", "word"),
     [
         ({"privileged": True}, "privileged: true"),
         ({"pid": "host"}, "pid: host"),
@@ -37,9 +37,9 @@ assert stack
     ],
 )
 def test_up_refuses_a_stack_with_root_access_to_the_host(
-    stack: Stack, said: dict[str, object], word: str, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, service: dict[str, object], word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack.write(web=said)
+    stack.write(web=service)
     up = stack.up()
     with pytest.raises(NotAllowed, match=word):
         up.act()

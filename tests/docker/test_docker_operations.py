@@ -151,7 +151,7 @@ def test_dry_run_of_create_changes_nothing(step: MakeStep, machine: Look) -> Non
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("params", "why"),
     [
         ({"volumes": ["/data"]}, "is not source:target"),
         ({"volumes": ["./here:/data"]}, "neither an absolute path nor a volume name"),
@@ -164,9 +164,9 @@ def test_dry_run_of_create_changes_nothing(step: MakeStep, machine: Look) -> Non
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_create_rejects_invalid_parameters(said: dict[str, Any], why: str) -> None:
+def test_create_rejects_invalid_parameters(params: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
-        find("docker.create.execute").params.model_validate({"image": IMAGE} | said)
+        find("docker.create.execute").params.model_validate({"image": IMAGE} | params)
 
 
 def test_bind_mount_of_a_missing_path_is_an_error(step: MakeStep, machine: Look) -> None:

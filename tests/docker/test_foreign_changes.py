@@ -81,8 +81,8 @@ def test_undo_restores_the_pulled_image_after_the_pull_of_another_fails(
     second = new_image(ref)
     stack.write(db={"image": ref}, web={"image": f"{registry.host}/{stack.name}:nothing"})
     was = names(stack.engine)
-    for operation, said in (("compose.pull.execute", {}), ("compose.up.execute", {"pull": "always"})):
-        pull = stack.step(operation, project_dir=str(stack.directory), project=stack.name, **said)
+    for operation, params in (("compose.pull.execute", {}), ("compose.up.execute", {"pull": "always"})):
+        pull = stack.step(operation, project_dir=str(stack.directory), project=stack.name, **params)
         with pytest.raises(OperationError, match="nothing") as error:
             pull.act()
         assert not isinstance(error.value, Preflight), "the first image was pulled"
@@ -223,8 +223,8 @@ def test_project_name_may_be_an_invalid_repository_name(
     odd = ComposeProject(f"{compose_project.name}{name}", compose_project.directory)
     plan = {"services": {"web": {"image": IMAGE, "init": True, "command": SLEEP}}}
     (odd.directory / "compose.yml").write_text(json.dumps(plan))
-    said: dict[str, Any] = {"project_dir": str(odd.directory), "project": odd.name, "min_healthy_time": 0}
-    up = step("compose.up.execute", **said)
+    params: dict[str, Any] = {"project_dir": str(odd.directory), "project": odd.name, "min_healthy_time": 0}
+    up = step("compose.up.execute", **params)
     try:
         assert up.act().changed
         down = step("compose.down.execute", project=odd.name)
@@ -295,9 +295,9 @@ def test_container_of_a_profile_is_not_an_orphan(stack: Stack) -> None:
 
 def test_env_of_compose_run_is_not_interpolated(stack: Stack) -> None:
     stack.up().act()
-    said = {"project_dir": str(stack.directory), "project": stack.name, "service": "web"}
+    params = {"project_dir": str(stack.directory), "project": stack.name, "service": "web"}
     env = {"HOME": "/wanted", "TAG": "7", "MONEY": "5$ and ${HOME}"}
-    run = stack.step("compose.run.execute", **said, command=["sh", "-c", 'echo "$HOME|$TAG|$MONEY"'], env=env)
+    run = stack.step("compose.run.execute", **params, command=["sh", "-c", 'echo "$HOME|$TAG|$MONEY"'], env=env)
     assert run.act().data["stdout"] == "/wanted|7|5$ and ${HOME}\n"
     run.undo()
 

@@ -270,8 +270,8 @@ def test_undo_of_build_restores_the_tag(
     old = new_image(f"{PREFIX}built:1")
     was = names(engine)
     printed: list[str] = []
-    said = {"image": f"{PREFIX}built:1", "context": str(context), "args": {"NOTE": "it"}, "labels": {"made": "here"}}
-    build = step("docker.build.execute", {"printed": lambda _stream, lines: printed.extend(lines)}, **said)
+    params = {"image": f"{PREFIX}built:1", "context": str(context), "args": {"NOTE": "it"}, "labels": {"made": "here"}}
+    build = step("docker.build.execute", {"printed": lambda _stream, lines: printed.extend(lines)}, **params)
     assert build.predict().changed is None
 
     outcome = build.act()
@@ -283,7 +283,7 @@ def test_undo_of_build_restores_the_tag(
     listed = step("docker.run.execute", image=f"{PREFIX}built:1", command=["ls", "/"]).act().data["stdout"]
     assert "a.txt" in listed
     assert "secret.txt" not in listed
-    assert not step("docker.build.execute", **said).act().changed, "the cache returns the same image"
+    assert not step("docker.build.execute", **params).act().changed, "the cache returns the same image"
     assert build.undo().changed
     assert names(engine) == was
 

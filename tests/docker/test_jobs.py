@@ -72,13 +72,13 @@ def client(place: Installation, worker: Worker) -> Client:
 def test_job_stops_the_stack_and_restores_its_state(client: Client, shop: JobStack) -> None:
     shop.up()
     before = {service: shop.started_at(service) for service in [*RUNNING, "extra-1"]}
-    said = io.StringIO()
+    log = io.StringIO()
 
-    report = Jobs(client).run(shop.job, log=said)
+    report = Jobs(client).run(shop.job, log=log)
 
     assert report.job is not None
     assert (report.exit_code, report.job.result, report.job.restart, report.job.down) == (0, "succeeded", "healthy", [])
-    name, first, second = said.getvalue().splitlines()
+    name, first, second = log.getvalue().splitlines()
     assert name == f"{shop.job} {shop.name}"
     assert first == second, "nobody wrote while the worker was at work"
     assert shop.is_healthy(), "and what somebody had stopped stays stopped"
@@ -112,9 +112,9 @@ def test_command_line_lists_shows_and_runs_a_job(place: Installation, worker: Wo
     assert f"| {shop.job} {shop.name}" in done.out
     assert f"job {shop.job}: succeeded; the stack is up again" in done.out
 
-    nobody = place.longshore("job", "run", "nothing-such")
-    assert nobody.code == 2
-    assert shop.job in nobody.err, "the jobs that there are"
+    unknown = place.longshore("job", "run", "nothing-such")
+    assert unknown.code == 2
+    assert shop.job in unknown.err, "the jobs that there are"
 
 
 def test_stack_is_started_after_a_failed_job_container(place: Installation, worker: Worker, shop: JobStack) -> None:

@@ -50,13 +50,13 @@ def test_secret_of_a_job_file_is_masked_everywhere(alone: Installation, shop: Jo
     shop.up()
     secret, file = f"s3cret-{shop.name}", alone.folder / "secret.yaml"
     command = ["sh", "-c", 'echo "has $TOKEN"; test -n "$TOKEN"']
-    said = {
+    described = {
         "image": IMAGE,
         "stacks": [shop.name],
         "command": command,
         "env": {"TOKEN": "{{ secret('env:LONGSHORE_SECRET_LST') }}"},
     }
-    file.write_text(json.dumps({"jobs": {f"{shop.job}-s": said}}))
+    file.write_text(json.dumps({"jobs": {f"{shop.job}-s": described}}))
 
     with alone.worker("knows", "-c", "2", LONGSHORE_SECRET_LST=secret):
         done = alone.longshore("job", "run", f"{shop.job}-s", "-f", str(file), "--run-id", f"{shop.job}-s")

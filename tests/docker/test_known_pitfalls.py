@@ -100,9 +100,9 @@ def test_stop_continues_after_the_timeout_of_the_client(
 
 def test_stop_of_a_project_leaves_its_one_off_containers_running(stack: Stack) -> None:
     stack.up().act()
-    said = {"project_dir": str(stack.directory), "project": stack.name, "service": "web", "command": ["sleep", "60"]}
+    params = {"project_dir": str(stack.directory), "project": stack.name, "service": "web", "command": ["sleep", "60"]}
     enough = threading.Event()
-    run = stack.step("compose.run.execute", {"asked_to_stop": enough.is_set}, **said)
+    run = stack.step("compose.run.execute", {"asked_to_stop": enough.is_set}, **params)
 
     def until_cancelled() -> None:
         with pytest.raises(OperationError):

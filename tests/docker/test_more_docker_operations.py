@@ -97,8 +97,8 @@ def test_undo_of_update_restores_the_limits(
 ) -> None:
     name = container()
     was = machine()
-    said = {"container": name, "restart": "on-failure:3", "memory": "64m", "cpus": 0.5, "pids": 50}
-    update = step("docker.update.execute", **said)
+    params = {"container": name, "restart": "on-failure:3", "memory": "64m", "cpus": 0.5, "pids": 50}
+    update = step("docker.update.execute", **params)
     foretold = update.predict()
     assert foretold.changed is True
     assert "memory 0 → 67108864" in foretold.action
@@ -107,7 +107,7 @@ def test_undo_of_update_restores_the_limits(
     assert outcome.data | {"id": ""} == {
         "id": "", "name": name, "restart": "on-failure:3", "memory": 64 * 1024 * 1024, "cpus": 0.5, "pids": 50,
     }  # fmt: skip
-    again = step("docker.update.execute", **said)
+    again = step("docker.update.execute", **params)
     assert again.predict().changed is False
     assert not again.act().changed
     host = engine.inspect_container(name)["HostConfig"]
@@ -119,7 +119,7 @@ def test_undo_of_update_restores_the_limits(
     update.undo()
     host = engine.inspect_container(name)["HostConfig"]
     assert host["RestartPolicy"]["Name"] in {"", "no"}
-    assert step("docker.update.execute", **said).predict().changed is True
+    assert step("docker.update.execute", **params).predict().changed is True
 
 
 def test_update_without_a_change_is_rejected() -> None:
@@ -195,8 +195,8 @@ def test_list_matches_the_engine_and_filters_by_the_whole_name(
     engine.rename(idle, f"{name}0")
     rows = {row["Names"][0][1:]: row for row in engine.containers(all=True)}
 
-    def listed(**said: Any) -> dict[str, Any]:
-        outcome = step("docker.list.get", **said).act()
+    def listed(**params: Any) -> dict[str, Any]:
+        outcome = step("docker.list.get", **params).act()
         assert not outcome.changed
         return {one["name"]: one for one in outcome.data["containers"]}
 

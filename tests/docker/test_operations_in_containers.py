@@ -57,12 +57,12 @@ def test_undo_of_file_deploy_restores_the_file_in_a_container(
         with pytest.raises(Preflight, match="an undo could not remove"):
             step("file.deploy.execute", inside, path="/app.conf", content="one").act()
         engine.put_archive(name, "/", archive("app.conf", b"none"))
-    said = {"path": "/app.conf", "content": "one", "mode": "0600", "owner": "7", "group": 8}
-    deploy = step("file.deploy.execute", inside, **said)
+    params = {"path": "/app.conf", "content": "one", "mode": "0600", "owner": "7", "group": 8}
+    deploy = step("file.deploy.execute", inside, **params)
     assert deploy.predict().changed is True
     assert deploy.act().changed
     assert entry(engine, name, "/app.conf") == ("one", 0o600, 7, 8)
-    again = step("file.deploy.execute", inside, **said)
+    again = step("file.deploy.execute", inside, **params)
     assert again.predict().changed is False
     assert not again.act().changed
     change = step("file.deploy.execute", inside, path="/app.conf", content="two")
@@ -152,7 +152,7 @@ def test_http_and_ping_run_in_the_container(step: MakeStep, container: MakeConta
 
 
 def test_output_of_a_command_in_a_container_is_streamed(step: MakeStep, container: MakeContainer) -> None:
-    told: list[tuple[str, tuple[str, ...]]] = []
-    context = {"container": container(), "printed": lambda stream, lines: told.append((stream, tuple(lines)))}
+    printed: list[tuple[str, tuple[str, ...]]] = []
+    context = {"container": container(), "printed": lambda stream, lines: printed.append((stream, tuple(lines)))}
     step("command.shell.execute", context, command="echo out; sleep 0.2; echo err >&2").act()
-    assert told == [("stdout", ("out",)), ("stderr", ("err",))]
+    assert printed == [("stdout", ("out",)), ("stderr", ("err",))]

@@ -58,32 +58,32 @@ def test_only_stale_services_are_selected_and_updated(place: Installation, two: 
     was, now = shop.state()["db-1"][1], shop.move_image("db")
     blog.file.write_text("two\n")
     blog.engine.kill(blog.container("jobs"))
-    before = shop.state() | {f"blog {name}": said for name, said in blog.state().items()}
+    before = shop.state() | {f"blog {name}": state for name, state in blog.state().items()}
 
     # then these are named
-    said = place.longshore("select", "-o", "json").json
-    assert said["count"] == 3
-    assert {one["name"]: [reason["text"] for reason in one["reasons"]] for one in said["deployments"]} == {
+    listed = place.longshore("select", "-o", "json").json
+    assert listed["count"] == 3
+    assert {one["name"]: [reason["text"] for reason in one["reasons"]] for one in listed["deployments"]} == {
         f"{shop.name}/db": [f"image {was[7:19]} → {now[7:19]}"],
         f"{blog.name}/web": [f"file {blog.file} changed"],
         f"{blog.name}/jobs": [f"missing ({blog.container('jobs')} ended with 137)"],
     }
     names = {f"{shop.name}/db", f"{blog.name}/web", f"{blog.name}/jobs"}
     assert set(place.longshore("select", "-o", "names").out.split()) == names
-    assert yaml.safe_load(place.longshore("select", "-o", "yaml").out) == said
+    assert yaml.safe_load(place.longshore("select", "-o", "yaml").out) == listed
     # and these are brought right
     done = place.longshore("orchestrate", *QUICK)
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1] == "orchestration complete"
-    after = shop.state() | {f"blog {name}": said for name, said in blog.state().items()}
+    after = shop.state() | {f"blog {name}": state for name, state in blog.state().items()}
     assert changed(before, after) == {"db-1", "blog web-1", "blog jobs-1"}
     assert shop.state()["db-1"][1] == now
     assert blog.content() == "two\n"
-    assert {said[3] for said in after.values()} == {"running"}
+    assert {state[3] for state in after.values()} == {"running"}
     # and then there is nothing left to do
     again = place.longshore("orchestrate")
     assert (again.code, again.out.splitlines()[-1]) == (0, "cache valid, nothing to do")
-    assert after == shop.state() | {f"blog {name}": said for name, said in blog.state().items()}
+    assert after == shop.state() | {f"blog {name}": state for name, state in blog.state().items()}
     # and Compose itself thinks so, too
     hashes = dict(line.split() for line in blog.compose("config", "--hash", "*").splitlines())
     labels = blog.engine.inspect_container(blog.container("web"))["Config"]["Labels"]
@@ -224,10 +224,10 @@ def test_stopped_and_completed_services_are_reported_and_not_started(place: Inst
     now = shop.move_image("web")
     before = shop.state()
 
-    said = place.longshore("select", "-o", "json").json
+    listed = place.longshore("select", "-o", "json").json
 
-    assert [one["service"] for one in said["deployments"]] == ["web"]
-    notes = {note["service"]: note["text"] for note in said["left_alone"]}
+    assert [one["service"] for one in listed["deployments"]] == ["web"]
+    notes = {note["service"]: note["text"] for note in listed["left_alone"]}
     assert notes == {"db": "stopped by hand", "stubborn": "stopped by hand", "once": "ended with 0"}
     done = place.longshore("orchestrate", *QUICK)
     assert done.code == 0, done.err
@@ -251,9 +251,12 @@ def test_labels_and_rules_select_the_action_after_a_file_change(
         web={"volumes": ["./b.conf:/b.conf:ro"], "labels": {"longshore.files": "*.conf=none"}},
         jobs={"volumes": [".:/all:ro"]},
     )
-    said = {"only": [f"{PREFIX}-*"], "stacks": {shop.name: {"services": {"jobs": {"files": {"[cd].conf": "restart"}}}}}}
+    changed_rules = {
+        "only": [f"{PREFIX}-*"],
+        "stacks": {shop.name: {"services": {"jobs": {"files": {"[cd].conf": "restart"}}}}},
+    }
     was = rules.read_text()
-    rules.write_text(yaml.safe_dump(said))
+    rules.write_text(yaml.safe_dump(changed_rules))
     try:
         assert place.longshore("orchestrate", *QUICK).code == 0
         before = shop.state()
@@ -309,7 +312,7 @@ def test_dry_runs_of_the_stack_commands_change_nothing(place: Installation, two:
         blog.file.write_text(f"changed {number}\n")
         before = everything(place, shop, blog)
 
-        told = {
+        outputs = {
             words: place.longshore(*words, "--dry-run")
             for words in [
                 ("orchestrate",),
@@ -322,11 +325,11 @@ def test_dry_runs_of_the_stack_commands_change_nothing(place: Installation, two:
         }
 
         assert everything(place, shop, blog) == before
-        codes = {words: said.code for words, said in told.items()}
-        assert codes == {words: int(words == ("check",)) for words in told}, told
-        assert f"would repair project {shop.name}: db: up (image " in told["orchestrate",].out
-        assert f"would repair project {blog.name}: web: redeploy (file " in told["restart",].out
-        assert "would build the cache from scratch" in told["rebuild",].out
+        codes = {words: done.code for words, done in outputs.items()}
+        assert codes == {words: int(words == ("check",)) for words in outputs}, outputs
+        assert f"would repair project {shop.name}: db: up (image " in outputs["orchestrate",].out
+        assert f"would repair project {blog.name}: web: redeploy (file " in outputs["restart",].out
+        assert "would build the cache from scratch" in outputs["rebuild",].out
         # and what it said is what is done
         assert place.longshore("orchestrate", *QUICK).code == 0
         now = [shop.state(), blog.state()]
@@ -347,9 +350,9 @@ def test_corrupt_and_forged_cache_entries_are_not_used(place: Installation, two:
     assert good is not None
     # given what says of the image that runs that it is the right one
     lie = good.replace(now, shop.state()["db-1"][1])
-    told = json.loads(lie)
-    told.pop("digest")
-    whole_lie = Entry(**told).text()
+    entry = json.loads(lie)
+    entry.pop("digest")
+    whole_lie = Entry(**entry).text()
     other_shape = Entry(1, {"projects": []}, "x").text()
     for wrong in ("rubbish", "{}", "[1]", lie, whole_lie, other_shape, good[:-9]):
         store.client.hset(key, "current", wrong)
@@ -391,18 +394,18 @@ def test_rebuild_needs_a_confirmation(place: Installation) -> None:
     assert place.longshore("rebuild", "--force").code == 0
     was = generation(place)
     for text, code in (("", 1), ("n\n", 1), ("\n", 1), ("nonsense\n", 1), ("y\n", 0), ("Y\n", 0)):
-        said = place.feed(text, "rebuild")
-        assert said.code == code, (text, said.err)
-        assert ("Aborted" in said.err) is bool(code)
-        assert "[y/N]" in said.err
+        answered = place.feed(text, "rebuild")
+        assert answered.code == code, (text, answered.err)
+        assert ("Aborted" in answered.err) is bool(code)
+        assert "[y/N]" in answered.err
     assert generation(place) == was + 2
     # and on a terminal
     main, terminal = pty.openpty()
-    asked = subprocess.Popen(
+    process = subprocess.Popen(
         [LONGSHORE, "rebuild"], env=place.environment, stdin=terminal, stderr=terminal, stdout=terminal
     )
     os.write(main, b"y\n")
-    assert asked.wait(30) == 0
+    assert process.wait(30) == 0
     assert generation(place) == was + 3
     os.close(main)
     os.close(terminal)

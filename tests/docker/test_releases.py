@@ -172,15 +172,15 @@ def test_undo_of_compose_pull_restores_the_tags(
     step("docker.push.execute", image=ref).act()
     second = new_image(ref)
     stack.write(web={"image": ref})
-    said = {"project_dir": str(stack.directory), "project": stack.name, "services": ["web"]}
-    pull = stack.step("compose.pull.execute", **said)
+    params = {"project_dir": str(stack.directory), "project": stack.name, "services": ["web"]}
+    pull = stack.step("compose.pull.execute", **params)
     assert pull.predict().changed is True
     assert stack.engine.inspect_image(ref)["Id"] == second
 
     outcome = pull.act()
 
     assert outcome.data["images"] == {ref: {"before": second, "after": first}}
-    again = stack.step("compose.pull.execute", **said)
+    again = stack.step("compose.pull.execute", **params)
     assert again.predict().changed is False
     assert not again.act().changed
     prune_own_images(stack.engine)
@@ -189,7 +189,7 @@ def test_undo_of_compose_pull_restores_the_tags(
     registry_broken = f"{registry.host}/{stack.name}:nothing"
     stack.write(web={"image": registry_broken})
     with pytest.raises(OperationError, match="nothing"):
-        stack.step("compose.pull.execute", **said).act()
+        stack.step("compose.pull.execute", **params).act()
 
 
 def test_undo_of_up_with_pull_restores_the_earlier_image(
@@ -214,18 +214,18 @@ def test_undo_of_up_with_pull_restores_the_earlier_image(
 def test_compose_build_builds_services_with_a_build_section(stack: Stack) -> None:
     (stack.directory / "Dockerfile").write_text("FROM longshore-test:1\nRUN echo built >/built\n")
     stack.write(web={"build": ".", "image": f"{stack.name}:web"})
-    said = {"project_dir": str(stack.directory), "project": stack.name}
-    build = stack.step("compose.build.execute", **said)
+    params = {"project_dir": str(stack.directory), "project": stack.name}
+    build = stack.step("compose.build.execute", **params)
     assert build.predict().changed is None
     outcome = build.act()
     assert outcome.changed
     assert list(outcome.data["images"]) == [f"{stack.name}:web"]
-    assert not stack.step("compose.build.execute", **said).act().changed
+    assert not stack.step("compose.build.execute", **params).act().changed
     assert build.undo().changed
     assert not [i for i in stack.engine.images() for tag in i["RepoTags"] or [] if tag == f"{stack.name}:web"]
     stack.write()
     with pytest.raises(Preflight, match="has a build"):
-        stack.step("compose.build.execute", **said).act()
+        stack.step("compose.build.execute", **params).act()
 
 
 # --- programs -----------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_config_returns_services_without_values_of_variables(stack: Stack) -> No
     assert "correct-horse" not in json.dumps(outcome.data)
     stack.up().act()
     hashes = {row["Labels"]["com.docker.compose.config-hash"] for row in stack.containers()}
-    assert {said["hash"] for said in outcome.data["services"].values()} == hashes
+    assert {service["hash"] for service in outcome.data["services"].values()} == hashes
 
 
 def test_compose_exec_runs_in_the_container_of_a_service(stack: Stack) -> None:
@@ -255,26 +255,26 @@ def test_compose_exec_runs_in_the_container_of_a_service(stack: Stack) -> None:
 def test_compose_run_runs_once_with_volumes_and_environment(stack: Stack) -> None:
     stack.up().act()
     ids = stack.ids()
-    said = {
+    params = {
         "project_dir": str(stack.directory),
         "project": stack.name,
         "service": "db",
         "command": ["sh", "-c", "echo $GIVEN; echo x >>/data/log; cat /data/log"],
         "env": {"GIVEN": "it"},
     }
-    run = stack.step("compose.run.execute", **said)
+    run = stack.step("compose.run.execute", **params)
     assert run.predict().changed is True
     outcomes = run.act_concurrently(2)
     assert {outcome.data["stdout"] for outcome in outcomes} == {"it\nx\n"}
     assert run.again(2).act().data["stdout"] == "it\nx\n"
     assert run.undo().changed
     assert stack.ids() == ids
-    failing = stack.step("compose.run.execute", **said | {"command": ["sh", "-c", "echo no >&2; exit 4"]})
+    failing = stack.step("compose.run.execute", **params | {"command": ["sh", "-c", "echo no >&2; exit 4"]})
     with pytest.raises(Unsuccessful, match="exited with code 4: no"):
         failing.act()
     failing.undo()
     with pytest.raises(OperationError, match="no service 'nothing'"):
-        stack.step("compose.run.execute", **said | {"service": "nothing"}).act()
+        stack.step("compose.run.execute", **params | {"service": "nothing"}).act()
 
 
 # --- two at once --------------------------------------------------------------------------------------

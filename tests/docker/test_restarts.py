@@ -248,8 +248,8 @@ def test_moved_tag_of_a_registry_is_found_without_a_pull(
     assert selected(place) == {}, "nobody has asked"
     with contextlib.suppress(Exception):
         engine.remove_image(second, force=True)
-    said = {"username": USER, "password": "{{ secret('env:LONGSHORE_SECRET_REGISTRY') }}"}
-    rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"], "registries": {closed_registry.host: said}}))
+    login_rule = {"username": USER, "password": "{{ secret('env:LONGSHORE_SECRET_REGISTRY') }}"}
+    rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"], "registries": {closed_registry.host: login_rule}}))
 
     (reason,) = selected(place, registry=True)[f"{shop.name}/db"]
 
@@ -289,16 +289,16 @@ def test_commands_and_code_of_the_stacks_page_run(
     was = rules.read_text()
     rules.write_text(yaml.safe_dump({"only": ["orchestrate-*"]}))
     try:
-        said = []
+        printed = []
         for command in (["sh", "-e", "-c", shell], [sys.executable, "-c", python]):
             done = subprocess.run(
                 command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
             )
             assert done.returncode == 0, done.stdout + done.stderr
-            said.append(done.stdout)
-        assert "orchestrate-shop/web\n" in said[0]
-        assert said[0].count("cache valid, nothing to do") == 1
-        assert said[1] == "cache valid, nothing to do 0\n"
+            printed.append(done.stdout)
+        assert "orchestrate-shop/web\n" in printed[0]
+        assert printed[0].count("cache valid, nothing to do") == 1
+        assert printed[1] == "cache valid, nothing to do 0\n"
     finally:
         rules.write_text(was)
         for name in ("orchestrate-shop", "orchestrate-infra"):
@@ -307,8 +307,8 @@ def test_commands_and_code_of_the_stacks_page_run(
 
 def test_file_on_the_page_is_valid(tmp_path: Path) -> None:
     (tmp_path / "stacks.yaml").write_text(blocks("yaml")[0])
-    said = stack_rules(str(tmp_path / "stacks.yaml"))
-    assert (list(said.stacks), said.only) == (["shop"], ["*", "!test-*"])
+    read = stack_rules(str(tmp_path / "stacks.yaml"))
+    assert (list(read.stacks), read.only) == (["shop"], ["*", "!test-*"])
 
 
 # --- how much is asked ------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ class Counter(EngineProxy):
         plugin.chmod(0o755)
         super().__init__(folder)
 
-    def asked(self) -> tuple[list[str], int]:
+    def requests(self) -> tuple[list[str], int]:
         """Calls of the engine, and how often Compose was, since the last time."""
         calls, self._calls = self._calls, []
         # The worker itself looks for jobs that were left, now and then.
@@ -364,9 +364,9 @@ def test_checks_of_a_hundred_containers_need_at_most_five_engine_calls(
         (folder / "site.conf").write_text("one")
         (folder / "compose.yml").write_text(json.dumps({"services": services}))
         for number in range(5):
-            said = {"project": folder.name, "service": f"s{number}", "container-number": "1", "config-hash": "x"}
-            said |= {"project.working_dir": str(folder), "project.config_files": str(folder / "compose.yml")}
-            labels = {f"com.docker.compose.{key}": value for key, value in said.items()}
+            values = {"project": folder.name, "service": f"s{number}", "container-number": "1", "config-hash": "x"}
+            values |= {"project.working_dir": str(folder), "project.config_files": str(folder / "compose.yml")}
+            labels = {f"com.docker.compose.{key}": value for key, value in values.items()}
             binds = engine.create_host_config(binds=[f"{folder}/site.conf:/site.conf"])
             engine.create_container(IMAGE, name=f"{folder.name}-s{number}-1", labels=labels, host_config=binds)
 
@@ -375,25 +375,25 @@ def test_checks_of_a_hundred_containers_need_at_most_five_engine_calls(
     try:
         for folder in folders:
             make(folder)
-        counter.asked()
+        counter.requests()
         assert place.longshore("rebuild", "--force", timeout=120.0).code == 0
-        assert counter.asked()[1] == 40
+        assert counter.requests()[1] == 40
         # each of the worker's processes may be asked for the first time
         for command in [("check",), ("select", "-o", "names")] * 2:
-            said = place.longshore(*command)
-            assert said.code == 0, said.err
-            calls, compose = counter.asked()
+            done = place.longshore(*command)
+            assert done.code == 0, done.err
+            calls, compose = counter.requests()
             assert len(calls) <= 5, calls
             assert compose == 0
-        assert len(said.out.splitlines()) == 100
+        assert len(done.out.splitlines()) == 100
         for folder in folders[:3]:
             with (folder / "compose.yml").open("a") as file:
                 file.write("\n")
         assert place.longshore("check").code == 1
-        calls, compose = counter.asked()
+        calls, compose = counter.requests()
         assert (len(calls) <= 5, compose) == (True, 0), calls
         assert place.longshore("select").code == 0
-        calls, compose = counter.asked()
+        calls, compose = counter.requests()
         assert (len(calls) <= 5, compose) == (True, 6), calls
     finally:
         for folder in folders:

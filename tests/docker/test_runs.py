@@ -30,10 +30,10 @@ def place(module_installation: MakeInstallation) -> Installation:
     return made
 
 
-def up(stack: Stack, **said: Any) -> Plan:
+def up(stack: Stack, **params: Any) -> Plan:
     plan = Plan("up")
     base = {"project_dir": str(stack.directory), "project": stack.name, "min_healthy_time": 0.5}
-    plan.step("up", "compose.up.execute", **base | said)
+    plan.step("up", "compose.up.execute", **base | params)
     return plan
 
 
@@ -88,12 +88,12 @@ def test_held_lock_is_listed(place: Installation, stack: Stack) -> None:
 def test_long_steps_end_soon_after_a_cancel(place: Installation) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         image = f"127.0.0.1:{silent.getsockname()[1]}/lst-silent:1"
-        for operation, said in (
+        for operation, params in (
             ("docker.pull.execute", {"image": image}),
             ("docker.run.execute", {"image": IMAGE, "command": ["sleep", "600"]}),
             ("network.http.get", {"url": "http://127.0.0.1:1/", "deadline": "10m"}),
         ):
-            run = place.client().run_operation(operation, **said)
+            run = place.client().run_operation(operation, **params)
             wait_until_running(run, "do")
             time.sleep(0.7)
             assert_ends_soon_after_cancel(run, "do")
@@ -107,9 +107,9 @@ def test_run_with_an_unhealthy_release_is_undone(place: Installation, stack: Sta
     stack.new_image()
     stack.write(web={"healthcheck": {"test": ["CMD", "false"], "interval": "300ms", "retries": 1}})
     release = Plan("release")
-    said = {"project_dir": str(stack.directory), "project": stack.name, "healthy_deadline": 20}
+    params = {"project_dir": str(stack.directory), "project": stack.name, "healthy_deadline": 20}
     release.step("note", "file.deploy.execute", path=f"{stack.directory}/note", content="x")
-    release.step("up", "compose.up.execute", **said).after("note")
+    release.step("up", "compose.up.execute", **params).after("note")
 
     report = place.client().start(release).wait(120)
 

@@ -43,7 +43,10 @@ def place(module_installation: MakeInstallation, listener: Listener) -> Installa
     made = module_installation(docker_host=engine_url(), options=options)
     # The state folder holds the configurations of stacks with their environment, in private files.
     made.options |= {"state_dir": str(made.folder.with_name(f"{made.folder.name}-state"))}
-    made.options |= {"notify_command": f"sh -c 'cat >> {made.folder}/told'", "notify_webhook": f"{listener.url}/hook"}
+    made.options |= {
+        "notify_command": f"sh -c 'cat >> {made.folder}/notices'",
+        "notify_webhook": f"{listener.url}/hook",
+    }
     worker(made, "one").start()
     return made
 
@@ -72,9 +75,9 @@ def release(stack: Stack, **services: Any) -> Plan:
 
 
 def up(stack: Stack, plan: Plan, service: str, *, deadline: int = 20) -> Any:
-    said = {"project_dir": str(stack.directory), "project": stack.name, "services": [service], "grace": 0}
-    said |= {"min_healthy_time": 0.5, "healthy_deadline": deadline}
-    return plan.step(f"up-{service}", "compose.up.execute", **said).after("env", "pw")
+    params = {"project_dir": str(stack.directory), "project": stack.name, "services": [service], "grace": 0}
+    params |= {"min_healthy_time": 0.5, "healthy_deadline": deadline}
+    return plan.step(f"up-{service}", "compose.up.execute", **params).after("env", "pw")
 
 
 def child(stack: Stack) -> Path:
@@ -95,8 +98,8 @@ steps:
 def assert_secret_is_masked_everywhere(
     place: Installation, server: RedisServer, listener: Listener, flower: Flower, report: Report
 ) -> None:
-    told = place.folder / "told"
-    wait_for("the command", lambda: told.exists() and f'"{report.run_id}"' in told.read_text())
+    notices = place.folder / "notices"
+    wait_for("the command", lambda: notices.exists() and f'"{report.run_id}"' in notices.read_text())
     wait_for("the webhook", lambda: listener.notices(report.run_id))
     found = everything(place, server, report, flower)
     found["notifications"] = "\n".join(body.decode() for _, _, body in listener.heard)
@@ -172,9 +175,9 @@ def test_printed_secret_is_masked_after_a_kill_of_the_worker(
         rows = stack.engine.containers(filters=labels)
         sick = [one for one in stack.containers() if "sick" in one["Names"][0] and one["State"] == "running"]
         checks = stack.engine.inspect_container(sick[0]["Id"])["State"]["Health"]["Log"] if sick else []
-        said = "".join(text for _, text in run.output("shell"))
+        output = "".join(text for _, text in run.output("shell"))
         in_container = rows and stack.engine.logs(rows[0]["Id"])
-        return bool(in_container and checks and "***" in said and Path(own["began"]).exists())
+        return bool(in_container and checks and "***" in output and Path(own["began"]).exists())
 
     wait_for("all to print", printed)
     # When the worker is killed, and another one takes its steps

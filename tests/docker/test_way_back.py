@@ -31,8 +31,8 @@ NAMINGS: dict[str, Callable[[Stack], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def release(stack: Stack, naming: str, **said: Any) -> Step:
-    return stack.up(**{"healthy_deadline": 20, "grace": 0} | NAMINGS[naming](stack) | said)
+def release(stack: Stack, naming: str, **params: Any) -> Step:
+    return stack.up(**{"healthy_deadline": 20, "grace": 0} | NAMINGS[naming](stack) | params)
 
 
 def by_hand(stack: Stack) -> None:
@@ -93,8 +93,8 @@ def test_failed_rollback_is_reverted(stack: Stack, naming: str) -> None:
     (stack.directory / "flag" / "ok").unlink()  # revision 1 cannot become healthy any more
 
     for number in range(ROUNDS):
-        said = NAMINGS[naming](stack)
-        back = stack.step("compose.rollback.execute", **said, to=1, auto_revert=number % 2 == 0, min_healthy_time=1)
+        params = NAMINGS[naming](stack)
+        back = stack.step("compose.rollback.execute", **params, to=1, auto_revert=number % 2 == 0, min_healthy_time=1)
         with pytest.raises(OperationError, match="is unhealthy"):
             back.act()
         back.undo()

@@ -35,8 +35,8 @@ def call(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | No
 def run(
     *command: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    said = [str(part) for part in command]
-    return subprocess.run(said, env=env, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    words = [str(part) for part in command]
+    return subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
 def sources() -> set[str]:
@@ -169,12 +169,12 @@ print(json.dumps({
 }))
 """
     # when
-    said = json.loads(call(clean / "python", "-c", code, env=env, cwd=tmp_path))
+    found = json.loads(call(clean / "python", "-c", code, env=env, cwd=tmp_path))
 
     # then it is the installed one, no name of an application is taken, and no worker's code is loaded
-    assert Path(said["file"]).is_relative_to(clean.parent)
-    assert said["found"] == []
-    assert said["loaded"] == []
+    assert Path(found["file"]).is_relative_to(clean.parent)
+    assert found["found"] == []
+    assert found["loaded"] == []
 
 
 def test_celery_tasks_are_registered_without_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
