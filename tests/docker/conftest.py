@@ -169,7 +169,7 @@ def new_image(engine: docker.APIClient) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture
-def machine(engine: docker.APIClient) -> Callable[[], dict[str, Any]]:
+def engine_state(engine: docker.APIClient) -> Callable[[], dict[str, Any]]:
     """A function that reads the containers, networks, volumes and tags of this test process from the engine."""
 
     def read() -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Stack:
     def other(self, verb: str, **params: Any) -> Step:
         return self.step(f"compose.{verb}.execute", project=self.name, **params)
 
-    def look(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """The state that a rollback restores: hashes, images, volumes and states of containers, without ids."""
         rows = [self.engine.inspect_container(row["Id"]) for row in self.containers()]
         label = "com.docker.compose."

@@ -44,7 +44,7 @@ def release(place: Installation, plan: Plan) -> Report:
 
 def test_evidence_of_a_failed_health_check_and_of_a_crash_loop_is_recorded(place: Installation, stack: Stack) -> None:
     assert release(place, up(stack)).exit_code == 0
-    was = stack.look()["containers"]
+    was = stack.state()["containers"]
 
     # When a health check fails with an output
     stack.write(web={"healthcheck": REASON, "command": ["sh", "-c", "echo listening; exec sleep 600"]})
@@ -53,7 +53,7 @@ def test_evidence_of_a_failed_health_check_and_of_a_crash_loop_is_recorded(place
     stack.write(web={"command": ["sh", "-c", TRACEBACK], "restart": "always"})
     crashed = release(place, up(stack, healthy_deadline=4))
 
-    assert stack.look()["containers"] == was
+    assert stack.state()["containers"] == was
     assert unwell.error is not None
     assert "web-1 is unhealthy: cannot reach the database" in unwell.error.message.splitlines()[0]
     (found,) = unwell.step("up").data["evidence"]
@@ -135,7 +135,7 @@ def test_release_without_a_way_back_changes_nothing_and_reports_one_line(place: 
     stack.engine.stop(stack.container("jobs"), timeout=0)
     stack.engine.remove_image(other, force=True)
     stack.write(jobs={"environment": {"A": "b"}}, web={"environment": {"TAG": "2"}})
-    was, ids = stack.look(), stack.ids()
+    was, ids = stack.state(), stack.ids()
     (plan := Path(stack.directory, "plan.yaml")).write_text(yaml.safe_dump(up(stack).to_dict()))
 
     dry = place.longshore("--dry-run", "run", str(plan))
@@ -145,7 +145,7 @@ def test_release_without_a_way_back_changes_nothing_and_reports_one_line(place: 
     assert "would fail: no way back: image" in dry.out
     (line,) = [line for line in (done.out + done.err).splitlines() if line.startswith("step up: no way back")]
     assert "nothing was changed: pull or build the image again, or set no_way_back: accept" in line
-    assert (stack.look(), stack.ids()) == (was, ids)
+    assert (stack.state(), stack.ids()) == (was, ids)
     explained = place.longshore("plan", "explain", str(plan)).out
     assert "refuses before its first change if what runs could not be brought back" in explained
     assert release(place, up(stack, no_way_back="accept")).exit_code == 0
@@ -164,7 +164,7 @@ def migration(stack: Stack, **params: Any) -> Plan:
 
 def test_failed_migration_leaves_no_change_of_the_run(place: Installation, stack: Stack) -> None:
     assert release(place, up(stack)).exit_code == 0
-    was = stack.look()["containers"]
+    was = stack.state()["containers"]
     (stack.directory / "Dockerfile").write_text(f"FROM {IMAGE}\nENV RELEASE=2\n")
     images = images_of(stack)
 
@@ -172,7 +172,7 @@ def test_failed_migration_leaves_no_change_of_the_run(place: Installation, stack
 
     assert (report.state, report.exit_code) == ("undone", 1), report
     assert report.step("migrate").data["stdout"] == "no such table\n"
-    assert stack.look()["containers"] == was
+    assert stack.state()["containers"] == was
     assert images_of(stack) == images
     wait_for("the container of the migration to be removed", lambda: not one_off_containers(stack, report.run_id))
 

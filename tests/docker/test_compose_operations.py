@@ -31,12 +31,12 @@ assert trio
 
 
 def test_first_up_starts_the_stack_and_its_undo_removes_all_but_volumes(stack: Stack) -> None:
-    was = stack.look()
+    was = stack.state()
     up = stack.up()
-    foretold = up.predict()
-    assert (foretold.changed, foretold.impossible) == (True, None)
-    assert "web: missing" in foretold.action
-    assert stack.look() == was
+    prediction = up.predict()
+    assert (prediction.changed, prediction.impossible) == (True, None)
+    assert "web: missing" in prediction.action
+    assert stack.state() == was
 
     outcome = up.act()
 
@@ -51,7 +51,7 @@ def test_first_up_starts_the_stack_and_its_undo_removes_all_but_volumes(stack: S
     assert stack.ids() == ids
 
     assert up.undo().changed
-    assert stack.look() == was | {"volumes": [f"{stack.name}_data"]}
+    assert stack.state() == was | {"volumes": [f"{stack.name}_data"]}
     assert not up.undo().changed
 
 
@@ -59,15 +59,15 @@ def test_undo_of_a_release_restores_configuration_images_and_running_services(tr
     # Given a stack with a stopped service, and a change of its file and its image
     trio.up().act()
     trio.engine.stop(trio.container("jobs"))
-    was, ids = trio.look(), trio.ids()
+    was, ids = trio.state(), trio.ids()
     image = trio.new_image()
-    tags = trio.look()["tags"]
+    tags = trio.state()["tags"]
     trio.write(web={"environment": {"TAG": "2"}}, extra={"command": SLEEP})
 
     # When the release runs
     up = trio.up()
-    foretold = up.predict()
-    assert foretold.undo == "restore the former configuration and images"
+    prediction = up.predict()
+    assert prediction.undo == "restore the former configuration and images"
     outcome = up.act()
 
     # Then all containers are new
@@ -79,7 +79,7 @@ def test_undo_of_a_release_restores_configuration_images_and_running_services(tr
 
     # And its undo restores the containers, and the tags from before the step
     assert up.undo().changed
-    assert trio.look() == was | {"tags": tags}
+    assert trio.state() == was | {"tags": tags}
     assert not up.undo().changed
 
 
@@ -89,12 +89,12 @@ def test_prediction_of_up_names_the_change_of_each_service(trio: Stack) -> None:
     trio.engine.stop(trio.container("jobs"))
     was = trio.ids()
 
-    foretold = trio.up().predict()
+    prediction = trio.up().predict()
 
-    assert foretold.changed is True
-    assert "web: configuration changed" in foretold.action
-    assert "jobs: not running" in foretold.action
-    assert " db:" not in foretold.action
+    assert prediction.changed is True
+    assert "web: configuration changed" in prediction.action
+    assert "jobs: not running" in prediction.action
+    assert " db:" not in prediction.action
     assert trio.ids() == was
 
 
@@ -111,12 +111,12 @@ def test_concurrent_deliveries_of_up_create_one_stack(stack: Stack) -> None:
     outcomes = up.act_concurrently()
     assert all(outcome.changed for outcome in outcomes)
     assert len(stack.containers()) == 2
-    assert stack.look()["networks"] == [f"{stack.name}_default"]
+    assert stack.state()["networks"] == [f"{stack.name}_default"]
 
 
 def test_next_attempt_completes_a_killed_up(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.write(web={"command": ["sleep", "601"]}, db={"command": ["sleep", "601"]})
     up = stack.up()
     _kill_during_recreate(stack, up)
@@ -124,18 +124,18 @@ def test_next_attempt_completes_a_killed_up(stack: Stack) -> None:
     assert up.again(2).act().changed
     assert stack.running() == {"db", "web"}
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
 def test_undo_of_a_killed_up_restores_the_stack(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.write(web={"command": ["sleep", "601"]}, db={"command": ["sleep", "601"]})
     up = stack.up()
     _kill_during_recreate(stack, up)
 
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
 def _kill_during_recreate(stack: Stack, up: Step) -> None:
@@ -164,14 +164,14 @@ def _kill_during_recreate(stack: Stack, up: Step) -> None:
 
 def test_unhealthy_service_fails_the_step_and_the_undo_restores_the_stack(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     check = {"test": ["CMD", "false"], "interval": "200ms", "retries": 1}
     stack.write(web={"healthcheck": check})
     up = stack.up()
     with pytest.raises(OperationError, match=f"container {stack.container('web')} is unhealthy"):
         up.act()
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
 def test_service_that_exits_within_min_healthy_time_fails_the_step(stack: Stack) -> None:
@@ -228,14 +228,14 @@ def test_undo_restores_a_manually_started_stack_from_its_files(stack: Stack) -> 
     environment = os.environ | {"DOCKER_HOST": os.environ["LONGSHORE_DOCKER_HOST"]}
     command = ["docker", "compose", "-p", stack.name, "up", "-d"]
     subprocess.run(command, cwd=stack.directory, env=environment, check=True, capture_output=True)
-    was = stack.look()
+    was = stack.state()
     stack.new_image()
-    tags = stack.look()["tags"]
+    tags = stack.state()["tags"]
 
     up = stack.step("compose.up.execute", project=stack.name, min_healthy_time=0)
     assert len(up.act().data["recreated"]) == 2
     assert up.undo().changed
-    assert stack.look() == was | {"tags": tags}
+    assert stack.state() == was | {"tags": tags}
 
 
 @pytest.mark.parametrize(
@@ -287,14 +287,14 @@ def test_invalid_parameters_of_up_are_rejected(params: dict[str, Any]) -> None:
 def test_down_removes_the_stack_and_its_undo_restores_the_running_services(trio: Stack) -> None:
     trio.up().act()
     trio.engine.stop(trio.container("jobs"))
-    was = trio.look()
+    was = trio.state()
     down = trio.other("down")
     assert down.predict().changed is True
-    assert trio.look() == was
+    assert trio.state() == was
 
     assert down.act().changed
     assert trio.containers() == []
-    assert trio.look()["volumes"] == was["volumes"]
+    assert trio.state()["volumes"] == was["volumes"]
     assert down.again().act().changed
     second = trio.other("down")
     assert second.predict().changed is False
@@ -303,7 +303,7 @@ def test_down_removes_the_stack_and_its_undo_restores_the_running_services(trio:
 
     (trio.directory / "compose.yml").unlink()
     assert down.undo().changed
-    assert trio.look() == was
+    assert trio.state() == was
     assert not down.undo().changed
 
 
@@ -314,9 +314,9 @@ def test_up_after_an_undo_reads_the_project_files(stack: Stack) -> None:
     down.undo()
     stack.write(web={"environment": {"TAG": "2"}})
 
-    foretold = stack.step("compose.up.execute", project=stack.name).predict()
+    prediction = stack.step("compose.up.execute", project=stack.name).predict()
 
-    assert "web: configuration changed" in foretold.action
+    assert "web: configuration changed" in prediction.action
 
 
 # --- stop and start -----------------------------------------------------------------------------------
@@ -325,10 +325,10 @@ def test_up_after_an_undo_reads_the_project_files(stack: Stack) -> None:
 def test_undo_of_stop_starts_only_the_stopped_services(trio: Stack) -> None:
     trio.up().act()
     trio.engine.stop(trio.container("jobs"))
-    was, ids = trio.look(), trio.ids()
+    was, ids = trio.state(), trio.ids()
     stop = trio.other("stop")
     assert stop.predict().changed is True
-    assert trio.look() == was
+    assert trio.state() == was
 
     outcomes = stop.act_concurrently()
     assert all(outcome.changed for outcome in outcomes)
@@ -340,7 +340,7 @@ def test_undo_of_stop_starts_only_the_stopped_services(trio: Stack) -> None:
     assert not second.undo().changed
 
     assert stop.undo().changed
-    assert trio.look() == was
+    assert trio.state() == was
     assert trio.ids() == ids
     assert not stop.undo().changed
 
@@ -371,7 +371,7 @@ def test_stop_of_some_services_leaves_the_others_running(trio: Stack) -> None:
 
 def test_undo_of_stop_starts_recreated_containers(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stop = stack.other("stop")
     stop.act()
     stack.write(web={"environment": {"TAG": "2"}})
@@ -381,17 +381,17 @@ def test_undo_of_stop_starts_recreated_containers(stack: Stack) -> None:
 
     assert stack.running() == set()
     assert stop.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
 def test_undo_of_start_stops_only_the_started_services(trio: Stack) -> None:
     trio.up().act()
     trio.engine.stop(trio.container("web"))
     trio.engine.stop(trio.container("jobs"))
-    was, ids = trio.look(), trio.ids()
+    was, ids = trio.state(), trio.ids()
     start = trio.other("start", services=["web"], min_healthy_time="300ms")
     assert start.predict().changed is True
-    assert trio.look() == was
+    assert trio.state() == was
 
     outcomes = start.act_concurrently()
     assert all(outcome.changed for outcome in outcomes)
@@ -402,7 +402,7 @@ def test_undo_of_start_stops_only_the_started_services(trio: Stack) -> None:
     assert not second.undo().changed
 
     assert start.undo().changed
-    assert trio.look() == was
+    assert trio.state() == was
     assert trio.ids() == ids
     assert not start.undo().changed
 

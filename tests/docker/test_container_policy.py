@@ -131,8 +131,8 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
     place = Installation(redis_server.url, tmp_path, options=QUICK | {"host": "web1"}, docker_host=engine_url())
     state = tmp_path / "state"
     names = [f"los-gc-{os.urandom(3).hex()}-{n}" for n in range(2)]
-    tag, elses = f"los-gc-{os.urandom(3).hex()}:1", "longshore-keep/images:k-elses-run.pull-0123456789ab"
-    engine.tag(IMAGE, *elses.split(":"))
+    tag, foreign_tag = f"los-gc-{os.urandom(3).hex()}:1", "longshore-keep/images:k-elses-run.pull-0123456789ab"
+    engine.tag(IMAGE, *foreign_tag.split(":"))
     for name in names:
         engine.create_container(IMAGE, ["true"], name=name, labels={"mine": "1"})
     client = place.client()
@@ -140,7 +140,7 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
     def kept() -> tuple[set[str], set[str]]:
         tags = {t for image in engine.images() for t in image["RepoTags"] or () if t.startswith("longshore-keep/")}
         found = {row["Names"][0].strip("/") for row in engine.containers(all=True, filters={"label": "mine"})}
-        return {t for t in tags if "away-" in t or t == elses}, {n for n in found if n.startswith("los-gc-")}
+        return {t for t in tags if "away-" in t or t == foreign_tag}, {n for n in found if n.startswith("los-gc-")}
 
     try:
         place.worker("one", "-c", "2").start()
@@ -174,7 +174,7 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
         assert done.code == 0, done.err
         left, still = kept()
         assert {name.partition("--")[0] for name in still} == {names[1]}
-        assert elses in left  # a backup of another installation
+        assert foreign_tag in left  # a backup of another installation
         assert all(forgotten not in name for name in left)
         assert {name for name in left if known in name} == {name for name in tags if known in name}
         receipts = {path.name.partition("~")[0] for path in (state / "receipts" / place.namespace).iterdir()}

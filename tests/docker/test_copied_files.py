@@ -40,7 +40,7 @@ def test_revert_of_a_manually_started_stack_restores_its_copied_files(
     write(stack, COPIED)
     by_hand(stack)
     monkeypatch.delenv("PW_OF_SHOP")
-    was, files = stack.look()["containers"], copied(stack)
+    was, files = stack.state()["containers"], copied(stack)
     assert files == ["helloa bcorrect-horseof a file", "0"]
 
     # When the first release is bad, and no longer uses the secret
@@ -51,7 +51,7 @@ def test_revert_of_a_manually_started_stack_restores_its_copied_files(
         up.act()
 
     assert error.value.data["reverted"] is True, error.value
-    assert stack.look()["containers"] == was
+    assert stack.state()["containers"] == was
     if left_in_files:
         assert copied(stack) == files
 
@@ -64,15 +64,15 @@ def test_unset_variable_of_a_secret_fails_before_the_first_change(
     by_hand(stack)
     monkeypatch.delenv("PW_OF_SHOP")
     write(stack, COPIED | {"environment": {"TAG": "2"}})
-    was, ids = stack.look(), stack.ids()
+    was, ids = stack.state(), stack.ids()
     up = release(stack, "folder")
 
-    foretold = up.predict()
+    prediction = up.predict()
     with pytest.raises(Preflight, match="unset variables: PW_OF_SHOP"):
         up.act()
 
-    assert "PW_OF_SHOP" in str(foretold.impossible)
-    assert (stack.look(), stack.ids()) == (was, ids)
+    assert "PW_OF_SHOP" in str(prediction.impossible)
+    assert (stack.state(), stack.ids()) == (was, ids)
     # and with the variable in .env, the release succeeds, and its undo needs no variable
     (stack.directory / ".env").write_text("TAG=1\nPW_OF_SHOP=other-horse\n")
     up = release(stack, "folder")
@@ -80,5 +80,5 @@ def test_unset_variable_of_a_secret_fails_before_the_first_change(
     assert copied(stack)[0] == "helloa bother-horseof a file"
     (stack.directory / ".env").write_text("TAG=1\n")
     up.undo()
-    assert stack.look()["containers"] == was["containers"]
+    assert stack.state()["containers"] == was["containers"]
     assert copied(stack)[0] == "helloa bcorrect-horseof a file"

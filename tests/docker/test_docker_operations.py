@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.docker
 
 IMAGE = "longshore-test:1"
-Look = Callable[[], dict[str, Any]]
+ReadState = Callable[[], dict[str, Any]]
 MakeContainer = Callable[..., str]
 
 
@@ -40,9 +40,9 @@ def running(engine: docker.APIClient, name: str) -> bool:
 
 
 def test_create_applies_all_options_and_its_undo_removes_the_container(
-    engine: docker.APIClient, step: MakeStep, machine: Look
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState
 ) -> None:
-    was = machine()
+    was = engine_state()
     create = step(
         "docker.create.execute",
         image=IMAGE,
@@ -75,7 +75,7 @@ def test_create_applies_all_options_and_its_undo_removes_the_container(
         ("bind", "/host-share", False),
     }
     assert create.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not create.undo().changed
 
 
@@ -95,30 +95,30 @@ def test_repeated_deliveries_of_create_make_one_container(engine: docker.APIClie
     assert len(engine.containers(all=True, filters={"label": f"longshore.op={create.ctx.op_id}"})) == 1
 
 
-def test_create_of_an_equal_container_of_another_run_changes_nothing(step: MakeStep, machine: Look) -> None:
+def test_create_of_an_equal_container_of_another_run_changes_nothing(step: MakeStep, engine_state: ReadState) -> None:
     first = step("docker.create.execute", image=IMAGE, name="lst-same", command=["sleep", "9"])
     first.act()
-    was = machine()
+    was = engine_state()
     second = step("docker.create.execute", image=IMAGE, name="lst-same", command=["sleep", "9"])
 
     assert second.predict().changed is False
     assert not second.act().changed
     assert not second.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
 
 def test_create_refuses_the_name_of_a_foreign_container(
-    step: MakeStep, container: MakeContainer, machine: Look
+    step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container()
-    was = machine()
+    was = engine_state()
     create = step("docker.create.execute", image=IMAGE, name=name)
 
     assert create.predict().impossible
     with pytest.raises(Preflight, match="belongs to another container"):
         create.act()
     assert not create.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
 
 def test_create_with_a_missing_image_fails_before_the_first_change(step: MakeStep) -> None:
@@ -142,12 +142,12 @@ def test_create_joins_each_network(engine: docker.APIClient, step: MakeStep) -> 
             engine.remove_network(network)
 
 
-def test_dry_run_of_create_changes_nothing(step: MakeStep, machine: Look) -> None:
-    was = machine()
+def test_dry_run_of_create_changes_nothing(step: MakeStep, engine_state: ReadState) -> None:
+    was = engine_state()
     prediction = step("docker.create.execute", image=IMAGE, name="lst-dry").predict()
     assert prediction.changed is True
     assert prediction.undo == "remove lst-dry"
-    assert machine() == was
+    assert engine_state() == was
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,13 @@ def test_create_rejects_invalid_parameters(params: dict[str, Any], why: str) -> 
         find("docker.create.execute").params.model_validate({"image": IMAGE} | params)
 
 
-def test_bind_mount_of_a_missing_path_is_an_error(step: MakeStep, machine: Look) -> None:
-    was = machine()
+def test_bind_mount_of_a_missing_path_is_an_error(step: MakeStep, engine_state: ReadState) -> None:
+    was = engine_state()
     create = step("docker.create.execute", image=IMAGE, volumes=["/nowhere/at/all:/x"])
     with pytest.raises(OperationError, match="/nowhere/at/all"):
         create.act()
     create.undo()
-    assert machine() == was
+    assert engine_state() == was
 
 
 # --- start and stop -----------------------------------------------------------------------------------
@@ -231,13 +231,13 @@ def test_start_of_a_missing_program_is_not_retried(step: MakeStep, container: Ma
 
 
 def test_concurrent_stops_stop_once_and_the_undo_starts_the_container(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container()
-    was = machine()
+    was = engine_state()
     stop = step("docker.stop.execute", container=name, grace="3s")
     assert stop.predict().changed is True
-    assert machine() == was
+    assert engine_state() == was
 
     outcomes = stop.act_concurrently()
     assert all(outcome.changed for outcome in outcomes)
@@ -249,7 +249,7 @@ def test_concurrent_stops_stop_once_and_the_undo_starts_the_container(
     assert not again.undo().changed
 
     assert stop.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not stop.undo().changed
 
 
@@ -261,15 +261,15 @@ def test_stop_reports_a_kill_after_the_grace_period(step: MakeStep, container: M
 
 
 def test_undo_of_stop_restores_the_pause(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container()
     engine.pause(name)
-    was = machine()
+    was = engine_state()
     stop = step("docker.stop.execute", container=name, grace=1)
     assert stop.act().changed
     assert stop.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     engine.unpause(name)
 
 
@@ -296,13 +296,13 @@ def test_stop_refuses_an_auto_removed_container(
 
 
 def test_remove_renames_the_container_and_its_undo_restores_it(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container(restart_policy={"Name": "always"})
-    was = machine()
+    was = engine_state()
     remove = step("docker.remove.execute", container=name, force=True)
     assert remove.predict().changed is True
-    assert machine() == was
+    assert engine_state() == was
 
     assert all(outcome.changed for outcome in remove.act_concurrently())
     kept = engine.inspect_container(f"{name}--longshore-{remove.ctx.op_id}")
@@ -314,7 +314,7 @@ def test_remove_renames_the_container_and_its_undo_restores_it(
     assert remove.again().act().changed
 
     assert remove.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not remove.undo().changed
 
 
@@ -341,17 +341,17 @@ def test_undo_of_remove_refuses_a_name_in_use(
 
 
 def test_undo_of_an_interrupted_remove_restores_the_container(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container(restart_policy={"Name": "unless-stopped"})
-    was = machine()
+    was = engine_state()
     remove = step("docker.remove.execute", container=name, force=True)
     _ = remove.before
     engine.update_container(name, restart_policy={"Name": "no"})
     engine.stop(name)
 
     assert remove.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
 
 # --- inspect ------------------------------------------------------------------------------------------
@@ -380,9 +380,9 @@ def test_inspect_of_a_missing_container_succeeds(step: MakeStep) -> None:
 
 
 def test_repeated_deliveries_of_run_start_one_container(
-    engine: docker.APIClient, step: MakeStep, machine: Look
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState
 ) -> None:
-    was = machine()
+    was = engine_state()
     run = step(
         "docker.run.execute",
         image=IMAGE,
@@ -390,7 +390,7 @@ def test_repeated_deliveries_of_run_start_one_container(
         ok_codes=[7],
     )
     assert run.predict().changed is True
-    assert machine() == was
+    assert engine_state() == was
 
     outcomes = [*run.act_concurrently(5), run.again().act()]
 
@@ -401,7 +401,7 @@ def test_repeated_deliveries_of_run_start_one_container(
     assert outcomes[0].data["stderr"] == "two\n"
     assert outcomes[0].data["exit_code"] == 7
     assert run.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not run.undo().changed
 
 

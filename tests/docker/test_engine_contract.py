@@ -52,7 +52,7 @@ def make(port: Engine, **config: object) -> str:
     return name
 
 
-def look(port: Engine, name: str) -> Container:
+def inspect(port: Engine, name: str) -> Container:
     found = port.inspect(name)
     assert found is not None
     return found
@@ -60,21 +60,21 @@ def look(port: Engine, name: str) -> Container:
 
 def test_container_is_created_started_stopped_and_removed(port: Engine) -> None:
     name = make(port)
-    made = look(port, name)
+    made = inspect(port, name)
     assert (made.name, made.status, made.running, made.started_at) == (name, "created", False, None)
-    assert look(port, made.id) == made
-    assert look(port, made.id[:12]) == made
+    assert inspect(port, made.id) == made
+    assert inspect(port, made.id[:12]) == made
 
     assert port.start(name)
     assert not port.start(name), "the container runs"
-    started = look(port, name)
+    started = inspect(port, name)
     assert (started.status, started.running) == ("running", True)
     assert started.started_at is not None
 
     assert port.stop(name, 1)
     assert not port.stop(name, 1)
-    assert (look(port, name).status, look(port, name).running) == ("exited", False)
-    assert look(port, name).started_at == started.started_at
+    assert (inspect(port, name).status, inspect(port, name).running) == ("exited", False)
+    assert inspect(port, name).started_at == started.started_at
 
     assert port.remove(name)
     assert not port.remove(name)
@@ -99,7 +99,7 @@ def test_container_name_is_unique(port: Engine) -> None:
     with pytest.raises(Conflict):
         port.rename(other, name)
     port.rename(other, f"{other}-x")
-    assert look(port, f"{other}-x").name == f"{other}-x"
+    assert inspect(port, f"{other}-x").name == f"{other}-x"
     assert port.inspect(other) is None
 
 
@@ -127,9 +127,9 @@ def test_labelled_volumes_returns_all_labels_of_a_volume(port: Engine) -> None:
 
 
 def test_network_mode_names_the_other_container(port: Engine) -> None:
-    first = look(port, make(port))
+    first = inspect(port, make(port))
     second = make(port, HostConfig={"NetworkMode": f"container:{first.id}"})
-    assert look(port, second).network_mode == f"container:{first.id}"
+    assert inspect(port, second).network_mode == f"container:{first.id}"
     (row,) = port.rows({"label": [f"lst.contract={second}"]}, all_of_them=True)
     assert row["HostConfig"]["NetworkMode"] == f"container:{first.id}"
 
@@ -154,9 +154,9 @@ def test_pause_and_restart_policy(port: Engine) -> None:
         port.pause(name)
     port.start(name)
     port.pause(name)
-    assert (look(port, name).paused, look(port, name).status) == (True, "paused")
+    assert (inspect(port, name).paused, inspect(port, name).status) == (True, "paused")
     port.set_restart(name, {"Name": "on-failure", "MaximumRetryCount": 3})
-    assert look(port, name).restart_policy == {"Name": "on-failure", "MaximumRetryCount": 3}
+    assert inspect(port, name).restart_policy == {"Name": "on-failure", "MaximumRetryCount": 3}
 
 
 def test_tag_and_untag_change_the_names_of_an_image(port: Engine) -> None:
@@ -199,7 +199,7 @@ def test_raw_description_and_inspect_agree(port: Engine) -> None:
     name = make(port)
     raw = port.raw(name)
     assert raw is not None
-    assert Container.of(raw) == look(port, name)
+    assert Container.of(raw) == inspect(port, name)
     assert port.raw("lst-nothing") is None
 
 
@@ -217,7 +217,7 @@ def test_pause_of_a_paused_container_is_an_error(port: Engine) -> None:
     name = make(port)
     port.start(name)
     port.pause(name)
-    assert look(port, name).paused
+    assert inspect(port, name).paused
     with pytest.raises(OperationError):
         port.pause(name)
 

@@ -241,7 +241,7 @@ def test_project_name_may_be_an_invalid_repository_name(
 
 def test_undo_restores_the_state_from_before_the_first_attempt(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.write(web={"environment": {"TAG": "2"}})
     up = stack.up()
     up.act()  # without a recorded outcome; then the files change
@@ -250,25 +250,25 @@ def test_undo_restores_the_state_from_before_the_first_attempt(stack: Stack) -> 
     with pytest.raises(StepCancelled):
         up.again(2, **stop).act()
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
 def test_revision_after_a_partial_up_is_the_running_state(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.write(web={"environment": {"TAG": "2"}}, db={"environment": {"NEW": "1"}})
     stack.up(services=["web"]).act()  # also recreates db, a dependency of web
     stack.write(web={"environment": {"TAG": "3"}}, db={"environment": {"NEW": "2"}})
     stack.other("rollback", to=1, min_healthy_time=0).act()
-    assert stack.look()["containers"] == was["containers"]
+    assert stack.state()["containers"] == was["containers"]
     stack.write(web={"environment": {"TAG": "4"}}, db={"environment": {"NEW": "3"}, "depends_on": []})
     stack.up(services=["db"]).act()
-    part = stack.look()
+    part = stack.state()
     stack.write()
     stack.up().act()
     newest = stack.step("compose.ps.get", project=stack.name).act().data["revisions"][-2]["number"]
     stack.other("rollback", to=newest, min_healthy_time=0).act()
-    assert stack.look()["containers"] == part["containers"]
+    assert stack.state()["containers"] == part["containers"]
 
 
 def test_rollback_restores_the_number_of_replicas(stack: Stack) -> None:

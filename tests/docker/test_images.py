@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.docker
 NewImage = Callable[[str], str]
-Look = Callable[[], dict[str, Any]]
+ReadState = Callable[[], dict[str, Any]]
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_second_pull_changes_nothing_and_the_undo_removes_the_tag(
     image = publish(engine, step, new_image, ref)
     was = names(engine)
     pull = step("docker.pull.execute", image=ref)
-    foretold = pull.predict()
-    assert (foretold.changed, foretold.impossible) == (True, None)
+    prediction = pull.predict()
+    assert (prediction.changed, prediction.impossible) == (True, None)
     assert names(engine) == was
 
     outcome = pull.act()

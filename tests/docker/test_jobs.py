@@ -1,4 +1,4 @@
-"""Jobs on a real stack: what is stopped and started, in which order, and what becomes of it when things go wrong."""
+"""Jobs on a real stack: the order of stops and starts, failures, cancels, and the page about jobs."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def place(module_installation: MakeInstallation) -> Installation:
 
 @pytest.fixture
 def worker(place: Installation) -> Worker:
-    """One that stands as long as tests need no other."""
-    standing = next((one for one in place.workers if one.node.startswith("one@")), None)
-    standing = standing or place.worker("one", "-c", "3")
-    if not standing.running:
-        standing.start()
-    return standing
+    """The worker `one`, which tests share."""
+    shared = next((one for one in place.workers if one.node.startswith("one@")), None)
+    shared = shared or place.worker("one", "-c", "3")
+    if not shared.running:
+        shared.start()
+    return shared
 
 
 @pytest.fixture
@@ -80,16 +80,16 @@ def test_job_stops_the_stack_and_restores_its_state(client: Client, shop: JobSta
     assert (report.exit_code, report.job.result, report.job.restart, report.job.down) == (0, "succeeded", "healthy", [])
     name, first, second = log.getvalue().splitlines()
     assert name == f"{shop.job} {shop.name}"
-    assert first == second, "nobody wrote while the worker was at work"
-    assert shop.is_healthy(), "and what somebody had stopped stays stopped"
+    assert first == second, "no service wrote during the job"
+    assert shop.is_healthy(), "a stopped service stays stopped"
     assert {s for s in before if shop.started_at(s) != before[s]} == set(RUNNING)
     ended = [shop.finished_at(service) for service in ("web-1", "app-1", "db-1")]
     assert ended == sorted(ended), "dependents stop first"
     began = [shop.started_at(service) for service in ("db-1", "app-1", "web-1")]
-    assert began == sorted(began), "and start last"
+    assert began == sorted(began), "dependents start last"
     assert max(shop.finished_at("app-1"), shop.finished_at("app-2")) < shop.finished_at("db-1")
     assert shop.runs() == 1
-    assert shop.workers() == [], "what it said is in the record"
+    assert shop.workers() == [], "the record has the output"
     assert report.step("work").data["stdout"].splitlines()[0] == name
 
 
@@ -100,7 +100,7 @@ def test_command_line_lists_shows_and_runs_a_job(place: Installation, worker: Wo
     assert listed.code == 0
     assert shop.job in listed.out
     assert "0 3 * * * Europe/Berlin" in listed.out
-    assert "warning: container " in listed.err, "a label that there is none of"
+    assert "warning: container " in listed.err, "an unknown label"
     assert "longshore.job.colour" in listed.err
     assert place.longshore("job", "ls", "--strict").code == 2
     shown = place.longshore("job", "show", shop.job, "-o", "json")
@@ -114,7 +114,7 @@ def test_command_line_lists_shows_and_runs_a_job(place: Installation, worker: Wo
 
     unknown = place.longshore("job", "run", "nothing-such")
     assert unknown.code == 2
-    assert shop.job in unknown.err, "the jobs that there are"
+    assert shop.job in unknown.err, "the error names the known jobs"
 
 
 def test_stack_is_started_after_a_failed_job_container(place: Installation, worker: Worker, shop: JobStack) -> None:
@@ -200,18 +200,20 @@ def test_dry_run_of_a_job_names_errors_and_changes_nothing(place: Installation, 
 
 def test_stack_is_started_after_a_failed_stop(client: Client, shop: JobStack) -> None:
     shop.up()
-    shop.engine.pause(f"{shop.name}-app-1")  # it takes its TERM only when it goes on, and this engine says so
+    shop.engine.pause(
+        f"{shop.name}-app-1"
+    )  # a paused container receives SIGTERM only after the pause, so that the stop fails
     report = Jobs(client).run(shop.job, check=False)
     assert report.job is not None
     assert report.job.restart == "healthy"
     assert shop.running() == RUNNING
-    assert shop.inspect("app-1")["State"]["Paused"], "as it was"
+    assert shop.inspect("app-1")["State"]["Paused"], "the pause is restored"
 
 
 def test_removed_container_of_the_stack_is_recreated(client: Client, shop: JobStack) -> None:
     shop.up(sleep=2)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.job_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     was = shop.inspect("web-1")["Id"]
     shop.engine.remove_container(was)
 
@@ -223,14 +225,14 @@ def test_removed_container_of_the_stack_is_recreated(client: Client, shop: JobSt
 
 
 def test_stack_is_recreated_after_a_prune_during_a_job(client: Client, shop: JobStack) -> None:
-    # Given a stack whose files are gone, and one container from an image of its own
+    # Given a stack without its files
     shop.up(sleep=4)
     was = {service: shop.inspect(service)["Config"]["Labels"] for service in RUNNING}
     file = shop.project.directory / "compose.yml"
     file.rename(file.with_suffix(".gone"))
     try:
         run = Jobs(client).start(shop.job)
-        wait_for("the worker to run", shop.job_is_running)
+        wait_for("the start of the job container", shop.job_is_running)
         shop.engine.prune_containers(filters={"label": f"com.docker.compose.project={shop.name}"})
         assert shop.running() == []
 
@@ -243,12 +245,12 @@ def test_stack_is_recreated_after_a_prune_during_a_job(client: Client, shop: Job
     assert {service: shop.inspect(service)["Config"]["Labels"] for service in RUNNING} == was
     assert shop.runs() == 1
     assert not [tag for i in shop.engine.images() for tag in i["RepoTags"] or [] if run.id in tag]
-    shop.compose("up", "--detach", "--no-start")  # extra, which was pruned as well
+    shop.compose("up", "--detach", "--no-start")  # restores extra, which was pruned, too
     shop.compose("stop", "--timeout", "1", "extra")
 
 
 def test_new_job_label_of_an_existing_volume_is_an_error(place: Installation, worker: Worker, shop: JobStack) -> None:
-    # Given a label that was added to the file after the engine had created the volume
+    # Given a label that was added to the file after the volume was created
     shop.up()
     file = shop.project.directory / "compose.yml"
     text = file.read_text()
@@ -283,8 +285,8 @@ def test_report_names_a_container_that_does_not_become_healthy(client: Client, s
     assert (report.job.result, report.job.restart) == ("succeeded", "failed")
     assert report.job.down == [f"{shop.name}-db-1"]
     assert report.production[0].startswith(f"{shop.name.upper()} IS DOWN on {IMAGE}: container {shop.name}-db-1 ")
-    assert shop.running() == RUNNING, "all the others are started all the same"
-    assert len(shop.workers()) == 1, "it remembers what has to be brought up"
+    assert shop.running() == RUNNING, "all other services are started"
+    assert len(shop.workers()) == 1, "the labels of the job container name the services to start"
 
 
 def test_keep_stopped_leaves_the_stack_stopped(client: Client, shop: JobStack) -> None:
@@ -306,7 +308,7 @@ def test_cancel_stops_the_job_container_and_starts_the_stack(
 ) -> None:
     shop.up(sleep=60)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.job_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
 
     assert place.longshore("runs", "cancel", run.id).code in {0, 1}
     report = run.wait(SOON)
@@ -322,7 +324,7 @@ def test_first_ctrl_c_detaches_and_second_ctrl_c_cancels_the_job(
 ) -> None:
     shop.up(sleep=60)
     process = place.popen("job", "run", shop.job, "--run-id", f"{shop.job}-c")
-    wait_for("the worker to be at work", shop.job_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     process.send_signal(signal.SIGINT)
     time.sleep(0.7)
     assert shop.job_is_running()
@@ -337,13 +339,13 @@ def test_first_ctrl_c_detaches_and_second_ctrl_c_cancels_the_job(
     assert shop.is_healthy()
 
 
-# --- killed or removed under it -------------------------------------------------------------------
+# --- a lost job container -------------------------------------------------------------------------
 
 
 def test_job_fails_if_its_container_is_killed(client: Client, shop: JobStack) -> None:
     shop.up(sleep=60)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.job_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     shop.engine.kill(shop.workers()[0])
 
     report = run.wait(SOON)
@@ -356,21 +358,21 @@ def test_job_fails_if_its_container_is_killed(client: Client, shop: JobStack) ->
 def test_job_fails_if_its_container_is_removed(client: Client, shop: JobStack) -> None:
     shop.up(sleep=60)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.job_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     shop.engine.remove_container(shop.workers()[0], force=True)
 
     report = run.wait(SOON)
 
     assert shop.is_healthy(), report
     assert report.job is not None
-    assert (report.job.result, report.job.restart) == ("failed", "healthy"), "the record knows what ran, too"
+    assert (report.job.result, report.job.restart) == ("failed", "healthy"), "the record has the running services, too"
 
 
 def test_wait_for_a_job_returns_after_redis_lost_the_run(place: Installation, client: Client, shop: JobStack) -> None:
     shop.up(sleep=3)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(Jobs(client).run, shop.job)
-        wait_for("the worker to be at work", shop.job_is_running)
+        wait_for("the start of the job container", shop.job_is_running)
         assert place.redis.flushall()
         report = waiting.result(SOON)
 
@@ -390,7 +392,7 @@ def test_job_agent_starts_a_stack_that_a_job_left_down(
     done = shop.engine.exec_create(f"{shop.name}-db-1", ["rmdir", "/data/log"])
     shop.engine.exec_start(done["Id"])
 
-    wait_for("it to be well", shop.is_healthy)
+    wait_for("a healthy stack", shop.is_healthy)
     watch = JobWatch(client.store, HOST, ("docker",))
     monkeypatch.setattr("longshore.workers.job_agent._AGAIN", (0.0,))
     watch.finish()
@@ -423,13 +425,13 @@ def test_jobs_of_one_stack_run_one_at_a_time(
 def test_overlap_policy_skips_or_replaces_a_run(client: Client, shop: JobStack, policy: str) -> None:
     shop.up(sleep=2, labels={"overlap-policy": policy})
     first = Jobs(client).start(shop.job, run_id=f"{shop.job}-1")
-    wait_for("the worker to be at work", shop.job_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     second = Jobs(client).start(shop.job, run_id=f"{shop.job}-2")
 
     results = [run.wait(SOON).job for run in (first, second)]
 
-    wanted = ["succeeded", "cancelled"] if policy == "skip" else ["cancelled", "succeeded"]
-    assert [job.result for job in results if job] == wanted
+    expected = ["succeeded", "cancelled"] if policy == "skip" else ["cancelled", "succeeded"]
+    assert [job.result for job in results if job] == expected
     assert shop.is_healthy()
 
 
@@ -447,11 +449,11 @@ def test_job_discovery_works_after_redis_was_flushed(
 def test_job_agent_leaves_the_job_container_of_a_live_run(client: Client, shop: JobStack) -> None:
     shop.up(sleep=2)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.job_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     (left,) = [one for one in workers(engine()) if one.run_id == run.id]
 
     watch = JobWatch(client.store, HOST, ("docker",))
-    watch._take_up(left)  # another worker of the host, which had found it without a run a moment before
+    watch._take_up(left)  # as another worker of the host, which has read a job container without a run
 
     assert shop.job_is_running()
     assert run.wait(SOON).exit_code == 0

@@ -1,4 +1,4 @@
-"""What engines and Compose do otherwise than one would think, each once, against the real thing."""
+"""Surprising behaviour of the Docker engine and of Compose, a test each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MakeContainer = Callable[..., str]
 
 
 def test_env_file_does_not_make_a_service_stale(stack: Stack) -> None:
-    # `config --hash` of the files themselves gives another hash than the containers bear
+    # `config --hash` of the project files differs from the hash in the labels of the containers
     (stack.directory / "web.env").write_text("COLOUR=blue\n")
     stack.write(web={"env_file": ["web.env"]})
     stack.up().act()
@@ -43,7 +43,7 @@ def test_env_file_does_not_make_a_service_stale(stack: Stack) -> None:
 
 
 def test_concurrent_removals_of_a_container_succeed(container: MakeContainer) -> None:
-    # seven of eight are told "removal already in progress", with the code of a conflict
+    # the engine answers seven of eight calls with a conflict, "removal already in progress"
     name = container()
     done: list[bool] = []
 
@@ -81,12 +81,14 @@ def test_port_in_use_is_a_final_error(step: MakeStep) -> None:
 def test_stop_continues_after_the_timeout_of_the_client(
     engine: docker.APIClient, container: MakeContainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the engine goes on stopping when nobody waits for it any more
+    # the engine completes a stop after the client has disconnected
     name = container("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
     port = DockerEngine(engine_url())
     try:
         assert port.info()
-        monkeypatch.setattr("longshore.tasks.host.engine.client.CALL_TIMEOUT", -2.0)  # one second less than it takes
+        monkeypatch.setattr(
+            "longshore.tasks.host.engine.client.CALL_TIMEOUT", -2.0
+        )  # a timeout one second shorter than the stop
         with pytest.raises(Transient, match="did not respond"):
             port.stop(name, 3)
         deadline = time.monotonic() + 10
@@ -101,8 +103,8 @@ def test_stop_continues_after_the_timeout_of_the_client(
 def test_stop_of_a_project_leaves_its_one_off_containers_running(stack: Stack) -> None:
     stack.up().act()
     params = {"project_dir": str(stack.directory), "project": stack.name, "service": "web", "command": ["sleep", "60"]}
-    enough = threading.Event()
-    run = stack.step("compose.run.execute", {"asked_to_stop": enough.is_set}, **params)
+    cancelled = threading.Event()
+    run = stack.step("compose.run.execute", {"asked_to_stop": cancelled.is_set}, **params)
 
     def until_cancelled() -> None:
         with pytest.raises(OperationError):
@@ -115,9 +117,9 @@ def test_stop_of_a_project_leaves_its_one_off_containers_running(stack: Stack) -
         assert time.monotonic() < deadline
         time.sleep(0.1)
     stack.other("stop").act()
-    still = [row["Labels"]["com.docker.compose.oneoff"] for row in stack.containers() if row["State"] == "running"]
-    enough.set()
+    running = [row["Labels"]["com.docker.compose.oneoff"] for row in stack.containers() if row["State"] == "running"]
+    cancelled.set()
     thread.join()
-    assert still == ["True"]
+    assert running == ["True"]
     run.undo()
     assert stack.running() == set()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.docker
 MakeContainer = Callable[..., str]
-Look = Callable[[], dict[str, Any]]
+ReadState = Callable[[], dict[str, Any]]
 
 
 def started_at(engine: docker.APIClient, name: str) -> str:
@@ -52,40 +52,40 @@ def test_repeated_deliveries_of_restart_restart_once(
 def test_next_attempt_or_undo_of_a_killed_restart_starts_the_container(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
-    for heal in (lambda one: one.again(2).act(), lambda one: one.undo()):
+    for act in (lambda one: one.again(2).act(), lambda one: one.undo()):
         name = container()
         restart = step("docker.restart.execute", container=name)
         assert restart.before["running"]
         engine.stop(name)
-        heal(restart)
+        act(restart)
         assert engine.inspect_container(name)["State"]["Running"]
 
 
 def test_undo_of_restart_stops_a_container_that_did_not_run(
-    step: MakeStep, container: MakeContainer, machine: Look
+    step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container(start=False)
-    was = machine()
+    was = engine_state()
     restart = step("docker.restart.execute", container=name)
     restart.act()
-    assert machine() != was
+    assert engine_state() != was
     assert restart.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
 
-def test_undo_of_rename_restores_the_name(step: MakeStep, container: MakeContainer, machine: Look) -> None:
+def test_undo_of_rename_restores_the_name(step: MakeStep, container: MakeContainer, engine_state: ReadState) -> None:
     name, other = container(), container()
-    was = machine()
+    was = engine_state()
     rename = step("docker.rename.execute", container=name, name=f"{name}-new")
     assert rename.predict().changed is True
-    assert machine() == was
+    assert engine_state() == was
     assert rename.act().changed
     again = step("docker.rename.execute", container=name, name=f"{name}-new")
     assert again.predict().changed is False
     assert not again.act().changed
     assert rename.undo().changed
     assert not rename.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     taken = step("docker.rename.execute", container=name, name=other)
     assert taken.predict().impossible
     with pytest.raises(Preflight, match="belongs to another"):
@@ -93,16 +93,16 @@ def test_undo_of_rename_restores_the_name(step: MakeStep, container: MakeContain
 
 
 def test_undo_of_update_restores_the_limits(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container()
-    was = machine()
+    was = engine_state()
     params = {"container": name, "restart": "on-failure:3", "memory": "64m", "cpus": 0.5, "pids": 50}
     update = step("docker.update.execute", **params)
-    foretold = update.predict()
-    assert foretold.changed is True
-    assert "memory 0 → 67108864" in foretold.action
-    assert machine() == was
+    prediction = update.predict()
+    assert prediction.changed is True
+    assert "memory 0 → 67108864" in prediction.action
+    assert engine_state() == was
     outcome = update.act()
     assert outcome.data | {"id": ""} == {
         "id": "", "name": name, "restart": "on-failure:3", "memory": 64 * 1024 * 1024, "cpus": 0.5, "pids": 50,
@@ -141,8 +141,8 @@ def test_exec_returns_both_output_streams_and_the_exit_code(step: MakeStep, cont
     with pytest.raises(Unsuccessful, match="exited with code 3: why") as error:
         step("docker.exec.execute", container=name, argv=["sh", "-c", "echo why >&2; exit 3"]).act()
     assert error.value.data["exit_code"] == 3
-    looks = step("docker.exec.execute", container=name, argv=["true"], changes=False)
-    assert not looks.act().changed
+    reads = step("docker.exec.execute", container=name, argv=["true"], changes=False)
+    assert not reads.act().changed
     there = step("docker.exec.execute", container=name, argv=["true"], creates="/bin/sh")
     assert there.predict().changed is False
     assert not there.act().changed
@@ -173,8 +173,12 @@ def test_cancelled_exec_leaves_no_process(
     with pytest.raises(StepCancelled if how == "cancel" else OperationError):
         run.act()
     assert time.monotonic() - stop_at < SOON
-    # A process that has its signal is listed until the kernel is done with it.
-    wait_for("its end", lambda: not [row for row in engine.top(name)["Processes"] if "987" in " ".join(row)], SOON)
+    # The engine lists a killed process until the kernel has removed it.
+    wait_for(
+        "the end of the processes",
+        lambda: not [row for row in engine.top(name)["Processes"] if "987" in " ".join(row)],
+        SOON,
+    )
 
 
 def test_output_of_exec_is_limited(step: MakeStep, container: MakeContainer) -> None:
@@ -185,7 +189,7 @@ def test_output_of_exec_is_limited(step: MakeStep, container: MakeContainer) -> 
     assert data["stdout"].endswith("end\n")
 
 
-# --- looks --------------------------------------------------------------------------------------------
+# --- queries ------------------------------------------------------------------------------------------
 
 
 def test_list_matches_the_engine_and_filters_by_the_whole_name(
@@ -290,41 +294,41 @@ def name(engine: docker.APIClient) -> Any:
 
 
 def test_concurrent_network_creates_make_one_network(
-    engine: docker.APIClient, step: MakeStep, machine: Look, name: str
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState, name: str
 ) -> None:
-    was = machine()
+    was = engine_state()
     create = step("docker.network-create.execute", name=name, internal=True, subnet="10.213.7.0/24", labels={"a": "b"})
     assert create.predict().changed is True
-    assert machine() == was
+    assert engine_state() == was
     outcomes = create.act_concurrently(4)
-    assert len(engine.networks(names=[name])) == 1, "the engine itself allows two of one name"
+    assert len(engine.networks(names=[name])) == 1, "the engine itself allows two networks of one name"
     assert {outcome.changed for outcome in outcomes} == {True}
-    selection_of = step("docker.network-inspect.get", name=name).act()
-    assert not selection_of.changed
-    assert (selection_of.data["internal"], selection_of.data["subnets"]) == (True, ["10.213.7.0/24"])
+    inspected = step("docker.network-inspect.get", name=name).act()
+    assert not inspected.changed
+    assert (inspected.data["internal"], inspected.data["subnets"]) == (True, ["10.213.7.0/24"])
     other = step("docker.network-create.execute", name=name, internal=True)
     assert other.predict().changed is False
     assert not other.act().changed
     other.undo()
-    assert engine.networks(names=[name]), "another step has made it"
+    assert engine.networks(names=[name]), "another step has created the network"
     with pytest.raises(Preflight, match="internal: true"):
         step("docker.network-create.execute", name=name).act()
     assert create.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not step("docker.network-inspect.get", name=name).act().data["exists"]
 
 
 def test_undo_of_network_remove_restores_the_network(
-    engine: docker.APIClient, step: MakeStep, machine: Look, name: str
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState, name: str
 ) -> None:
     step("docker.network-create.execute", name=name, subnet="10.213.8.0/24").act()
-    was = machine()
+    was = engine_state()
     remove = step("docker.network-remove.execute", name=name)
     assert remove.predict().changed is True
     assert remove.act().changed
     assert not step("docker.network-remove.execute", name=name).act().changed
     assert remove.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert engine.networks(names=[name])[0]["IPAM"]["Config"][0]["Subnet"] == "10.213.8.0/24"
     used = step("docker.create.execute", image="longshore-test:1", networks=[name], command=["sleep", "600"])
     step("docker.start.execute", container=used.act().data["name"]).act()
@@ -333,8 +337,10 @@ def test_undo_of_network_remove_restores_the_network(
     used.undo()
 
 
-def test_volume_remove_needs_data_loss(engine: docker.APIClient, step: MakeStep, machine: Look, name: str) -> None:
-    was = machine()
+def test_volume_remove_needs_data_loss(
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState, name: str
+) -> None:
+    was = engine_state()
     create = step("docker.volume-create.execute", name=name, labels={"a": "b"})
     assert create.predict().changed is True
     assert {outcome.changed for outcome in create.act_concurrently(3)} == {True}
@@ -343,7 +349,7 @@ def test_volume_remove_needs_data_loss(engine: docker.APIClient, step: MakeStep,
     assert not other.undo().changed
     assert step("docker.volume-inspect.get", name=name).act().data["labels"]["a"] == "b"
     assert create.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
     step("docker.volume-create.execute", name=name).act()
     kept = step("docker.volume-remove.execute", name=name)

@@ -1,4 +1,4 @@
-"""`in: {container: …}`: commands, files, node and network operations inside a container."""
+"""Commands, files, node and network operations in a container (`in: {container: …}`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILIES = (file, http, network, node)
 
 
 def entry(engine: docker.APIClient, name: str, path: str) -> tuple[str, int, int, int] | None:
-    """Content, mode, owner and group of a file inside, as the engine has it."""
+    """Content, mode, owner and group of a file in a container, from the engine."""
     from docker.errors import NotFound
 
     try:

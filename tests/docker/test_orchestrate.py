@@ -1,4 +1,4 @@
-"""What is deployed stale is found and brought right: real stacks, a real engine, real workers."""
+"""The stack commands with real stacks: selection, updates, dry runs and the cache."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ assert rules
 assert two
 
 
-# --- the whole --------------------------------------------------------------------------------------
+# --- orchestrate ------------------------------------------------------------------------------------
 
 
 def test_only_stale_services_are_selected_and_updated(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     assert place.longshore("orchestrate", *QUICK).code == 0
     assert selected(place) == {}
-    # given an image whose tag moves, a file that changes, and a service that dies
+    # given a moved tag, a changed file, and a killed service
     was, now = shop.state()["db-1"][1], shop.move_image("db")
     blog.file.write_text("two\n")
     blog.engine.kill(blog.container("jobs"))
     before = shop.state() | {f"blog {name}": state for name, state in blog.state().items()}
 
-    # then these are named
+    # then these services are selected
     listed = place.longshore("select", "-o", "json").json
     assert listed["count"] == 3
     assert {one["name"]: [reason["text"] for reason in one["reasons"]] for one in listed["deployments"]} == {
@@ -71,7 +71,7 @@ def test_only_stale_services_are_selected_and_updated(place: Installation, two: 
     names = {f"{shop.name}/db", f"{blog.name}/web", f"{blog.name}/jobs"}
     assert set(place.longshore("select", "-o", "names").out.split()) == names
     assert yaml.safe_load(place.longshore("select", "-o", "yaml").out) == listed
-    # and these are brought right
+    # and only these services are updated
     done = place.longshore("orchestrate", *QUICK)
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1] == "orchestration complete"
@@ -80,11 +80,11 @@ def test_only_stale_services_are_selected_and_updated(place: Installation, two: 
     assert shop.state()["db-1"][1] == now
     assert blog.content() == "two\n"
     assert {state[3] for state in after.values()} == {"running"}
-    # and then there is nothing left to do
+    # and a second orchestration changes nothing
     again = place.longshore("orchestrate")
     assert (again.code, again.out.splitlines()[-1]) == (0, "cache valid, nothing to do")
     assert after == shop.state() | {f"blog {name}": state for name, state in blog.state().items()}
-    # and Compose itself thinks so, too
+    # and Compose finds no change either
     hashes = dict(line.split() for line in blog.compose("config", "--hash", "*").splitlines())
     labels = blog.engine.inspect_container(blog.container("web"))["Config"]["Labels"]
     assert labels["com.docker.compose.config-hash"] == hashes["web"]
@@ -104,18 +104,18 @@ def test_unhealthy_image_is_reverted_and_can_be_retried(place: Installation, two
     assert (shop.state()["db-1"][1], shop.state()["db-1"][3]) == (old, "running")
     assert blog.state()["db-1"][1] == good
     assert selected(place, retry=True) == {f"{shop.name}/db": [f"image {old[7:19]} → {bad[7:19]}"]}
-    # and with one stack alone, as code sees it; and once more
+    # and the result in Python is the same
     again = Stacks(place.client()).orchestrate(min_healthy_time=0.5, retry=True)
     assert again.exit_code == 3
     assert list(again.stacks.failed) == [shop.name]
     assert again.report is not None
     assert again.report.exit_code == 3
     assert place.longshore("runs", "show", again.report.run_id).code == 3
-    # and where all is to go back, all goes back
+    # and with --on-failure undo, all stacks are undone
     other = blog.state()["jobs-1"][1]
     blog.move_image("jobs")
-    taken_back = place.longshore("orchestrate", "--retry", "--on-failure", "undo", *QUICK)
-    assert taken_back.code == 1
+    undone = place.longshore("orchestrate", "--retry", "--on-failure", "undo", *QUICK)
+    assert undone.code == 1
     assert (shop.state()["db-1"][1], blog.state()["jobs-1"][1]) == (old, other)
 
 
@@ -147,14 +147,14 @@ def test_orchestration_succeeds_after_a_kill_at_each_crash_point(
             now = shop.move_image("web")
             shop.file.write_text(f"{point}\n")
             marker = tmp_path / point
-            doomed = place.worker(f"doomed-{point}", "-c", "3", LONGSHORE_CRASH_AT=f"{point}:{marker}")
+            crashing = place.worker(f"crashing-{point}", "-c", "3", LONGSHORE_CRASH_AT=f"{point}:{marker}")
             try:
-                doomed.start()
+                crashing.start()
                 done = place.longshore("orchestrate", *QUICK, timeout=60.0)
                 still_stale = selected(place)
             finally:
-                doomed.kill()
-                place.workers.remove(doomed)
+                crashing.kill()
+                place.workers.remove(crashing)
 
             assert marker.exists(), point
             assert done.code == 0, (point, done.err)
@@ -177,7 +177,7 @@ def test_concurrent_orchestrations_rebuild_and_restart_once(place: Installation,
     assert [one.code for one in ended] == [0] * 10, [one.err for one in ended]
     assert sorted(step.name for step in restarted(place, runs) if step.changed) == [blog.name, shop.name]
     assert changed(before, blog.state()) == {"web-1"}
-    # One for what had moved, one for what was brought right; and one where a call looked between the two.
+    # One generation before the restarts, one after the restarts, and possibly one in between.
     assert generation(place) in {built + 2, built + 3}
 
 
@@ -189,18 +189,18 @@ def test_beat_updates_stale_services(place: Installation, project: MakeProject) 
     beat = place.popen("beat", "--loglevel", "WARNING", LONGSHORE_ORCHESTRATE_EVERY="1s")
     try:
         wait_for("the new image", lambda: shop.state().get("web-1", ("", ""))[1] == now, timeout=40.0)
-        runs, stood = set(restarts(place)), shop.state()
+        runs, updated = set(restarts(place)), shop.state()
         time.sleep(3.0)
-        assert shop.state() == stood, "what is right is left alone"
-        # A look that began before the end may have started a run more; it has found nothing to do.
+        assert shop.state() == updated, "services without drift do not restart"
+        # An orchestration that began before the update may have started a run without changes.
         assert [step.name for step in restarted(place, runs) if step.changed] == []
     finally:
         beat.kill()
         beat.communicate()
-        wait_for("its runs to end", lambda: not Stacks(place.client()).active_runs())
+        wait_for("the end of the runs", lambda: not Stacks(place.client()).active_runs())
 
 
-# --- what is left alone -----------------------------------------------------------------------------
+# --- services without a restart ---------------------------------------------------------------------
 
 
 def test_stopped_and_completed_services_are_reported_and_not_started(place: Installation, project: MakeProject) -> None:
@@ -218,7 +218,7 @@ def test_stopped_and_completed_services_are_reported_and_not_started(place: Inst
         },
     )
     shop.compose("stop", "--timeout", "1", "db", "stubborn")
-    # The engine remembers 256 events, and these tests are not alone on it.
+    # The engine stores only 256 events, and other tests share the engine.
     Stacks(place.client()).rebuild([HOST])
     shop.move_image("db")
     now = shop.move_image("web")
@@ -235,7 +235,7 @@ def test_stopped_and_completed_services_are_reported_and_not_started(place: Inst
     assert changed(before, shop.state()) == {"web-1"}
     assert shop.state()["web-1"][1] == now
     assert place.longshore("orchestrate").out.splitlines()[-1] == "cache valid, nothing to do"
-    # and a rebuild from nothing does not forget it either
+    # and a rebuild without a cache has the same result
     assert place.longshore("rebuild", "--force").code == 0
     assert selected(place) == {}
 
@@ -272,7 +272,7 @@ def test_labels_and_rules_select_the_action_after_a_file_change(
         rules.write_text(was)
     after = shop.state()
     assert changed(before, after) == {"db-1", "jobs-1"}
-    assert {before[name][0] == after[name][0] for name in ("db-1", "jobs-1")} == {True}, "not made anew"
+    assert {before[name][0] == after[name][0] for name in ("db-1", "jobs-1")} == {True}, "restarted, and not recreated"
 
 
 def test_file_change_before_the_first_inspection_is_found_by_its_time(
@@ -283,7 +283,7 @@ def test_file_change_before_the_first_inspection_is_found_by_its_time(
     Caches(place.client().store).forget(f"{STACK_CACHE}{HOST}")
     shop.file.write_text("two\n")
     assert selected(place) == {f"{shop.name}/web": [f"file {shop.file} changed"]}
-    # and a container that was started since has it
+    # and a container that started after the change is not stale
     shop.engine.restart(shop.container("web"), timeout=1)
     assert selected(place) == {}
 
@@ -292,7 +292,7 @@ def test_file_change_before_the_first_inspection_is_found_by_its_time(
 
 
 def everything(place: Installation, *projects: Project) -> dict[str, Any]:
-    """Redis but for what workers say of themselves, the engine, and the folder of the workers."""
+    """The state of Redis without host registrations, of the engine, and of the workers' folder."""
     found: dict[str, Any] = {key.decode(): value for key, value in redis_of(place).items()}
     found |= {one.name: one.state() for one in projects}
     named = [(tag, image["Id"]) for image in projects[0].engine.images() for tag in image["RepoTags"] or []]
@@ -330,7 +330,7 @@ def test_dry_runs_of_the_stack_commands_change_nothing(place: Installation, two:
         assert f"would repair project {shop.name}: db: up (image " in outputs["orchestrate",].out
         assert f"would repair project {blog.name}: web: redeploy (file " in outputs["restart",].out
         assert "would build the cache from scratch" in outputs["rebuild",].out
-        # and what it said is what is done
+        # and an orchestration makes the predicted changes
         assert place.longshore("orchestrate", *QUICK).code == 0
         now = [shop.state(), blog.state()]
         assert [changed(before[one.name], after) for one, after in zip(two, now, strict=True)] == [{"db-1"}, {"web-1"}]
@@ -348,13 +348,13 @@ def test_corrupt_and_forged_cache_entries_are_not_used(place: Installation, two:
     stale = selected(place)
     good = store.client.hget(key, "current")
     assert good is not None
-    # given what says of the image that runs that it is the right one
-    lie = good.replace(now, shop.state()["db-1"][1])
-    entry = json.loads(lie)
+    # given an entry in which the running image is the current one
+    forged = good.replace(now, shop.state()["db-1"][1])
+    entry = json.loads(forged)
     entry.pop("digest")
-    whole_lie = Entry(**entry).text()
+    forged_with_digest = Entry(**entry).text()
     other_shape = Entry(1, {"projects": []}, "x").text()
-    for wrong in ("rubbish", "{}", "[1]", lie, whole_lie, other_shape, good[:-9]):
+    for wrong in ("rubbish", "{}", "[1]", forged, forged_with_digest, other_shape, good[:-9]):
         store.client.hset(key, "current", wrong)
         checked = Stacks(place.client()).check()
         assert (checked.exit_code, checked.valid) == (1, False), wrong[:20]
@@ -432,5 +432,5 @@ def test_other_hosts_are_updated_if_the_inspection_of_a_host_fails(
     assert done.code == 3
     assert "host web2 could not be inspected" in done.err
     assert (drained.code, "web2 is drained" in drained.json["hosts"][1]["error"]) == (2, True)
-    assert place.longshore("check").code == 0, "what is forgotten is not missed"
+    assert place.longshore("check").code == 0, "a forgotten host is not checked"
     assert shop.state()["web-1"][1] == now

@@ -1,4 +1,4 @@
-"""`compose.*` around a release: revisions and the way back, gates, images, programs, locks."""
+"""The operations `compose.*` of releases: revisions, rollback, health waits, images, commands and locks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_five_revisions_are_stored_with_file_and_images(stack: Stack) -> None:
     tags = [tag for image in stack.engine.images() for tag in image["RepoTags"] or [] if f"{stack.name}:r" in tag]
     assert sorted(tag.rpartition(":")[2].partition("-")[0] for tag in tags) == ["r3", "r4", "r5", "r6", "r7"]
     stack.up(services=["web"]).act()
-    assert len(revisions.history(stack.name)) == 5, "an up that changes nothing leaves none"
+    assert len(revisions.history(stack.name)) == 5, "an up without changes stores no revision"
     listed = stack.step("compose.ps.get", project=stack.name).act().data
     assert [revision["number"] for revision in listed["revisions"]] == [3, 4, 5, 6, 7]
     assert {one["service"] for one in listed["containers"]} == {"db", "web"}
@@ -49,26 +49,26 @@ def test_five_revisions_are_stored_with_file_and_images(stack: Stack) -> None:
 def test_rollback_restores_configuration_and_images(trio: Stack) -> None:
     # Given a release with another image and another configuration
     trio.up().act()
-    first = trio.look()
+    first = trio.state()
     trio.new_image()
     trio.write(web={"environment": {"TAG": "2"}})
     trio.up().act()
-    second = trio.look()
+    second = trio.state()
     rollback = trio.other("rollback", min_healthy_time=0)
-    foretold = rollback.predict()
-    assert foretold.changed is True
-    assert "revision 1" in foretold.action
-    assert trio.look() == second
+    prediction = rollback.predict()
+    assert prediction.changed is True
+    assert "revision 1" in prediction.action
+    assert trio.state() == second
 
     outcome = rollback.act()
 
     assert outcome.changed
-    assert trio.look()["containers"] == first["containers"]
+    assert trio.state()["containers"] == first["containers"]
     again = trio.other("rollback", to=1, min_healthy_time=0)
     assert again.predict().changed is False
     assert not again.act().changed
     assert rollback.undo().changed
-    assert trio.look() == second
+    assert trio.state() == second
     with pytest.raises(Preflight, match=r"no revision 9.*1, 2"):
         trio.other("rollback", to=9).act()
     with pytest.raises(Preflight, match="no stored revision"):
@@ -78,7 +78,7 @@ def test_rollback_restores_configuration_and_images(trio: Stack) -> None:
 def test_unhealthy_release_is_reverted(trio: Stack) -> None:
     # Given three services on their old image
     trio.up().act()
-    was = trio.look()
+    was = trio.state()
     trio.new_image()
     trio.write(web=UNHEALTHY, jobs={"environment": {"A": "b"}})
     up = trio.up(auto_revert=True, healthy_deadline=20)
@@ -87,18 +87,18 @@ def test_unhealthy_release_is_reverted(trio: Stack) -> None:
         up.act()
 
     assert error.value.data["reverted"] is True
-    after = trio.look()
+    after = trio.state()
     assert after["containers"] == was["containers"]
     assert trio.running() == {"db", "web", "jobs"}
     assert not up.undo().changed
-    assert len(revisions.history(trio.name)) == 1, "what never was well is no revision"
+    assert len(revisions.history(trio.name)) == 1, "an unhealthy version is not a revision"
 
 
 def test_max_parallel_stops_the_rollout_at_an_unhealthy_service(trio: Stack) -> None:
     trio.up().act()
     ids = {row["Labels"]["com.docker.compose.service"]: row["Id"] for row in trio.containers()}
     trio.new_image()
-    trio.write(jobs=UNHEALTHY)  # Compose resolves services by name: db, which it depends on, jobs, web
+    trio.write(jobs=UNHEALTHY)  # the order of the rollout: db, a dependency, then jobs and web by name
 
     with pytest.raises(OperationError, match="jobs-1 is unhealthy"):
         trio.up(max_parallel=1, healthy_deadline=20).act()
@@ -106,7 +106,7 @@ def test_max_parallel_stops_the_rollout_at_an_unhealthy_service(trio: Stack) -> 
     now = {row["Labels"]["com.docker.compose.service"]: row["Id"] for row in trio.containers()}
     assert now["db"] != ids["db"]
     assert now["jobs"] != ids["jobs"]
-    assert now["web"] == ids["web"], "its turn did not come"
+    assert now["web"] == ids["web"], "the rollout ended before web"
     trio.write()
     assert trio.up(max_parallel=2).act().changed
     assert trio.running() == {"db", "web", "jobs"}
@@ -114,19 +114,19 @@ def test_max_parallel_stops_the_rollout_at_an_unhealthy_service(trio: Stack) -> 
 
 def test_undo_restores_the_name_of_a_half_recreated_container(trio: Stack) -> None:
     trio.up().act()
-    was = trio.look()
+    was = trio.state()
     trio.new_image()
     trio.write(web={"environment": {"A": "b"}})
     up = trio.up()
     up.act()
     up.undo()
-    # given what a Compose leaves that was ended before it could give the right name
+    # given the temporary name of a container that Compose was recreating when it was killed
     web = next(row for row in trio.containers() if row["Labels"]["com.docker.compose.service"] == "web")
     trio.engine.rename(web["Id"], f"0123456789ab_{trio.name}-web-1")
 
     assert up.undo().changed
 
-    assert [row[0] for row in trio.look()["containers"]] == [row[0] for row in was["containers"]]
+    assert [row[0] for row in trio.state()["containers"]] == [row[0] for row in was["containers"]]
 
 
 # --- restart ------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_restart_restarts_running_services_once(trio: Stack) -> None:
         found = (trio.engine.inspect_container(row["Id"]) for row in trio.containers())
         return {raw["Name"]: raw["State"]["StartedAt"] for raw in found}
 
-    was, look = starts(), trio.look()
+    was, state = starts(), trio.state()
     restart = trio.other("restart", min_healthy_time=0)
     assert restart.predict().changed is True
     assert starts() == was
@@ -152,13 +152,13 @@ def test_restart_restarts_running_services_once(trio: Stack) -> None:
     restart.again(2).act()
     assert starts() == now
     restart.undo()
-    assert trio.look()["containers"] == look["containers"]
+    assert trio.state()["containers"] == state["containers"]
 
     broken = trio.other("restart")
     assert broken.before
     trio.engine.stop(trio.container("web"), timeout=0)
     broken.undo()
-    assert trio.look()["containers"] == look["containers"]
+    assert trio.state()["containers"] == state["containers"]
 
 
 # --- images -------------------------------------------------------------------------------------------
@@ -201,13 +201,13 @@ def test_undo_of_up_with_pull_restores_the_earlier_image(
     older = new_image(ref)
     stack.write(web={"image": ref}, db={"image": ref})
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     up = stack.up(pull="always")
     assert up.act().changed
     images = {one["service"]: one["image_id"] for one in up.outcome.data["containers"]} if up.outcome else {}
     assert images["web"] == newer
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
     assert stack.engine.inspect_image(ref)["Id"] == older
 
 
@@ -228,7 +228,7 @@ def test_compose_build_builds_services_with_a_build_section(stack: Stack) -> Non
         stack.step("compose.build.execute", **params).act()
 
 
-# --- programs -----------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------
 
 
 def test_config_returns_services_without_values_of_variables(stack: Stack) -> None:
@@ -277,23 +277,23 @@ def test_compose_run_runs_once_with_volumes_and_environment(stack: Stack) -> Non
         stack.step("compose.run.execute", **params | {"service": "nothing"}).act()
 
 
-# --- two at once --------------------------------------------------------------------------------------
+# --- concurrency --------------------------------------------------------------------------------------
 
 
 def test_concurrent_ups_of_a_new_stack_run_one_at_a_time(stack: Stack) -> None:
     outcomes: dict[int, Any] = {}
 
-    def bring(number: int, up: Step) -> None:
+    def act(number: int, up: Step) -> None:
         try:
             outcomes[number] = up.act()
-        except Exception as error:  # noqa: BLE001 - looked at below
+        except Exception as error:  # noqa: BLE001 - asserted below
             outcomes[number] = error
         finally:
             close_engine()
 
     ups = [stack.up(min_healthy_time=0.5) for _ in range(2)]
     assert all(up.before for up in ups)
-    threads = [threading.Thread(target=bring, args=(number, up)) for number, up in enumerate(ups)]
+    threads = [threading.Thread(target=act, args=(number, up)) for number, up in enumerate(ups)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -301,11 +301,11 @@ def test_concurrent_ups_of_a_new_stack_run_one_at_a_time(stack: Stack) -> None:
 
     assert not [outcome for outcome in outcomes.values() if isinstance(outcome, Exception)], outcomes
     assert stack.running() == {"db", "web"}
-    assert len(stack.look()["networks"]) == 1
+    assert len(stack.state()["networks"]) == 1
 
 
 def undo_with_retries(step: Step) -> None:
-    """As a run does: what passes is tried again."""
+    """Undo a step, and retry after temporary errors, as a run does."""
     for _ in range(5):
         try:
             step.undo()
@@ -316,12 +316,12 @@ def undo_with_retries(step: Step) -> None:
     step.undo()
 
 
-# --- cut off ------------------------------------------------------------------------------------------
+# --- cancel -------------------------------------------------------------------------------------------
 
 
 def test_cancelled_release_ends_soon_and_is_undone(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.new_image()
     stop_at = time.monotonic() + 0.4
     up = stack.up(context={"asked_to_stop": lambda: time.monotonic() > stop_at}, min_healthy_time=5)
@@ -331,21 +331,21 @@ def test_cancelled_release_ends_soon_and_is_undone(stack: Stack) -> None:
 
     assert time.monotonic() - stop_at < SOON
     undo_with_retries(up.again(1, asked_to_stop=lambda: False))
-    assert stack.look()["containers"] == was["containers"]
+    assert stack.state()["containers"] == was["containers"]
 
 
 def test_undo_waits_for_a_container_that_stops_after_the_cancel(stack: Stack) -> None:
-    stack.write(web={"init": False})  # ignores TERM, so the engine kills it at the end of its grace
+    stack.write(web={"init": False})  # ignores SIGTERM, so that the engine kills the container after the grace period
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.new_image()
     up = stack.up(context={"asked_to_stop": lambda: stack.was_signalled("web")}, min_healthy_time=5)
 
     with pytest.raises((StepCancelled, Transient)):
         up.act()
 
-    assert "web" in stack.running(), "its grace is not over"
+    assert "web" in stack.running(), "the grace period is not over"
     undo_with_retries(up.again(1, asked_to_stop=lambda: False))
-    assert stack.look()["containers"] == was["containers"]
-    time.sleep(2.5)  # longer than the grace: no stop comes later
-    assert stack.look()["containers"] == was["containers"]
+    assert stack.state()["containers"] == was["containers"]
+    time.sleep(2.5)  # longer than the grace period: the container is not stopped later
+    assert stack.state()["containers"] == was["containers"]

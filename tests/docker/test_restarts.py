@@ -1,4 +1,4 @@
-"""What is restarted, in which order and how far, and what is asked of engine and registries for it."""
+"""Restarts of services: selection, order, reverts, moved tags of registries, and the number of engine calls."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def test_named_services_are_restarted_without_drift(place: Installation, two: tu
     assert piped.code == 0, piped.err
     after = [shop.state(), blog.state()]
     assert [changed(*pair) for pair in zip(before, after, strict=True)] == [{"db-1"}, {"jobs-1"}]
-    assert after[0]["db-1"][0] == before[0]["db-1"][0], "stopped and started, not made anew"
+    assert after[0]["db-1"][0] == before[0]["db-1"][0], "restarted, and not recreated"
     whole = place.longshore("restart", blog.name, *QUICK)
     assert whole.code == 0
     assert changed(after[1], blog.state()) == {"db-1", "web-1", "jobs-1"}
-    # and what does not exist, or is not said, changes nothing
+    # and unknown or missing names change nothing
     now = [shop.state(), blog.state()]
     for words in (("restart", "nobody"), ("restart", f"{shop.name}/db", f"{shop.name}/nobody"), ("restart", "db")):
         assert place.longshore(*words).code == 2, words
@@ -98,7 +98,7 @@ def test_stacks_are_updated_in_order_after_a_canary(place: Installation, project
     blog.move_image("db", command=["false"])
     done = place.longshore("orchestrate", "--canary", "1", *QUICK)
     assert done.code == 3
-    assert {one.state()["db-1"][1] for one in (shop, infra, blog)} == {old}, "nobody came after it"
+    assert {one.state()["db-1"][1] for one in (shop, infra, blog)} == {old}, "no stack follows the failed canary"
 
 
 def test_restart_inspects_stacks_that_changed_after_the_selection(place: Installation, project: MakeProject) -> None:
@@ -108,7 +108,7 @@ def test_restart_inspects_stacks_that_changed_after_the_selection(place: Install
     shop.move_image("db")
     deployed = Stacks(place.client())
     plan = deployed.plan(deployed.select(), RolloutOptions(min_healthy_time=0.5))
-    shop.compose("up", "--detach", "db")  # somebody was faster
+    shop.compose("up", "--detach", "db")  # a change outside of Longshore
     before = shop.state()
 
     report = place.client().start(plan).wait(60)
@@ -121,7 +121,7 @@ def test_restart_inspects_stacks_that_changed_after_the_selection(place: Install
 def test_failed_restart_is_reverted_although_the_files_changed(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
-    assert place.longshore("orchestrate", *QUICK).code == 0  # it is looked at, and nothing is done
+    assert place.longshore("orchestrate", *QUICK).code == 0  # stores the inventory, and restarts nothing
     before = shop.state()
     shop.write(db={"command": ["false"]})
 
@@ -148,11 +148,11 @@ def test_restart_leaves_stopped_services_stopped(place: Installation, project: M
 
     assert done.code == 0, done.err
     assert changed(before, shop.state()) == {"db-1", "web-1"}
-    # and a new image makes the stopped one anew, and starts it not
+    # and with a new image, the stopped container is recreated and not started
     now = shop.move_image("web")
     assert place.longshore("orchestrate", *QUICK).code == 0
     assert [shop.state()[name][1:4:2] for name in ("web-1", "web-2")] == [(now, "running"), (now, "exited")]
-    # by its own name it is started
+    # and a restart by name starts the stopped service
     assert place.longshore("restart", f"{shop.name}/jobs", *QUICK).code == 0
     assert shop.state()["jobs-1"][3] == "running"
 
@@ -162,7 +162,7 @@ def test_failed_one_off_service_runs_again(place: Installation, project: MakePro
     (shop.folder / "seed").write_text("exit 1")
     seed = {"command": ["sh", "/seed"], "volumes": ["./seed:/seed"], "labels": {"longshore.files": "seed=none"}}
     shop.up(seed=seed)
-    wait_for("its failure", lambda: shop.state()["seed-1"][3] == "exited")
+    wait_for("the failure of the service", lambda: shop.state()["seed-1"][3] == "exited")
     assert list(selected(place)) == [f"{shop.name}/seed"]
     (shop.folder / "seed").write_text("exit 0")
 
@@ -186,7 +186,7 @@ def test_services_in_the_network_of_another_are_recreated_with_it(place: Install
 
 
 def test_services_that_differ_only_in_dependencies_are_distinguished(place: Installation, project: MakeProject) -> None:
-    """Compose hashes them alike where it leaves out what they need."""
+    """Compose's hash of a service does not depend on its dependencies."""
     shop = project("shop")
     same = {"image": shop.ref("web"), "depends_on": ["db"]}
     shop.up(web={"volumes": []} | same, one=same, two={"image": shop.ref("web")}, jobs={"depends_on": ["db"]})
@@ -223,12 +223,12 @@ def test_invalid_files_of_a_stack_fail_only_this_stack(place: Installation, two:
 
     assert done.code == 3
     assert f"{shop.name}: its files are invalid" in done.err
-    assert blog.state()["db-1"][1] == now, "it harms no other"
+    assert blog.state()["db-1"][1] == now, "the other stack is updated"
     assert place.longshore("select").code == 3
     assert place.longshore("restart", f"{shop.name}/db").code == 2
 
 
-# --- registries, and what runs an image -------------------------------------------------------------
+# --- registries -------------------------------------------------------------------------------------
 
 
 def test_moved_tag_of_a_registry_is_found_without_a_pull(
@@ -240,16 +240,16 @@ def test_moved_tag_of_a_registry_is_found_without_a_pull(
     first = new_image(ref)
     engine.push(ref, auth_config=login)
     shop.up(db={"image": ref})
-    assert selected(place, registry=True) == {}, "whoever is not let in is told nothing, and that is no error"
+    assert selected(place, registry=True) == {}, "a refused login is not an error"
     assert f"left alone: image {ref}: its registry could not be queried: " in place.longshore("select").out
     second = new_image(ref)
     engine.push(ref, auth_config=login)
     engine.tag(first, ref.rpartition(":")[0], "1")
-    assert selected(place) == {}, "nobody has asked"
+    assert selected(place) == {}, "without --registry, no registry is queried"
     with contextlib.suppress(Exception):
         engine.remove_image(second, force=True)
-    login_rule = {"username": USER, "password": "{{ secret('env:LONGSHORE_SECRET_REGISTRY') }}"}
-    rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"], "registries": {closed_registry.host: login_rule}}))
+    login_of_rules = {"username": USER, "password": "{{ secret('env:LONGSHORE_SECRET_REGISTRY') }}"}
+    rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"], "registries": {closed_registry.host: login_of_rules}}))
 
     (reason,) = selected(place, registry=True)[f"{shop.name}/db"]
 
@@ -259,13 +259,13 @@ def test_moved_tag_of_a_registry_is_found_without_a_pull(
     done = place.longshore("orchestrate", "--registry", *QUICK)
     assert done.code == 0, done.err
     assert shop.state()["db-1"][1] == engine.inspect_image(ref)["Id"] != first
-    # and what runs it is found by its name
+    # and the service is found by the name of its image
     for name in (ref, ref.rpartition(":")[0], shop.state()["db-1"][1][7:19]):
         assert list(selected(place, image=name)) == [f"{shop.name}/db"]
     assert selected(place, image=f"{shop.name}:nobody") == {}
     check = place.longshore("check", "--image", ref, "--json")
     assert [one["service"] for one in check.json["deployments"]] == ["db"]
-    # and nothing of it holds the password
+    # and the stored data do not contain the password
     rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"]}))
     assert PASSWORD not in all_that_is_kept(place)
 
@@ -311,11 +311,11 @@ def test_file_on_the_page_is_valid(tmp_path: Path) -> None:
     assert (list(read.stacks), read.only) == (["shop"], ["*", "!test-*"])
 
 
-# --- how much is asked ------------------------------------------------------------------------------
+# --- the number of calls ----------------------------------------------------------------------------
 
 
 class Counter(EngineProxy):
-    """Stands before the engine and Compose, passes everything on, and keeps what was asked."""
+    """A proxy before the engine and Compose that forwards and records all calls."""
 
     def __init__(self, folder: Path) -> None:
         self._calls: list[str] = []
@@ -328,9 +328,9 @@ class Counter(EngineProxy):
         super().__init__(folder)
 
     def requests(self) -> tuple[list[str], int]:
-        """Calls of the engine, and how often Compose was, since the last time."""
+        """The calls of the engine, and the number of calls of Compose, since the last call of this method."""
         calls, self._calls = self._calls, []
-        # The worker itself looks for jobs that were left, now and then.
+        # Without the calls of the job agent, which periodically searches for job containers.
         watch = [call for call in calls if "longshore.kind" in call]
         for call in [*watch, *(["GET /version"] if watch and "GET /version" in calls else [])]:
             calls.remove(call)
@@ -378,7 +378,7 @@ def test_checks_of_a_hundred_containers_need_at_most_five_engine_calls(
         counter.requests()
         assert place.longshore("rebuild", "--force", timeout=120.0).code == 0
         assert counter.requests()[1] == 40
-        # each of the worker's processes may be asked for the first time
+        # repeated, because each pool process may execute its first check
         for command in [("check",), ("select", "-o", "names")] * 2:
             done = place.longshore(*command)
             assert done.code == 0, done.err
