@@ -41,7 +41,7 @@ def test_alerts_and_dashboard_name_existing_metrics() -> None:
 
 
 def test_systemd_units_start_existing_commands_and_restart_them(tmp_path: Path) -> None:
-    # Given the files that the page writes, and the units that the page enables
+    # Given the files and the units of the page
     page = [block.body for block in blocks(DOCS / "how-to/deployment.md") if block.language == "sh"]
     (settings,) = [body for body in page if "QUEUES=" in body]
     subprocess.run(["sh", "-ec", settings.replace("/etc/longshore", str(tmp_path))], check=True)
@@ -49,7 +49,7 @@ def test_systemd_units_start_existing_commands_and_restart_them(tmp_path: Path) 
     assert len(enabled) == 5
     served: list[str] = []
     for name in enabled:
-        # systemd escapes every other character.
+        # systemd escapes all other characters.
         assert re.fullmatch(r"[A-Za-z0-9:_.-]+@?[A-Za-z0-9:_.]*", name)
         family, at, instance = name.partition("@")
         unit = configparser.ConfigParser(strict=False, interpolation=None)

@@ -1,4 +1,4 @@
-"""What the documents say is done as they say it."""
+"""The plans of the README, the Python example, the demo, and `longshore dev`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An embedded default of the test's own, ended afterwards."""
+    """An environment with its own embedded server, which the fixture ends."""
     folder = tmp_path_factory.mktemp("s")
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
     env |= {"LONGSHORE_STATE_DIR": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}
@@ -106,7 +106,7 @@ def test_python_example_runs(environment: dict[str, str], tmp_path: Path) -> Non
     assert (tmp_path / "made" / "result").read_text().startswith("HELLO, WORLD")
 
 
-@pytest.mark.docker  # where there is an engine, it uses it
+@pytest.mark.docker  # the demo uses a Docker engine if one responds
 def test_demo_restores_the_state_after_the_failed_release() -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
 
@@ -132,4 +132,4 @@ def test_second_dev_is_refused_and_sigterm_ends_all_processes(environment: dict[
     assert second.returncode == 2
     assert "a server and a worker run already" in second.stderr
     assert code == 0
-    wait_for("the end of all parts", lambda: processes_that_know(folder) == {})
+    wait_for("the end of all processes", lambda: processes_that_know(folder) == {})

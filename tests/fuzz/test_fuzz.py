@@ -1,4 +1,4 @@
-"""Plans, requests, messages, commands and entries of indices, made up at random or made mutated one by one."""
+"""Random or mutated plans, requests, messages, commands and entries of indices."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from tests.fuzz.conftest import LONG, run_limited
 from tests.store.simulated_workers import MessageQueue
 from tests.sweeping import sweep
 
-# ruff: noqa: E501 - grammars are lines as they are
+# ruff: noqa: E501 - the grammars have long lines
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(LONG + 170)]
 
 Fuzz = Callable[[Callable[[], Any]], None]
 PROFILE = settings.get_profile("fuzz")
 
-# --- what is made up --------------------------------------------------------------------------------------
+# --- generators -------------------------------------------------------------------------------------------
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12
 )  # fmt: skip
 
-#: Words from which expressions are put together, most of them by the grammar of templates, some against it.
+#: The words of expressions. Most of them belong to the grammar of templates, some do not.
 words = st.sampled_from(
     [
         "params.a",
@@ -157,7 +157,7 @@ plans = st.composite(_plan)()
 
 
 def mutated(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
-    """The bytes with some of them cut out, doubled or replaced."""
+    """The bytes after some deletions, insertions and replacements."""
     for at, length, put in changes:
         place = at % (len(data) + 1)
         data = data[:place] + put + data[place + length :]
@@ -214,8 +214,8 @@ def test_templates_render_or_are_refused(fuzz: Fuzz) -> None:
 
 
 class MemoryInstallation:
-    """An installation in memory, with one run that goes on. Each round of examples has a new one: nobody claims the
-    steps of its run, which therefore fails after `claim_timeout`.
+    """An installation in memory with one running run. No worker claims the steps of the run, and the run fails after
+    `claim_timeout`, so that each round of examples has a new installation.
     """
 
     def __init__(self) -> None:
@@ -232,8 +232,8 @@ class MemoryInstallation:
         )  # type: ignore[arg-type]
         sweep(self.coordinator)
 
-    def look(self) -> None:
-        """Everything that reads: none of it may fail."""
+    def read_all(self) -> None:
+        """Call all functions that read the store. No call may raise an exception."""
         sweep(self.coordinator)
         self.store.call(self.store.client.delete, self.store.keys.purged)
         sweep(self.coordinator)
@@ -244,7 +244,7 @@ class MemoryInstallation:
 
 
 class DroppingCanvas:
-    """A canvas whose messages are all lost."""
+    """A canvas that drops all messages."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_args, **_kwargs: None
@@ -252,8 +252,8 @@ class DroppingCanvas:
 
 def test_requests_are_started_or_refused(fuzz: Fuzz) -> None:
     def some() -> None:
-        here = MemoryInstallation()
-        written = json.dumps(here.body).encode()
+        installation = MemoryInstallation()
+        written = json.dumps(installation.body).encode()
 
         @settings(PROFILE)
         @given(changes | values)
@@ -263,16 +263,16 @@ def test_requests_are_started_or_refused(fuzz: Fuzz) -> None:
                 if change and isinstance(change, list) and isinstance(change[0], tuple)
                 else json.dumps(change)
             )
-            here.raw.set(here.store.keys.of("r").request, text)
-            here.raw.zadd(here.store.keys.inbox, {"r": 1})
-            run_limited(here.look, clean=())
-            assert here.store.state("good") == "running"
-            here.coordinator.lifecycle.forget("r")
-            here.raw.delete(*here.raw.keys("longshore:{r}:*") or [b"none"])
+            installation.raw.set(installation.store.keys.of("r").request, text)
+            installation.raw.zadd(installation.store.keys.inbox, {"r": 1})
+            run_limited(installation.read_all, clean=())
+            assert installation.store.state("good") == "running"
+            installation.coordinator.lifecycle.forget("r")
+            installation.raw.delete(*installation.raw.keys("longshore:{r}:*") or [b"none"])
             for index in ("inbox", "live", "queue", "admitted", "runs", "ended"):
-                here.raw.zrem(f"longshore:{index}", "r")
-            here.raw.hdel(here.store.keys.admission_requests, "r")
-            here.coordinator.plans._loaded.pop("r", None)
+                installation.raw.zrem(f"longshore:{index}", "r")
+            installation.raw.hdel(installation.store.keys.admission_requests, "r")
+            installation.coordinator.plans._loaded.pop("r", None)
 
         one()
 
@@ -281,7 +281,7 @@ def test_requests_are_started_or_refused(fuzz: Fuzz) -> None:
 
 def test_commands_are_executed_or_refused(fuzz: Fuzz) -> None:
     def some() -> None:
-        here = MemoryInstallation()
+        installation = MemoryInstallation()
         kinds = st.sampled_from(["resume", "undo", "resolve", "approve", "reject", "prune", "x", ""])
 
         @settings(PROFILE)
@@ -290,10 +290,10 @@ def test_commands_are_executed_or_refused(fuzz: Fuzz) -> None:
             encoded = {
                 name.encode("utf-8", "replace"): text.encode("utf-8", "replace") for name, text in fields.items()
             }
-            here.raw.xadd(here.store.keys.of("good").commands, {b"kind": kind.encode(), **encoded})
-            here.raw.zadd(here.store.keys.inbox, {"good": 1})
-            run_limited(here.look, clean=())
-            assert here.store.state("good") == "running"
+            installation.raw.xadd(installation.store.keys.of("good").commands, {b"kind": kind.encode(), **encoded})
+            installation.raw.zadd(installation.store.keys.inbox, {"good": 1})
+            run_limited(installation.read_all, clean=())
+            assert installation.store.state("good") == "running"
 
         one()
 
@@ -339,11 +339,11 @@ def test_mutated_messages_cause_no_exception(fuzz: Fuzz) -> None:
             raw = mutated(raw, change)
         else:
             name, value = change
-            spoilt = json.loads(raw)
-            (spoilt["headers"] if name in headers else spoilt["properties"] if name in properties else spoilt)[name] = (
-                value
-            )
-            raw = json.dumps(spoilt).encode()
+            message = json.loads(raw)
+            (message["headers"] if name in headers else message["properties"] if name in properties else message)[
+                name
+            ] = value
+            raw = json.dumps(message).encode()
         assert isinstance(run_limited(lambda: transport.fault(raw), clean=()), str)
 
     fuzz(one)
@@ -373,7 +373,7 @@ def write(redis: Any, key: str, kind: str, first: bytes, second: bytes) -> None:
 
 def test_invalid_entries_of_indices_do_not_affect_other_runs(fuzz: Fuzz) -> None:
     def some() -> None:
-        here = MemoryInstallation()
+        installation = MemoryInstallation()
         entry = st.binary(max_size=8) | st.sampled_from([b"good2", b"r", b"{}", b"[" * 5000, b"nan", b"node:x", b"h"])
 
         @settings(PROFILE)
@@ -381,12 +381,19 @@ def test_invalid_entries_of_indices_do_not_affect_other_runs(fuzz: Fuzz) -> None
         def one(written: list[tuple[str, str, bytes, bytes]]) -> None:
             for name, kind, first, second in written:
                 key = f"longshore:{name}"
-                if here.raw.type(key).decode() not in {"none", kind}:
-                    here.raw.delete(key)
-                write(here.raw, key, kind, first, second)
-            run_limited(lambda: (integrity.repair(here.store), here.look(), list(doctor._keys(here.store))), clean=())
-            assert integrity.wrong_keys(here.store) == []
-            assert here.store.state("good") == "running"
+                if installation.raw.type(key).decode() not in {"none", kind}:
+                    installation.raw.delete(key)
+                write(installation.raw, key, kind, first, second)
+            run_limited(
+                lambda: (
+                    integrity.repair(installation.store),
+                    installation.read_all(),
+                    list(doctor._keys(installation.store)),
+                ),
+                clean=(),
+            )
+            assert integrity.wrong_keys(installation.store) == []
+            assert installation.store.state("good") == "running"
 
         one()
 
