@@ -29,59 +29,95 @@ _PACKAGES = {
 
 _METHOD = f"""\
 `make bench` measures these figures and prints them. `make bench BENCH_ARGS=--write` also writes this page. The option
-`--large` adds plans of 10,000 steps, and measurements with 5,000 and with 100,000 runs that wait for a concurrency key.
+`--large` adds plans of 10,000 steps, and measurements with 5,000 and with 100,000 waiting runs.
 
-The column *beside* has the figures of other systems, which the same `make bench` measures alternately with
-Longshore. In *Undo* and *Scale*, the column has another figure of Longshore. *Share* is Longshore's figure divided by
-one figure in *beside*: the figure that the target names or, if the target names none, the first one.
+| column | content |
+|---|---|
+| Longshore | the figure of Longshore |
+| beside | figures of other systems, measured in turn with Longshore's; in *Undo* and *Scale*, of Longshore itself |
+| share | Longshore's figure, divided by the figure in *beside* that the target names, or else by the first one |
+| target | a limit of Longshore's figure, or of the share (`0.75 × …`) |
 
-Longshore and Celery each have a Redis server and a worker with {CONCURRENCY} processes (prefork). Redis writes
-neither an append-only file nor snapshots, except in the section *Rates with appendfsync always*.
+The systems:
 
-- A rate is the median of the rounds. *p50* is the median of all samples of a latency, and 99% of the samples do not
-  exceed *p99*. *Recovery* has at most three rounds. *Idle cost*, *Many live runs*, *Admission*, *Scale* and *Large
-  plans* are measured once.
-- `50 levels × 10`, or `50 × 10` for short, is a plan of 50 levels with 10 steps each; `/s` is steps per second.
-- A *bare Celery task* has no result, and nothing waits for the task. *Celery chains* consist of bare tasks. The
-  single *Celery chain* and the *Celery round trip* (one task) have results, and a client waits for the last one. The
-  *Celery canvas* has one chord for each level. Longshore's no-ops are recorded steps of a plan.
+- Longshore and Celery each have a Redis server and a worker with {CONCURRENCY} processes (prefork). Redis writes
+  neither an append-only file nor snapshots, except in *Rates with appendfsync always*.
+- Longshore's no-ops are recorded steps of a plan.
+- A *bare Celery task* has no result, and no client waits for the task. *Celery chains* consist of bare tasks.
+- The *Celery chain* and the *Celery round trip* (one task) have results, and a client waits for the last one.
+- The *Celery canvas* has one chord for each level.
 - *DBOS* runs workflows of no-op steps in one process with several threads. SQLite and PostgreSQL have their default
-  settings, so that PostgreSQL writes each commit to the disk.
-- *Redis commands* are all commands that Redis executes, including the commands inside Lua scripts. *Redis memory*
-  is the growth of `used_memory`.
-- *Idle cost*: a worker is its main process and its {CONCURRENCY} pool processes; 100% is one core. A *sweep* is the
-  search of a worker for [due runs](../concepts/runs.md#how-a-run-continues), once a second. The 2,000 runs wait for
-  an approval.
-- *Many live runs*: the benchmark claims the steps, and the worker only sweeps the runs. The worker has to sweep a run
-  with a running step at least every 5 s, a third of a [lease](../concepts/leases.md#lease). The figure is the longest
-  time between two sweeps of the same run.
-- `Client.start` is the time until this call returns. The plans of 1,000 and 10,000 steps start on a Redis server
-  without a worker, because a worker would compete for the processor.
-- *From one step of a chain to the next* is the time from the start of a step to the start of the next step, in a chain
-  of 40 no-ops. The figure is the difference of the times of two events `step_started`, which Redis records in whole
-  milliseconds.
-- *Behind runs that wait for a concurrency key*: at most two runs with the same [concurrency
-  key](../concepts/recovery.md#concurrency-keys) run at the same time. The benchmark starts 20, 200, 800 or 5,000
-  runs with one key, and then measures unrelated runs: runs of one step without a key. Before these starts, the
-  benchmark measures the same runs without waiting runs.
-- *Admission*: one run holds a concurrency key, and all other runs wait for the key. The benchmark releases the key, and
-  then lets the first waiting run begin ([admission](../concepts/recovery.md#admission-and-waiting)). The figure is the
-  sum of the execution times of the Redis commands for both.
-- *Many stored runs*: the runs are copies of one finished run of five steps. Most of the time of `longshore runs ls`
-  is the start of the program. The figure is therefore the time of `longshore runs ls` minus the time of `longshore
-  runs ls --help`; a negative difference counts as 0. A scrape counts ended runs for a limited time, and leaves the
-  others to the next scrapes. *A scrape of the metrics* is a scrape after all runs have been counted.
-- *Recovery* is the time from `kill -9` to the end of the run. The next attempt begins when the
-  [lease](../concepts/leases.md#lease) of the killed attempt has expired: 15 s by default (`LONGSHORE_LEASE`).
-- *Scripts* are Longshore's Lua scripts in Redis, in all sections except *Large plans*, which has rows of its own for
-  them. Redis times the scripts in its slow log, which lists the scripts of 1 ms or more.
+  settings. PostgreSQL therefore writes each commit to the disk.
+
+The figures:
+
+- A rate is the median of the rounds. *Recovery* has at most three rounds. *Idle cost*, *Many live runs*, *Admission*,
+  *Scale* and *Large plans* are measured once.
+- *p50* is the median of all samples of a latency. 99% of the samples do not exceed *p99*.
+- `50 levels × 10`, or `50 × 10` for short, is a plan of 50 levels with 10 steps each.
 """
+
+#: The notes below the headings of the sections, by title.
+_NOTES = {
+    "Idle cost": f"""\
+Memory and processor are those of the main process of the worker and its {CONCURRENCY} pool processes; 100% is one core.
+The 2,000 runs wait for an approval. A *sweep* is the search of a worker for [due
+runs](../concepts/runs.md#how-a-run-continues), once a second.
+""",
+    "Many live runs": """\
+The benchmark itself claims the steps, so that the worker only sweeps the runs. The worker has to sweep a run with a
+running step at least every 5 s, a third of a [lease](../concepts/leases.md#lease).
+""",
+    "Rates": """\
+`/s` is steps per second. Each of the 100 runs, Celery chains or workflows has 5 steps, one after the other.
+""",
+    "Latencies": """\
+`Client.start` is the time until this call returns. *From one step of a chain to the next* is the time between the
+starts of two consecutive steps, in a chain of 40 no-ops. Redis records both starts in whole milliseconds.
+""",
+    "Starts of large plans": """\
+The plans start on a Redis server without a worker, because a worker would compete for the processor.
+""",
+    "Redis use per step": """\
+*Redis commands* include the commands inside Lua scripts. *Redis memory* is the growth of `used_memory`.
+""",
+    "Behind runs that wait for a concurrency key": """\
+The benchmark starts 20, 200, 800 or 5,000 runs with one [concurrency
+key](../concepts/recovery.md#concurrency-keys), of which at most two run at the same time. *Unrelated* runs have one
+step and no key. The first unrelated run after each start has a row of its own.
+""",
+    "Admission": """\
+One run holds a concurrency key, and all other runs wait for the key. The benchmark releases the key, and admits the
+first waiting run ([admission](../concepts/recovery.md#admission-and-waiting)). The figure is the sum of the execution
+times of the Redis commands for both.
+""",
+    "Many stored runs": """\
+The runs are copies of one finished run of five steps. Most of the time of `longshore runs ls` is the start of the
+program. The time of `longshore runs ls --help` is therefore subtracted; a negative difference counts as 0. A scrape
+counts ended runs for a limited time, and leaves the others to the next scrapes. *A scrape of the metrics* is a scrape
+after all runs have been counted.
+""",
+    "Recovery": """\
+The next attempt begins when the [lease](../concepts/leases.md#lease) of the killed attempt has expired: 15 s by default
+(`LONGSHORE_LEASE`).
+""",
+    "Large plans": """\
+`10,000 wide` is one level of 10,000 steps. The parentheses name the script.
+""",
+    "Rates with appendfsync always": """\
+Redis writes each change to the disk before the answer.
+""",
+    "Scripts": """\
+*Scripts* are Longshore's Lua scripts in Redis, in all sections except *Large plans*, which has its own rows for
+scripts. Redis times the scripts in its slow log, which lists the scripts of 1 ms or more.
+""",
+}
 
 
 def page(sections: Sequence[Section], versions: Mapping[str, str], rounds: int) -> str:
     """The page of a run."""
     count = len(missed(sections))
-    verdict = f"Figures that miss their targets: {count}." if count else "Every figure with a target meets it."
+    verdict = f"Figures that miss their targets: {count}." if count else "Every figure with a target meets its target."
     lines = [
         "# Benchmarks",
         "",
@@ -92,9 +128,15 @@ def page(sections: Sequence[Section], versions: Mapping[str, str], rounds: int) 
         *(f"| {name} | {value} |" for name, value in (machine() | used_versions(versions)).items()),
         "",
         _METHOD,
-        *(f"{as_markdown(section)}\n" for section in sections),
+        *(f"{_chapter(section)}\n" for section in sections),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _chapter(section: Section) -> str:
+    """The section with its note between the heading and the table."""
+    heading, _, table = as_markdown(section).partition("\n\n")
+    return "\n\n".join([heading, *([_NOTES[section.title].rstrip()] if section.title in _NOTES else []), table])
 
 
 def with_figures(text: str, sections: Sequence[Section]) -> str:

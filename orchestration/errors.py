@@ -139,7 +139,7 @@ class ParamsError(UsageError):
 
 
 class UnknownName(UsageError):
-    """The plan, run, step, operation or schedule of this name does not exist."""
+    """The plan, run, step, operation, host or schedule of this name does not exist."""
 
     code = "unknown-name"
 
@@ -221,7 +221,7 @@ class RunLost(LongshoreError):
 
 
 class RunFailed(LongshoreError):
-    """The run has ended without success; `report` contains its complete report."""
+    """The run has ended without success; `report` is its report."""
 
     code = "run-failed"
 
@@ -261,7 +261,7 @@ class WorkerFailed(JobFailed):
 
 
 class JobTimeout(JobFailed):
-    """The job container exceeded its timeout and was killed."""
+    """The job container exceeded its timeout and was stopped."""
 
     code = "job-timeout"
 
@@ -312,8 +312,9 @@ class Unsuccessful(OperationError):
 class Delayed(OperationError):
     """The effect has begun, and its outcome is not known yet: the worker calls the operation again later.
 
-    A poll calls the operation again with the same idempotency key, or its `done` if it has one. `after` is the
-    delay in seconds, by default the setting `slow_retry`. A poll does not count against the retry limit.
+    The later call has the same idempotency key. If the operation has a `done` function, the worker calls this function
+    first. `after` is the delay in seconds, by default the setting `slow_retry`. These calls do not count against the
+    retry limit.
     """
 
     code = "delayed"
@@ -332,8 +333,8 @@ class InDoubt(OperationError):
 class Blocked(OperationError):
     """The service is down, and no effect happened: the run is suspended until the service works again.
 
-    `service` is the name of the service, by default that of the operation. The attempt does not count against the retry
-    limit.
+    `service` is the name of the service, by default the `service` of the operation. The attempt does not count against
+    the retry limit.
     """
 
     code = "blocked"
@@ -400,7 +401,7 @@ def code_of(error: BaseException) -> str:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit code of the command line for an error, which may be wrapped in other exceptions."""
+    """The exit code of a command that ends with this error. Other exceptions may wrap the error."""
     for link in chain(error):
         if isinstance(link, LongshoreError):
             return link.exit_code

@@ -91,180 +91,199 @@ def _state_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """All settings of an installation. Environment variables: `LONGSHORE_REDIS_URL`, …"""
+    """All settings of an installation. Each setting is also an environment variable, such as `LONGSHORE_REDIS_URL`."""
 
     model_config = SettingsConfigDict(env_prefix="LONGSHORE_", env_ignore_empty=True, extra="forbid", frozen=True)
 
-    #: URL of Redis. If it is not set, a client starts an embedded server, whose data is in the state folder.
+    # --- Redis and state
+    #: URL by which this process reaches Redis: `redis://`, `rediss://` (TLS), `unix://` or
+    #: [`sentinel://`](../how-to/redis.md#high-availability). Without a URL, a client starts a Redis and a worker on its
+    #: machine, the *embedded server*.
     redis_url: str | None = None
-    #: Name space: prefix of all keys, which separates several installations on one Redis.
+    #: Prefix of all keys in Redis: 1 to 32 letters, digits, `_` and `-`. Installations with different prefixes can
+    #: share one Redis.
     namespace: str = Field(default="longshore", pattern=r"^[A-Za-z0-9_-]{1,32}$")
-    #: State folder of this host, for receipts, backups for undos, and the data of the embedded server. The default is
-    #: $XDG_STATE_HOME/longshore, or ~/.local/state/longshore if XDG_STATE_HOME is not set.
+    #: Folder of this host for [receipts](../concepts/leases.md#receipt), backups and the data of the embedded server.
+    #: Default: `$XDG_STATE_HOME/longshore`, or `~/.local/state/longshore` without XDG_STATE_HOME.
     state_dir: Path = Field(default_factory=_state_home)
-    #: Folders of plans, separated by `:`. Clients and workers find a plan in them by its name.
+
+    # --- Plans, jobs and stacks
+    #: Folders of plans, separated by `:`. The plan `deploy` is the file `deploy.yaml`, `deploy.yml` or `deploy.json` in
+    #: one of them.
     plans: str = ""
-    #: Files that describe [jobs](../how-to/jobs.md), in addition to the labels of containers; separated by `:`.
+    #: Files with [jobs](../how-to/jobs.md), separated by `:`. Labels of containers can add jobs.
     jobs: str = ""
-    #: File with [rules for stacks](../how-to/stacks.md#rules-in-a-file), in addition to the labels of containers.
+    #: File with [rules for stacks](../how-to/stacks.md#rules-in-a-file). Labels of containers can add rules.
     stacks: str = ""
-    #: Time for which the cached inventory of the stacks of a host is valid. After this time, the whole host is
-    #: inspected again.
+    #: Time for which the cached inventory of the stacks of a host is valid. Afterwards, the next `longshore select` or
+    #: `orchestrate` builds the inventory again.
     cache_ttl: Duration = Field(default=3600.0, gt=0)
-    #: Interval at which beat (`longshore beat`) starts an orchestration, which restarts the services that differ from
-    #: their files or images ([Stacks](../how-to/stacks.md)). By default, beat starts none.
+    #: Interval at which beat starts an orchestration, which [restarts stale stacks](../how-to/stacks.md). While one is
+    #: running, no other one begins.
     orchestrate_every: Duration | None = Field(default=None, gt=0)
-    #: Schedules of plans, by the name of the schedule. In the environment, the value is JSON.
+    #: Schedules of plans, by name. In the environment, the value is JSON.
     schedules: dict[ScheduleName, Scheduled] = Field(default_factory=dict)
-    #: Scheduler of beat: `celery` is the scheduler of Celery, `redbeat` is RedBeat, which stores its entries in Redis.
+    #: Scheduler of beat: that of Celery, or RedBeat, which stores its entries in Redis.
     beat: Literal["celery", "redbeat"] = "celery"
-    #: Interval at which beat checks for due plans and jobs.
+    #: Interval at which beat asks a worker to start the plans and jobs that are due.
     tick: Duration = 5.0
-    #: Name by which Longshore recognises its job containers: the value of their label `longshore.job.installation`. By
-    #: default, the name is a hash of the address of Redis and the name space. If workers use different addresses of the
-    #: same Redis, set the same name on all of them. Before you change the address of Redis while job containers exist,
-    #: set the present name, which `docker inspect CONTAINER` shows.
+    #: Name by which workers recognise their job containers, in the label `longshore.job.installation`. Default: a hash
+    #: of the address of Redis and LONGSHORE_NAMESPACE. Set one name on all workers if they use different addresses of
+    #: one Redis. Before you change the address while job containers exist, set the name in their label.
     installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
-    #: The most jobs that run at the same time, over all stacks; further jobs wait. No limit by default.
+    #: The most jobs that run at the same time, over all stacks. Further jobs wait in the order of their requests.
     max_jobs: int | None = Field(default=None, ge=1)
-    #: Modules with operations of your own, separated by commas. Clients and workers import them.
+    #: Python modules with operations of your own, separated by commas. A failed import ends a client or worker with
+    #: [`config-invalid`](errors.md#config-invalid).
     imports: str = ""
-    #: File for health checks. A worker updates the time of the file at each sweep (LONGSHORE_SWEEP_INTERVAL), and a
-    #: beat at each tick (LONGSHORE_TICK).
+
+    # --- Logs and notifications
+    #: File for the health check of this process. A worker touches the file every LONGSHORE_SWEEP_INTERVAL, a beat every
+    #: LONGSHORE_TICK.
     alive_file: str = ""
-    #: Log format of workers: `text`, or `json` with one object per line.
+    #: Log format of workers and beats: plain text, or one JSON object per line.
     log_format: Literal["text", "json"] = "text"
     #: Whether workers export each ended run as an OpenTelemetry trace, to OTEL_EXPORTER_OTLP_ENDPOINT.
     tracing: bool = False
-    #: The [kinds of notifications](../how-to/notifications.md) that workers send, separated by commas. By default, all.
+    #: The [kinds of notifications](../how-to/notifications.md) that workers send, separated by commas.
     notify_on: str = "failed,undo_failed,approval_wanted,breaker_open"
     #: URL that receives notifications as JSON by POST.
     notify_webhook: str = ""
-    #: Key of the [signature](../how-to/notifications.md#a-webhook) of the requests to LONGSHORE_NOTIFY_WEBHOOK. By
-    #: default, the requests are not signed.
+    #: Key that [signs](../how-to/notifications.md#a-webhook) the requests to LONGSHORE_NOTIFY_WEBHOOK.
     notify_secret: str = ""
     #: Program with its arguments, which receives notifications as JSON on its standard input.
     notify_command: str = ""
     #: Apprise addresses that receive notifications, separated by blanks.
     notify_apprise: str = ""
-    #: URL of Flower. If it is set, notifications contain a link to the run.
+    #: URL of Flower, for a link to the run in each notification.
     notify_link: str = ""
-    #: Name that reports, events and the audit trail show as the author of this process's commands. By default, the user
-    #: of the operating system.
+
+    # --- Requests and signatures
+    #: Author of the requests of this process, in reports, events and the audit trail. Default: the user of the
+    #: operating system.
     actor: str | None = None
-    #: Name that the audit trail shows as the origin of this process's commands. By default, the name of the machine.
+    #: Name of the machine of this process in the audit trail. Default: its host name.
     origin: str = ""
-    #: Key file made by `longshore init`. If it is set, messages and requests are signed, and workers refuse unsigned
-    #: ones. By default, messages are not signed.
+    #: Key file of this process from `longshore init`: `client/keys.json`, for workers `worker/keys.json`. With keys,
+    #: messages and requests are signed, and workers refuse unsigned ones.
     keys: str = ""
-    #: Whether a plan with a plaintext password or token is refused or allowed.
+    #: Whether a plan with a plaintext password or token is refused ([`plan-denied`](errors.md#plan-denied)) or allowed.
     clear_secrets: Literal["refuse", "allow"] = "refuse"
-    #: The largest size of a plan with its parameters, its child plans and the local files that its steps name as
-    #: `source`, in bytes.
+    #: The most bytes of a plan with its parameters, child plans and local files (`source`). A larger plan is refused
+    #: ([`plan-denied`](errors.md#plan-denied)).
     max_plan: int = Field(default=MAX_PLAN_BYTES, ge=1024, le=MAX_PLAN_BYTES)
 
-    #: URL of the Docker engine of a worker: unix://, tcp:// or ssh://. The default is the value of DOCKER_HOST, or the
-    #: engine of the current Docker context if DOCKER_HOST is not set.
+    # --- Limits of a worker
+    # Each worker has its own values. A step that a limit forbids fails before any effect
+    # ([`not-allowed`](errors.md#not-allowed)). In lists of names, `*` and `?` are wildcards.
+    #: URL of the Docker engine: `unix://`, `tcp://` or `ssh://`. Default: DOCKER_HOST, else the current Docker context.
     docker_host: str = ""
-    #: Folders in which operations may read and write, and which may be the working folder of a program, separated by
-    #: `:`. Symbolic links that lead out of these folders are refused. By default, all folders are allowed.
+    #: Folders in which steps may read and write files and start programs, separated by `:`. Links out of these folders
+    #: are refused. The state folder, the folder of LONGSHORE_KEYS and `/proc` are always refused.
     allowed_roots: str = "/"
-    #: Programs that steps may start on the host: names or paths with * and ?, separated by commas; `-` allows none. By
-    #: default, all programs are allowed. Programs inside of containers are not limited.
+    #: Programs that steps may start on the host, separated by commas: names on PATH, or paths. `-` allows none.
+    #: Default: all. In containers, steps may start any program.
     allowed_commands: str = ""
-    #: Environment variables that a plan may set for programs on the host, if LONGSHORE_ALLOWED_COMMANDS is set: names
-    #: with * and ?, separated by commas. Do not add variables by which a program executes other code, such as BASH_ENV,
-    #: LD_PRELOAD, PYTHONPATH or GIT_SSH_COMMAND.
+    #: Variables that a step may set for a program on the host, separated by commas. Without LONGSHORE_ALLOWED_COMMANDS,
+    #: a step may set any variable. Do not add variables that make a program run other code, such as LD_PRELOAD.
     allowed_environment: str = (
         "LC_*,LANG,TZ,TERM,COLUMNS,LINES,NO_COLOR,PGHOST,PGPORT,PGUSER,PGPASSWORD,PGDATABASE,MYSQL_PWD,REDISCLI_AUTH"
     )
-    #: Sources from which secret() may read: prefixes of environment variables, and folders, separated by commas; `-`
-    #: allows none. Whatever the list contains, secret() never reads variables LONGSHORE_* (except LONGSHORE_SECRET_*),
-    #: the worker's keys, its Redis URL or its state folder.
+    #: Sources of `secret()`, separated by commas: prefixes of environment variables, and folders. `-` allows none.
+    #: Whatever you list, `secret()` never reads settings and credentials of Longshore, Celery and Flower.
     allowed_secrets: str = "LONGSHORE_SECRET_,/run/secrets"
-    #: Operations that this worker may run: names with * and ?, separated by commas. By default, all are allowed.
+    #: Operations that steps may use, separated by commas. Default: all.
     allowed_operations: str = ""
-    #: Images that this worker may pull, or create containers from: names with * and ?, separated by commas. By default,
-    #: all are allowed. If the list is set, the worker builds no images, because a build can put any content behind an
-    #: allowed name.
+    #: Images that steps may pull or start, separated by commas. Default: all. With a list, the worker builds no images.
     allowed_images: str = ""
-    #: Folders of the Docker host that containers may mount, separated by `:`. By default, all folders are allowed
-    #: except system folders such as /etc, whole home folders, and the folders of Docker and of Longshore.
+    #: Folders of the Docker host that containers may mount, separated by `:`. Default: all except system folders such
+    #: as `/etc`, home folders, and the folders of Docker and Longshore. A list replaces this default.
     allowed_binds: str = ""
-    #: Machines that operations may connect to, separated by commas: names with * and ?, addresses, and networks
-    #: (10.0.0.0/8). If a name resolves to a private address, the list must contain the address, too. By default, all
-    #: hosts are allowed except link-local addresses (such as 169.254.169.254, the metadata service of clouds).
+    #: Hosts that steps may connect to, separated by commas: names, addresses, networks (`10.0.0.0/8`) and buckets
+    #: (`s3://NAME`). If a name has a private address, list the address, too. Default: all except link-local addresses
+    #: and metadata services of clouds (`169.254.169.254`).
     allowed_hosts: str = ""
-    #: Whether containers may have privileges on their host: `privileged`, devices, namespaces of the host other than
-    #: the network, and each capability or option that is not in Longshore's list of harmless ones.
+    #: Whether containers may be `privileged`, use devices and namespaces of the host, and have any capability or
+    #: option. If not, only those are allowed that Longshore lists as harmless, such as the network of the host.
     allow_privileged: bool = False
-    #: The largest size of an object (a file in Redis), in bytes.
+    #: The most bytes of an object (a file in Redis), a cache, or a downloaded file. A step with a larger one fails.
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
 
-    #: Name of this host. By default, the part after the @ in the node name of the worker: `web1` in `worker@web1`. This
-    #: part is the name of the machine unless `longshore worker --host` or `celery worker -n` sets another one.
+    # --- Hosts
+    #: Name of this host. Default: the part of the worker's node name after the @, such as `web1` in `worker@web1`. With
+    #: `longshore worker`, this part is `--host`, or else the name of the machine.
     host: str = ""
-    #: Labels of this host, separated by commas: `role=web,group=web.dev.eu`. The target `role:web` of a step selects
-    #: hosts with the label `role=web`.
+    #: Labels of this host, separated by commas: `role=web,group=web.dev.eu`. The target `role:web` selects hosts with
+    #: the label `role=web`.
     labels: str = ""
-    #: Facts of this host in addition to the detected ones, for `when_fact` and templates: `rack=12,zone=eu-1`.
+    #: Facts of this host, for `when_fact` and templates, in addition to the detected ones: `rack=12,zone=eu-1`.
     facts: str = ""
-    #: Number of replicas of Redis that must confirm a write. The default is 1 with a sentinel:// URL, and otherwise 0.
-    replicas: int | None = Field(default=None, ge=0, le=10)
-    #: Time for which a worker may run a step without renewing its [lease](../concepts/leases.md#lease). After this
-    #: time, the worker loses the step, and another attempt may begin.
+
+    # --- Leases, retries and time limits
+    #: Lifetime of a [lease](../concepts/leases.md#lease). The worker of an attempt renews the lease after a third of
+    #: this time. If the lease expires, the attempt is lost, and another one may begin.
     lease: Duration = 15.0
-    #: Interval of the sweep, in which each worker searches for due runs, lost messages and expired leases. A delayed
-    #: retry begins up to this time late.
+    #: Interval at which each worker searches for due runs, lost messages and expired leases. A retry can begin this
+    #: much late.
     sweep_interval: Duration = 1.0
-    #: Time after which a dispatched step fails if no worker claims the step. The time also passes while all workers of
-    #: its queue are busy with other runs. If a worker claims another step of the same run, the time begins again; for a
-    #: step that is bound to one host, only if this worker is on the host. If the target of the step matches several
-    #: hosts, [the time is shorter](hosts.md#missing-drained-and-lost-hosts) on a lost or stopped host.
+    #: If no worker claims a step within this time of its first message, the step fails. Each claim of another step of
+    #: the run [restarts the time](../concepts/recovery.md#lost-and-repeated-messages). On a lost or stopped host, [the
+    #: time can be shorter](hosts.md#missing-drained-and-lost-hosts).
     claim_timeout: Duration = 600.0
-    #: Time limit of an attempt at a step without a `timeout`, except approvals, timers and child runs.
+    #: Time limit of an attempt at a step without `timeout`. A longer attempt fails
+    #: ([`step-timeout`](errors.md#step-timeout)). Approvals, timers and child runs have no such limit.
     step_timeout: Duration = 3600.0
-    #: The most runs that may be admitted and not ended at the same time; further runs wait, in the order of their
-    #: requests. Child runs do not count. An ended run that is resumed or undone does not wait. No limit by default.
+    #: The most runs that are admitted and have not ended. Further runs wait in the order of their requests. Child runs,
+    #: and commands that continue or undo an ended run, do not wait.
     max_runs: int | None = Field(default=None, ge=1)
-    #: The same limit for the runs of one plan. No limit by default.
+    #: The same limit for the runs of one plan. For jobs, LONGSHORE_MAX_JOBS applies instead.
     max_runs_per_plan: int | None = Field(default=None, ge=1)
-    #: The most runs that may wait for their admission. The start of a further run is refused.
+    #: The most runs that wait for their admission. The start of a further run fails with
+    #: [`queue-full`](errors.md#queue-full).
     max_queued: int = Field(default=10_000, ge=0)
-    #: Number of lost attempts after which a step that can be repeated is not repeated again. The step then ends
-    #: [unknown](../concepts/unknown.md), or waits for a person (`on_unknown: ask`).
+    #: Number of lost attempts after which a step is not repeated, but ends [unknown](../concepts/unknown.md), or waits
+    #: for a person (`on_unknown: ask`).
     max_lost: int = Field(default=3, ge=1, le=1000)
-    #: Time for which a run with `on_unknown: ask` waits for a person's decision about a step of unknown outcome. After
-    #: this time, the step is `unknown` and counts as failed.
+    #: Time for which a run with `on_unknown: ask` waits for a person's decision about a step. Afterwards, the step is
+    #: `unknown`, and counts as failed.
     ask_timeout: Duration = 86_400.0
-    #: Time after which one run may try a service whose breaker has opened. The same time passes after an operation has
-    #: raised [`Delayed`](../concepts/recovery.md#services) without `after`, until the worker asks for the outcome. Both
-    #: times vary at random by up to 20 %.
+    #: Interval at which one run tries a service whose [breaker](../concepts/recovery.md#services) is open. Also the
+    #: delay before an operation that raised [`Delayed`](errors.md#delayed) without `after` is called again. Both vary
+    #: by up to 20 %.
     slow_retry: Duration = 30.0
-    #: Time from the closing of a breaker until the runs that the breaker had suspended are due.
+    #: Time between the closing of a breaker and the continuation of its suspended runs.
     fast_retry: Duration = 0.0
-    #: The longest random time that each of these suspended runs also waits after `LONGSHORE_FAST_RETRY`, so that the
-    #: runs do not all call the service at once.
+    #: The longest random delay of each suspended run after LONGSHORE_FAST_RETRY. The delay keeps the runs from calling
+    #: the service at once.
     retry_spread: Duration = 2.0
-    #: Time for which a run is stored after its end, with the backups for its undo.
+    #: Time for which an ended run is stored. Afterwards, a worker deletes the run and its output, and the run can no
+    #: longer be undone.
     retention: Duration = 7 * 86_400.0
-    #: Whether a new run waits (`queue`) or is refused (`refuse`) if its plan needs a service whose breaker is open.
+    #: Whether a new run waits (`queue`) or is refused (`refuse`, [`service-down`](errors.md#service-down)) if its plan
+    #: needs a service whose breaker is open.
     on_blocked: Literal["queue", "refuse"] = "queue"
-    #: Time limit of all compensations of a run together, from the first one. After this time, running compensations
-    #: continue, and those that have not begun fail.
+    #: Time limit for all compensations of a run, from the first one on. Afterwards, running compensations continue, and
+    #: all others fail.
     undo_timeout: Duration = 3600.0
-    #: Time after which Celery delivers an unacknowledged message again. Set a longer time than your longest step takes.
-    #: With a shorter time, Celery delivers the messages of running steps again. Longshore refuses these messages, so
-    #: that no step runs twice, but they are useless load.
+
+    # --- Connections and the embedded server
+    #: Number of replicas of Redis that must confirm a write within 2 s. Otherwise the call fails
+    #: ([`store-unavailable`](errors.md#store-unavailable)), although Redis may have the write. Default: 1 with
+    #: `sentinel://`, else 0.
+    replicas: int | None = Field(default=None, ge=0, le=10)
+    #: Time after which Celery delivers an unacknowledged message again. Messages of steps and compensations are exempt:
+    #: Longshore itself sends a lost one again.
     visibility_timeout: Duration = 86_400.0
-    #: Time for which a client waits for an answer of Redis before the client raises StoreUnavailable.
+    #: Time limit for a connection to Redis, and for each answer. Afterwards, a client raises `StoreUnavailable`, and a
+    #: worker tries again.
     connect_timeout: Duration = 5.0
-    #: The most Redis connections of one process. Threads that wait for events of runs use at most half of the
-    #: connections; further waiting threads poll Redis instead.
+    #: The most connections of this process to Redis, except with `sentinel://`. A thread waits 30 s for a free
+    #: connection, then raises `StoreUnavailable`. Threads that watch runs use at most half of the connections.
     max_connections: int = Field(default=100, ge=2, le=10_000)
-    #: Time after which an embedded server stops if it has no client and no live run.
+    #: Time from the last call of a client until the embedded server stops. A live run or `longshore dev` keeps the
+    #: server alive.
     idle_timeout: Duration = 20.0
-    #: Number of processes of the embedded worker. By default, the number of processors, but at least 4.
+    #: Number of processes of the worker in the embedded server. Default: the number of processors, but at least 4.
     concurrency: int = Field(default_factory=lambda: max(4, os.cpu_count() or 1), ge=1, le=256)
 
     @field_validator("host")
@@ -329,31 +348,31 @@ class Settings(BaseSettings):
 
     @property
     def embedded_socket(self) -> Path:
-        """Socket of the embedded server."""
+        """The socket of the embedded server."""
         return self.state_dir / "redis.sock"
 
     def url(self) -> str:
-        """URL of Redis, embedded or not."""
+        """The URL of Redis, embedded or not."""
         return self.redis_url or f"unix://{self.embedded_socket}"
 
     def broker_url(self) -> str:
-        """URL of Redis in kombu's syntax."""
+        """The URL of Redis in the syntax of kombu."""
         url = self.url()
         if url.startswith(SENTINEL):
             return sentinel(url).broker_url()
         return f"redis+socket://{url.removeprefix('unix://')}" if url.startswith("unix://") else url
 
     def broker_options(self) -> dict[str, Any]:
-        """Transport options for kombu."""
+        """The transport options for kombu."""
         more = {"master_name": sentinel(self.url()).service} if self.url().startswith(SENTINEL) else {}
         return {"global_keyprefix": self.broker_prefix()} | more
 
     def needed_replicas(self) -> int:
-        """Replicas that must acknowledge a write."""
+        """The number of replicas that must acknowledge a write."""
         return int(self.url().startswith(SENTINEL)) if self.replicas is None else self.replicas
 
     def installation(self) -> str:
-        """Identity of the installation, derived from the address of Redis and the namespace; survives loss of data."""
+        """The identity of the installation, derived from the address of Redis and the namespace."""
         if self.installed_as:
             return self.installed_as
         url = self.url()
@@ -368,7 +387,7 @@ class Settings(BaseSettings):
         return hashlib.sha256(f"{where} {self.namespace}".encode()).hexdigest()[:16]
 
     def broker_prefix(self) -> str:
-        """Prefix of the broker's keys; empty in the default namespace."""
+        """The prefix of the keys of the broker; empty in the default namespace."""
         return "" if self.namespace == "longshore" else f"{self.namespace}:"
 
 

@@ -10,41 +10,60 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """The states of a run."""
+    """The states of a run.
+
+    * `pending` – waits for its admission
+    * `running` – runs its steps
+    * `aborting` – begins no further step, and waits for the end of running steps
+    * `undoing` – undoes its steps
+    * `suspended` – waits for a service, for a decision about a step, or for a resume after lost writes
+    * `finishing` – runs the remaining `always` steps
+    * `succeeded` – ended; no step failed
+    * `partial` – ended; some steps failed, and the effects of the others remain
+    * `failed` – ended without undoing its steps
+    * `undone` – ended; no undo failed
+    * `undo_failed` – ended; an undo failed
+    * `cancelled` – ended before it began
+    """
 
     PENDING = "pending"
     RUNNING = "running"
-    #: No step is claimed; running steps are awaited.
     ABORTING = "aborting"
     UNDOING = "undoing"
-    #: Paused: a service is down, a decision is pending, or Redis lost data. No step is claimed.
     SUSPENDED = "suspended"
-    #: Running the `always` steps that were not reached.
     FINISHING = "finishing"
     SUCCEEDED = "succeeded"
     PARTIAL = "partial"
     FAILED = "failed"
     UNDONE = "undone"
     UNDO_FAILED = "undo_failed"
-    #: Cancelled before it began.
     CANCELLED = "cancelled"
 
 
 class StepState(StrEnum):
-    """The states of a step."""
+    """The states of a step.
+
+    * `pending` – the level of the step has not opened
+    * `ready` – the message of the step was sent
+    * `running` – a worker has claimed the step
+    * `retrying` – an attempt failed, and the next one is scheduled
+    * `waiting` – waits without a worker, for example for an approval or a child run
+    * `changed`, `unchanged` – succeeded, with or without a change
+    * `failed` – the last attempt failed, or the step could not begin
+    * `unknown` – the step may have had an effect, and its end is not known
+    * `skipped` – did not run, because of a guard, a failed dependency, its host, or a decision of a person
+    * `cancelled` – the run was aborted before the step began, or while it ran
+    * `not_run` – the run ended before the level of the step opened
+    """
 
     PENDING = "pending"
-    #: Dispatched: a message for it was enqueued.
     READY = "ready"
     RUNNING = "running"
-    #: An attempt failed with a temporary error; the next one is scheduled.
     RETRYING = "retrying"
-    #: Waiting without a worker: for an approval, a child run or an external task.
     WAITING = "waiting"
     CHANGED = "changed"
     UNCHANGED = "unchanged"
     FAILED = "failed"
-    #: Claimed and never reported: the effect may have happened.
     UNKNOWN = "unknown"
     SKIPPED = "skipped"
     CANCELLED = "cancelled"
@@ -52,7 +71,17 @@ class StepState(StrEnum):
 
 
 class UndoState(StrEnum):
-    """The states of the undo of a step."""
+    """The states of the undo of a step.
+
+    * `ready` – the message of the undo was sent
+    * `undoing` – a worker has claimed the undo
+    * `retrying` – an attempt failed, and the next one is scheduled
+    * `waiting` – waits without a worker, for a child run or a task
+    * `undone` – the effect of the step no longer exists
+    * `undo_failed` – the undo failed
+    * `not_undoable` – the step has no undo, or a part of its effect remains
+    * `held_back` – did not begin, because the undo of a dependent step failed
+    """
 
     READY = "ready"
     UNDOING = "undoing"
@@ -61,7 +90,6 @@ class UndoState(StrEnum):
     UNDONE = "undone"
     UNDO_FAILED = "undo_failed"
     NOT_UNDOABLE = "not_undoable"
-    #: Not begun: the effect of a step that depends on this one remains, because its compensation failed.
     HELD_BACK = "held_back"
 
 

@@ -153,13 +153,13 @@ def behind(bench: Bench) -> list[Figure]:
         slowest, worst = max(slowest, median), max(worst, *delays)
         figures.append(Figure(f"an unrelated run behind {count:,} waiting runs, p50", 1000 * median, "ms"))
         # At the same time, the first two runs with the key begin, and the other runs are stored.
-        name = f"an unrelated run right after the start of the {count:,} runs, once"
+        name = f"an unrelated run right after the start of the {count:,} runs, measured once"
         figures.append(Figure(name, 1000 * at_once, "ms"))
     site.fresh()
     return [
         *figures,
-        Figure("slowest p50 behind waiting runs, divided by that without", slowest / alone, target=at_most(1.2)),
-        Figure("the longest single delay, except right after a start", worst, "s", target=at_most(0.5)),
+        Figure("slowest p50 behind waiting runs, divided by the p50 without", slowest / alone, target=at_most(1.2)),
+        Figure("the longest delay of an unrelated run, except right after a start", worst, "s", target=at_most(0.5)),
     ]
 
 

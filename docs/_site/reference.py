@@ -79,8 +79,20 @@ def _paragraphs(text: str) -> list[str]:
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         verbatim = paragraph.startswith("\b\n")
         body = paragraph.removeprefix("\b\n")
-        lines += ["```text", body, "```", ""] if verbatim else [_cell(" ".join(body.split())), ""]
+        if listed := _listed_exit_codes(body):
+            lines += [body.partition("\n")[0], "", *(f"* {code}: {_cell(meaning)}" for code, meaning in listed), ""]
+        else:
+            lines += ["```text", body, "```", ""] if verbatim else [_cell(" ".join(body.split())), ""]
     return lines[:-1]
+
+
+def _listed_exit_codes(paragraph: str) -> list[tuple[str, str]]:
+    """The exit codes with their meanings, of a paragraph that lists them a line each; empty for any other."""
+    title, _, body = paragraph.partition("\n")
+    if not re.fullmatch(r"Exit codes\b.*:", title):
+        return []
+    found = re.findall(r"^  (\d+)  +(.*(?:\n   .*)*)", body, re.M)
+    return [(code, " ".join(meaning.split())) for code, meaning in found]
 
 
 def _bounds(text: str) -> str:
@@ -97,29 +109,30 @@ def _cell(text: str) -> str:
 _EXIT_CODES = (
     (
         "0", "The run or the command succeeded.",
-        "A run is `succeeded`. Its steps may have failed [units](hosts.md#units) if `tolerate` allows them.",
+        "A run is `succeeded`. Its steps may have failed [units](hosts.md#units) that `tolerate` allows.",
     ),
     (
-        "1", "The run failed, and no effect of the run remains or may remain.",
-        "A run is `undone`, and `left_over` and `in_doubt` of its report are empty. A run is `failed` and had no"
-        " effect. A run is `cancelled`: it was cancelled before it began.",
+        "1", "The run did not succeed. No effect of the run remains.",
+        "A run is `undone`. A run is `failed`, and no step has acted. A run is `cancelled`, because it was cancelled"
+        " before it began.",
     ),
     (
         "1", "The command failed.",
         "A worker refuses a command such as `longshore runs undo`. Redis does not answer.",
     ),
     (
-        "2", "The request is invalid; nothing was stored.",
+        "2", "The request is invalid. Nothing was stored.",
         "Wrong usage, a wrong setting, an invalid plan, an unknown run, or a `--run-id` that belongs to a run of"
         " another plan.",
     ),
     (
         "3", "An effect of the run remains or may remain.",
-        "A run is `partial` or `undo_failed`. `left_over` or `in_doubt` of its report has an entry.",
+        "A run is `partial` or `undo_failed`. The report of a run has an entry in"
+        " [`left_over` or `in_doubt`](../concepts/compensation.md#effects-that-remain).",
     ),
     (
         "3", "An `always` step of the run failed.",
-        "A run is `undone`, but its `always` step, which starts a service again, failed.",
+        "A run is `undone`, but the `always` step that restarts a service failed.",
     ),
     (
         "130", "Ctrl-C ended the command. The run continues, unless a second Ctrl-C has cancelled the run.",
@@ -130,37 +143,31 @@ _EXIT_CODES = (
 
 def exit_codes() -> str:
     """The exit codes, those of each command that has its own, and those of the errors."""
-    leaves = dict(runnable())
-    own = {name: text for name, command in leaves.items() if (text := _exit_codes_in(command))}
-    others = ", ".join(f"`{name}`" for name in leaves if name not in own)
+    own = {name: text for name, command in runnable() if (text := _exit_codes_in(command))}
     lines = [
         "# Exit codes", "",
         "Every command ends with the exit code 0, 1, 2, 3 or 130. Only `longshore worker`, `longshore beat` and"
         " `longshore flower` can also end with another exit code of Celery.", "",
         "| code | meaning | examples |", "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
-        "`left_over` lists effects that remain, and `in_doubt` lists effects that may remain"
-        " ([Compensation](../concepts/compensation.md#effects-that-remain)). In Python, `report.exit_code` is the exit"
-        " code of a run, and `None` until the run has ended.", "",
-        "`longshore run --detach` returns 0 after the request is stored, and does not wait for the run."
-        " With `--detach`, `longshore runs cancel`, `resume` and `undo` return 0 after a worker has accepted the"
-        " command. `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.",
-        "",
-        "A command prints its error and the remedy as one line on stderr. `-v` adds the traceback. [Errors](errors.md)"
-        " lists the errors. After the errors `wait-timeout` and `store-unavailable`, the exit code is 1, and the run"
-        " may still be running: `longshore runs show RUN` prints its state. After `run-lost`, the exit code is 1, and"
-        " Redis has no record of the run.", "",
+        "In Python, `report.exit_code` is the exit code of a run, and `None` until the run has ended.", "",
+        "With these options, a command does not return the exit code of a run:", "",
+        "* `longshore run --detach` returns 0 after the request is stored.",
+        "* `longshore runs cancel`, `resume` and `undo` with `--detach` return 0 after a worker has accepted the"
+        " command.",
+        "* `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.", "",
+        "A command prints its [error](errors.md) and the remedy as one line on stderr. `-v` adds the traceback. After"
+        " `wait-timeout` and `store-unavailable` (exit code 1), the run may still be running: `longshore runs show"
+        " RUN` prints its state.", "",
         "## Commands", "",
-        "Each row adds to the general meanings of the first table. For each command, exit code 1 can also mean that the"
-        " command failed, for example because Redis does not answer; only `longshore check` then ends with 2. A code"
-        " that a row does not list has its general meaning.", "",
+        "This table lists the exit codes that have a special meaning for a command. All other exit codes have the"
+        " meaning of the first table. If Redis does not answer, `longshore check` ends with 2, and every other command"
+        " ends with 1.", "",
         "| command | exit codes |", "|---|---|",
-        *(f"| `{name}` | {_cell(text)} |" for name, text in own.items()), "",
-        f"Commands without such exit codes: {others}.", "",
+        *(f"| `{name}` | {re.sub(r'; (?=[0-9]+:)', '<br>', _cell(text))} |" for name, text in own.items()), "",
         "## Errors", "",
-        "The table lists the Python exceptions by exit code. The row *1 or 3* contains the errors of a run or of a"
-        " step. Their exit code is 3 in the cases of the first table, and otherwise 1. `StartFailed` is the error of"
-        " each job whose stack is not fully up.", "",
+        "This table lists the Python exceptions by exit code. After an error of the row *1 or 3*, the command ends with"
+        " the exit code of the run.", "",
         "| code | exceptions |", "|---|---|",
     ]  # fmt: skip
     by_code: dict[str, list[str]] = {}
@@ -172,6 +179,9 @@ def exit_codes() -> str:
 
 def _exit_codes_in(command: click.Command) -> str:
     """The part of a command's help about its exit codes, without these words."""
+    paragraph = inspect.cleandoc(command.help or "").rpartition("\n\n")[2].removeprefix("\b\n")
+    if listed := _listed_exit_codes(paragraph):
+        return "; ".join(f"{code}: {meaning}" for code, meaning in listed) + "."
     found = re.search(r"Exit codes?:? (.*)", " ".join((command.help or "").split()))
     return found[1] if found else ""
 
@@ -184,46 +194,72 @@ def exit_codes_of(command: click.Command) -> set[int]:
 
 
 def all_settings() -> str:
-    """Each setting with its variable, type, default and description."""
+    """Each setting with its variable, type, default and description, by section."""
     lines = [
         "# Settings", "",
-        "Set a setting by its environment variable, or in a settings file (YAML or TOML). In the file, the name is in"
-        " lower case and without `LONGSHORE_`: `redis_url`. `--config FILE` or `LONGSHORE_CONFIG` selects the file;"
-        " without them, Longshore reads no file. An environment variable overrides the file, and a flag of a command"
-        " overrides both. Give all clients, workers and beats of an installation the same settings, except those that a"
-        " meaning limits to one process or host. A *duration* is a number of seconds, or a text such as `500ms`, `30s`,"
-        " `10m`, `1h` or `1d`. If the default is empty and the meaning does not give one, the setting has no effect"
-        " until you set it. The [glossary](../concepts/glossary.md) defines the terms.",
-        "",
-        "| variable | type | default | meaning |", "|---|---|---|---|",
+        "You can set a setting in three places. The first of them that has a value counts:", "",
+        "1. a flag of the command, if there is one: `longshore --actor NAME`",
+        "2. the environment variable",
+        "3. a settings file (YAML or TOML), which `--config FILE` or `LONGSHORE_CONFIG` selects. There, the name is in"
+        " lower case and without `LONGSHORE_`: `redis_url`", "",
+        "Give all clients, workers and beats of an installation the same values. Only settings whose meaning says *this"
+        " process*, *this host* or *each worker* may differ.", "",
+        "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. If the default is"
+        " empty, the setting is off, unless the meaning gives a default. An invalid value is an error"
+        " ([`config-invalid`](errors.md#config-invalid)). The [glossary](../concepts/glossary.md) defines the terms.",
     ]  # fmt: skip
-    described = _described_fields(inspect.getsource(Settings))
+    source = inspect.getsource(Settings)
+    described, sections = _described_fields(source), _sections(source)
     kinds = Settings.model_json_schema()["properties"]
     for name, field in Settings.model_fields.items():
+        if name in sections:
+            lines += ["", *sections[name], "", "| variable | type | default | meaning |", "|---|---|---|---|"]
         is_duration = any(isinstance(part, BeforeValidator) for part in field.metadata) or "duration" in str(
             field.annotation
         )
-        kind = "duration" if is_duration else _type(kinds[name]).replace("(#", "(plan.md#")
+        kind = "duration" if is_duration else _type(kinds[name]).replace("(#", "(plan.md#") + _range(kinds[name])
         default = "" if field.default_factory or field.default in (None, "") else field.default
         shown = format_duration(default) if is_duration and default != "" else str(default)
+        shown = shown.lower() if isinstance(default, bool) else shown
         cells = (f"`LONGSHORE_{name.upper()}`", kind, f"`{shown}`" if shown else "", _cell(described[name]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def _range(field: dict[str, Any]) -> str:
+    """The bounds of an integer, in words; '' without bounds."""
+    bounds = next((one for one in (field, *field.get("anyOf", ())) if "minimum" in one), None)
+    if bounds is None:
+        return ""
+    least, most = bounds["minimum"], bounds.get("maximum")
+    return f", at least {least}" if most is None else f", {least} to {most}"
+
+
+def _sections(source: str) -> dict[str, list[str]]:
+    """The heading and the text of each section of the settings, by its first field."""
+    sections: dict[str, list[str]] = {}
+    heading = ""
+    text: list[str] = []
+    for line in map(str.strip, source.splitlines()):
+        if title := re.match(r"# --- (.+)", line):
+            heading, text = f"## {title[1]}", []
+        elif heading and line.startswith("# "):
+            text.append(line[2:])
+        elif heading and (field := re.match(r"([a-z_]+): ", line)):
+            sections[field[1]] = [heading, *(["", " ".join(text)] if text else [])]
+            heading = ""
+    return sections
+
+
 def _described_fields(source: str) -> dict[str, str]:
-    """The `#:` comment of each field; one comment stands for the fields that follow directly."""
+    """The `#:` comment of each field."""
     described: dict[str, str] = {}
     comment: list[str] = []
-    begun = False
     for line in map(str.strip, source.splitlines()):
         if line.startswith("#:"):
-            comment = [line[2:].strip()] if begun else [*comment, line[2:].strip()]
-            begun = False
+            comment.append(line[2:].strip())
         elif field := re.match(r"([a-z_]+): ", line):
             described[field[1]] = " ".join(comment)
-            begun = True
-        elif not line or line.startswith("@"):
             comment = []
     return described
 
@@ -238,7 +274,8 @@ def plan() -> str:
         " fields. `longshore plan schema` prints the JSON schema of plans, which editors use for completion and"
         " checks.", "",
         "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. A *map* has names"
-        " with values. A type with a link has a section of its own below.", "",
+        " with values. A type with a link has a section below. The [glossary](../concepts/glossary.md)"
+        " defines the terms.", "",
         "## Plan", "", *_fields(schema),
     ]  # fmt: skip
     for name, part in schema["$defs"].items():
@@ -366,11 +403,10 @@ def metrics() -> str:
 def error_codes() -> str:
     """Each error code with its meaning, exit code and remedy."""
     head = (
-        "A command that fails prints `error[CODE]: message`. `longshore explain CODE` prints the same text about the"
-        " code as this page. In Python, the attribute `code` of an exception contains the code. An entry without an"
-        " exception describes an error that only workers raise; their log, the report of the run or `longshore audit`"
-        " shows its message. If an entry has the exit code `1 or 3`, a command ends with the exit code of the run"
-        " ([Exit codes](exit-codes.md#errors))."
+        "A command that fails prints `error[CODE]: message`. `longshore explain CODE` prints the entry of this page. In"
+        " Python, the attribute `code` of an exception contains the code. An entry without an exception describes an"
+        " error of workers: the log of the worker, the report of the run or `longshore audit` contains its message. The"
+        " exit code `1 or 3` is the exit code of the run ([Exit codes](exit-codes.md#errors))."
     )
     return f"# Errors\n\n{head}\n\n{error_reference()}"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of an attempt. `data` must be JSON. With `hosts`, the step fails where too many hosts failed."""
+    """The result of an attempt. `data` must be JSON. With `hosts`, the step fails if too many hosts failed."""
 
     changed: bool
     data: dict[str, Any] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Outcome:
 class Prediction:
     """The result of a dry run of one operation: a text about the change that the operation would make.
 
-    `changed` is None where it cannot be predicted. `impossible` gives the reason why a run would certainly fail.
+    `changed` is None if the change cannot be predicted. `impossible` is the reason why the step would certainly fail.
     """
 
     action: str
@@ -66,13 +66,15 @@ def _without(what: str) -> Callable[[], Any]:
 class Context:
     """The context of an attempt at a step: its identity, its limits, and access to logs, locks, results and files.
 
-    * `op_id` – the idempotency key for effects and calls to other services: `<run>.<step>`, followed by `@<number>` for
-      an item or host; the same for every attempt and delivery
-    * `fence` – grows with every attempt
-    * `deadline` – on the clock of `time.monotonic`
-    * `asked_to_stop` – reports whether the attempt should end; cheap enough to call often
-    * `results` – the reports of earlier steps by name, read on access
-    * `files` – returns the content of a file that the plan carries, by the path written in the plan
+    * `run_id`, `plan`, `step` – the id of the run, and the names of the plan and the step
+    * `attempt` – the number of the attempt, from 1; `fence` grows with every attempt
+    * `host` – the name, labels and facts of the host
+    * `deadline` – the end of the time limit, on the clock of `time.monotonic`; None for no limit
+    * `dry_run` – whether this is a dry run
+    * `log(text)` – adds a line to the output of the step
+    * `lock(name, label)` – a context manager that holds a lock shared by all hosts
+    * `results` – the reports of earlier steps by name
+    * `files(path)` – the content of a file that the plan names with this path
     """
 
     run_id: str
@@ -111,17 +113,20 @@ class Context:
 
     @property
     def op_id(self) -> str:
-        """`<run>.<step>`, followed by `@<number>` for an item or host."""
+        """The same as `idempotency_key`."""
         return f"{self.run_id}.{self.part}"
 
     @property
     def part(self) -> str:
-        """The step, or its item as `<step>@<number>`; no name of a step contains an @."""
+        """The name of the step; for an item or a host, followed by `@<number>`."""
         return self.step if self.unit is None else f"{self.step}@{self.unit}"
 
     @property
     def idempotency_key(self) -> str:
-        """The same as `op_id`."""
+        """`<run>.<step>`, for an item or a host followed by `@<number>`. The same for every attempt.
+
+        Pass the key to services, so that they recognise a repeated call.
+        """
         return self.op_id
 
     @property
@@ -137,8 +142,8 @@ class Context:
     def heartbeat(self, note: str = "") -> None:
         """Renew the lease of the attempt, and log a note.
 
-        Raises StepTimeout after the deadline, and StepCancelled where the run is aborting or a later attempt has
-        claimed the step.
+        Raises StepTimeout after the deadline, and StepCancelled if the run is aborting or a later attempt has claimed
+        the step.
         """
         if note:
             self.log(note)
@@ -153,14 +158,14 @@ class Context:
         return max(0.0, min(at_most, self.deadline - time.monotonic()))
 
     def check(self) -> None:
-        """Raise StepTimeout after the deadline, or StepCancelled where the run is aborting."""
+        """Raise StepTimeout after the deadline, or StepCancelled if the run is aborting."""
         if self.deadline is not None and time.monotonic() >= self.deadline:
             raise StepTimeout("the attempt exceeded its timeout")
         if self.asked_to_stop():
             raise StepCancelled("stopped because the run is aborting")
 
     def sleep(self, seconds: float) -> None:
-        """Sleep for some seconds. Raises StepTimeout or StepCancelled, as `check` does, within 0.2 s."""
+        """Sleep for some seconds. Meanwhile, raises StepTimeout or StepCancelled as `check` does, within 0.2 s."""
         end = time.monotonic() + seconds
         while True:
             self.check()
@@ -177,6 +182,6 @@ current: ContextVar[Context | None] = ContextVar("longshore_step", default=None)
 def current_step() -> Context | None:
     """The context of the step whose code calls this function; None outside of a step.
 
-    In a Celery task of an application the context has no earlier results, files, objects, caches and engine.
+    In a Celery task of an application, the context has no results, files, objects, caches and engine.
     """
     return current.get()

@@ -134,30 +134,31 @@ def operation(
 ) -> Decorator:
     """Decorator: register a function as the operation `name`.
 
-    The parameters of the function are those of the step, validated by pydantic; a parameter that is annotated as
-    Context, or named `ctx`, receives the context. The function returns a Result, a mapping, a model, a dataclass, or
-    None; an exception fails the step. An `async def` function runs in an event loop of the worker's process, and is
-    cancelled at the timeout of the attempt and where the run is aborting.
+    The parameters of the function are the parameters of the step. A parameter that is annotated as Context, or named
+    `ctx`, receives the context instead. The function returns a Result, a mapping, a pydantic model, a dataclass, a
+    boolean (whether the step is changed), or None. Any other value is `data.result`. An exception fails the step. An
+    `async def` function runs in an event loop of the worker; its coroutine is cancelled if the attempt exceeds its
+    timeout, or the run is aborting.
 
-    * `undo` – the operation that compensates this one; its parameters are taken by name from the recorded data, from
-      `before`, and from the parameters of the step
-    * `read_only` – the function changes nothing
-    * `idempotent` – a second call with the same `ctx.idempotency_key` has no further effect; after the loss of a
-      worker, a step runs again only with `idempotent`, `read_only` or a `done` function
-    * `retry_on` – exceptions that are retried, as `retry` configures, where neither step nor plan has a retry policy;
-      that of a step or a plan retries every error but `Permanent`, `Preflight`, `InDoubt` and `StepCancelled`
-    * `service` – the service that the function needs, with `{host}` for its host; after a `Blocked`, its breaker opens,
-      and runs that need it wait
-    * `secrets` – parameters that may contain `{{ secret('env:NAME') }}`; the function receives the value, and no
-      record does
+    * `undo` – the name of the operation that compensates this one. Its parameters are taken by name: from the data of
+      the step, else from the data of the `before` function, else from the parameters of the step.
+    * `read_only` – the function changes nothing.
+    * `idempotent` – a second call with the same `ctx.idempotency_key` has no further effect. After a lost attempt, a
+      step runs again only with `idempotent`, `read_only` or a `done` function; otherwise, the step is unknown.
+    * `retry` – the number and delays of the attempts, which follow after `Transient` and the exceptions in `retry_on`.
+      If the step or the plan has `retry`, that policy applies, and an attempt follows after every exception, except
+      `Permanent`, `Preflight`, `InDoubt` and `StepCancelled`.
+    * `service` – the service that the function needs, with `{host}` for the host of the step. If the function raises
+      `Blocked`, the breaker of the service opens, and runs that need the service wait.
+    * `secrets` – parameters that may contain `{{ secret('env:NAME') }}`. Only the function receives the value.
 
-    Runs keep the parameters with which they were stored, also where a deployment changes the function in the meantime:
+    A stored run keeps its parameters if you deploy a new version of the function. Two arguments adapt them:
 
-    * `renamed` – former names of parameters with their present ones, `{"order": "order_id"}`
-    * `upgrade` – a function of the stored parameters that returns the present ones; also called for those that are
-      up to date
+    * `renamed` – former names of parameters with their present names, such as `{"order": "order_id"}`
+    * `upgrade` – a function that receives the stored parameters, even if they are up to date, and returns the
+      parameters for the present version
 
-    Raises ConfigError for a function whose parameters cannot be a step's.
+    Raises ConfigError if the function has parameters that a step cannot have.
     """
     hidden = frozenset(secrets)
 

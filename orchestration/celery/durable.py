@@ -26,8 +26,8 @@ T = TypeVar("T")
 def compensates(task: Any, undo: T) -> T:
     """Register the task `undo` as the compensation of a task, for all canvases that this process runs as plans.
 
-    `task` is a task or its name. `undo` is a task, which is called with the same arguments; a signature, whose
-    templates may use `data.result`; or "none".
+    `task` is a task or its name. `undo` is a task, which gets the same arguments; a signature, whose templates may use
+    `data.result`; or "none". Returns `undo`.
     """
     COMPENSATIONS[task if isinstance(task, str) else str(task.name)] = undo
     return undo
@@ -46,9 +46,9 @@ class DurableResult:
         return self.run.id
 
     def get(self, timeout: float | None = None) -> Any:
-        """Block until the run has ended and return the result of the canvas, as `AsyncResult.get`.
+        """Block until the run has ended and return the result of the canvas, as `AsyncResult.get` does.
 
-        Raises RunFailed where a task failed, and WaitTimeout after `timeout` seconds; the run continues.
+        Raises RunFailed if a task failed. Raises WaitTimeout after `timeout` seconds; the run continues.
         """
         report = self.run.wait(timeout, check=True)
         return self._converted.value({step.name: step.data for step in report.steps})
@@ -66,11 +66,14 @@ class Durable:
     client: Client | None
 
     def delay(self, *args: Any) -> DurableResult:
-        """Start a run, with further arguments before those of the first task; returns at once."""
+        """Start a run and return at once. The first task gets `args` before its own arguments."""
         return self.apply_async(args)
 
     def apply_async(self, args: Sequence[Any] = (), *, run_id: str | None = None) -> DurableResult:
-        """Start a run, as `delay`; idempotent by `run_id`. Raises as `Plan.from_canvas` and `Client.start` do."""
+        """Start a run, as `delay` does. A start is idempotent by `run_id`.
+
+        Raises as `Plan.from_canvas` and `Client.start` do.
+        """
         given: dict[str, Any] = {"args": args, "undo": self.undo, "idempotent": self.idempotent}
         plan = Plan.from_canvas(self.signature, name=self.name, timeout=self.timeout, **given)
         client = self.client or _client(self.signature.app)
@@ -88,8 +91,8 @@ def durable(
 ) -> Durable:
     """Wrap a canvas so that its `delay` starts a run of Longshore instead of sending the canvas.
 
-    The arguments are those of `Plan.from_canvas`. Without a `client`, the process has one for the application, with the
-    settings of the environment.
+    The arguments are those of `Plan.from_canvas`. Without a `client`, the process creates one client for the
+    application, with the settings of the environment.
     """
     return Durable(signature, name, undo, idempotent, timeout, client)
 

@@ -34,13 +34,17 @@ _RELEASES: dict[str | None, str] = {RETRY: "", IGNORED: "", REJECTED: "again", N
 def install(app: Celery, settings: Settings | None = None) -> None:
     """Fence the tasks of a Celery app: a worker runs the task of a step only if the step still expects the attempt.
 
-    Before a task runs for a step, its worker asks the record whether the attempt is still live. The message of an
-    expired, superseded or cancelled attempt is acknowledged and not carried out. While the task runs, its process holds
-    a lease, so that the loss of the worker is noticed within the lease; `current_step()` returns the step's context;
-    and the output, the log records and the reason of a failure are stored with the step.
+    Before the task of a step, the application worker reads the record of the run. If the attempt has expired, was
+    superseded or was cancelled, the worker acknowledges the message and does not run the task.
 
-    By default the settings are those of the environment, and Redis and the name space are those of the app's broker. A
-    worker does not start where that broker is no Redis.
+    While the task runs:
+
+    * The worker holds a lease. If the worker is lost, Longshore notices the loss when the lease expires.
+    * `current_step()` returns the context of the step.
+    * The output, the log records and the error of the task are stored with the step.
+
+    Without `settings`, the settings of the environment apply, with the Redis and the name space of the app's broker. A
+    worker whose broker is not a single Redis does not start.
     """
     _installed[app] = settings
     setattr(app, FENCED, True)

@@ -18,7 +18,7 @@ from longshore.orchestration.store import audit as audit_trail
     default=50,
     show_default=True,
     type=click.IntRange(1, 100_000),
-    help="Maximum number of entries.",
+    help="Maximum number of entries; the latest ones are printed.",
 )
 @click.option("--run", default="", metavar="RUN", help="Only entries about this run.")
 @click.option("--refused", is_flag=True, help="Only refused requests.")
@@ -26,10 +26,9 @@ from longshore.orchestration.store import audit as audit_trail
 def audit(limit: int, run: str, refused: bool) -> None:
     """Print the audit trail, oldest entry first.
 
-    Entries are starts of runs, commands to runs such as cancel or approve, pauses of schedules, and refused requests.
-    Drains of hosts and resets of breakers have no entry. Each entry has the time, the action, the actor, the machine of
-    the actor, the run, the step and the reason.
-
+    Entries are starts of runs, commands to runs such as cancel or approve, pauses and resumes of schedules, and refused
+    requests. Drains of hosts and resets of breakers have no entry. No worker has checked the entries that are marked
+    "(as a client says)".
     """
     entries = list(audit_trail.lines(client().store, limit=limit, run=run, refused=refused))[::-1]
     options = current_options()

@@ -17,12 +17,11 @@ def breaker_group() -> None:
     """List and reset circuit breakers of services and jobs.
 
     The breaker of an external service, such as a registry or an HTTP API, opens when the service is down. Runs that
-    need the service are suspended. About every 30 seconds, one of these runs calls the service; if the service answers,
+    need the service are suspended. About every 30 seconds, one of these runs calls the service. If the service answers,
     the breaker closes.
 
-    The breaker of a job opens after three failures in a row. The schedule of the job then starts no run, until you
-    reset the breaker or a run of the job succeeds.
-
+    The breaker of a job opens after three failures in a row. The schedule of the job then starts no run until you reset
+    the breaker, or a run of the job succeeds.
     """
 
 
@@ -30,9 +29,7 @@ def breaker_group() -> None:
 def ls() -> None:
     """List the external services and jobs whose circuit breaker is open.
 
-    Each line has the time since the breaker opened, the time until the next call, the number of suspended runs and the
-    error.
-
+    Each line has the time until the next call, the number of suspended runs and the error.
     """
     options, store = current_options(), client().store
     breakers = Breakers(store).open()

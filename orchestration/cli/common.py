@@ -126,15 +126,22 @@ def global_options(function: F, *, without: str = "") -> F:
 _GLOBAL: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (
         ("-v", "--verbose"),
-        {"is_flag": True, "callback": _store_option("verbose"), "help": "Print more, such as tracebacks of errors."},
+        {"is_flag": True, "callback": _store_option("verbose"), "help": "Print the traceback of an error."},
     ),
-    (("-q", "--quiet"), {"is_flag": True, "callback": _store_option("quiet"), "help": "Print errors only."}),
+    (
+        ("-q", "--quiet"),
+        {
+            "is_flag": True,
+            "callback": _store_option("quiet"),
+            "help": "Print errors, but no progress, confirmations and reports.",
+        },
+    ),
     (
         ("--dry-run",),
         {
             "is_flag": True,
             "callback": _store_option("dry_run"),
-            "help": "Change nothing; print what the command would do.",
+            "help": "Change nothing; print what the command would do. Exit code 1: the command would fail.",
         },
     ),
     (

@@ -17,13 +17,13 @@ _VARIABLE = "_LONGSHORE_COMPLETE"
 def completion(shell: str) -> None:
     """Print the completion script of a shell.
 
-    The script completes commands, options, plans, operations, and the ids and steps of runs. Lines for ~/.bashrc, for
-    ~/.zshrc, and a command for fish:
+    The script completes commands, options, plans, operations, and the ids and steps of runs. To load the script, add
+    the command to the file of your shell. For fish, run the command once.
 
     \b
-    eval "$(longshore completion bash)"
-    eval "$(longshore completion zsh)"
-    longshore completion fish >~/.config/fish/completions/longshore.fish
+    ~/.bashrc  eval "$(longshore completion bash)"
+    ~/.zshrc   eval "$(longshore completion zsh)"
+    fish       longshore completion fish >~/.config/fish/completions/longshore.fish
     """
     root = click.get_current_context().find_root().command
     kind = _SHELLS[shell]

@@ -21,7 +21,10 @@ def doctor() -> None:
     The command checks Redis, queues, workers, hosts, stored plans and waiting runs, and prints a remedy for each
     problem.
 
-    Exit codes: 0: no errors (warnings are allowed); 1: at least one error, or Redis does not answer.
+    \b
+    Exit codes:
+      0  no errors (warnings are allowed)
+      1  at least one error, or Redis does not answer
     """
     options = current_options()
     findings = checks.examine(client().store)

@@ -27,14 +27,14 @@ ERRORS: dict[str, ErrorText] = {
         "A command or a call of the library failed, and no other code applies. The message names the object and the "
         "reason.",
         "Any failure without a code of its own.",
-        "Follow the remedy in the message. The option `-v` prints the traceback.",
+        "Follow the remedy in the message. `-v` prints the traceback.",
     ),
     # --- invalid requests
     "usage": ErrorText(
         "2",
         "The request is invalid, and nothing was started or changed.",
-        "An option or argument has a wrong form, options contradict each other, or a file that the command would write "
-        "exists already.",
+        "An option or argument has a wrong form, options contradict each other, or a file that the command would "
+        "write already exists.",
         "Correct the value that the message names. `--help` after the command lists its options.",
     ),
     "plan-invalid": ErrorText(
@@ -48,22 +48,23 @@ ERRORS: dict[str, ErrorText] = {
     "plan-denied": ErrorText(
         "2",
         "The plan is valid, but the policy of the installation refuses it. The refusal is in the audit trail.",
-        "The plan with its parameters and files is larger than LONGSHORE_MAX_PLAN, contains a plaintext secret, has a "
-        "file path with `..`, or has templates that use a forbidden name or are too long.",
+        "The plan with its parameters and files is larger than LONGSHORE_MAX_PLAN. Or the plan contains a plaintext "
+        "secret, a file path with `..`, or a template that is too long or uses a forbidden name.",
         "Replace a plaintext secret with `{{ secret('file:/run/secrets/NAME') }}`. Store large data in files on the "
-        "hosts, or as objects in Redis, and not in the plan.",
+        "hosts, or as objects in Redis.",
     ),
     "params-invalid": ErrorText(
         "2",
         "The values do not match the `params` of the plan, and no run was started.",
         "A parameter is missing or unknown, or its value has another type than declared.",
-        "Correct the option `-p NAME=VALUE`, or the file of `--params`. `longshore plan explain PLAN` prints the plan.",
+        "Correct the option `-p NAME=VALUE`, or the file of `--params`. The `params` of the plan define the names and "
+        "types.",
     ),
     "unknown-name": ErrorText(
         "2",
         "The plan, run, step, operation or schedule of that name does not exist.",
-        "The name is misspelt, or the run was deleted after its retention. Or LONGSHORE_PLANS, LONGSHORE_REDIS_URL or "
-        "LONGSHORE_NAMESPACE differs from the value in the program that created the object.",
+        "The name is misspelt, or the run was deleted after its retention. Or your value of LONGSHORE_PLANS, "
+        "LONGSHORE_REDIS_URL or LONGSHORE_NAMESPACE differs from that of the workers.",
         "List the names: `longshore runs ls`, `longshore ops ls`, `longshore schedules ls`. `longshore runs show RUN` "
         "prints the steps of a run.",
     ),
@@ -78,14 +79,14 @@ ERRORS: dict[str, ErrorText] = {
         "2",
         "A run id, or another name that becomes part of a key or path, has characters that are not allowed.",
         "The name is empty or too long, or contains spaces, slashes or control characters.",
-        "Use letters, digits and the characters of the pattern in the message.",
+        "Use only characters of the pattern in the message.",
     ),
     "run-conflict": ErrorText(
         "2",
         "The run id belongs to a run of another plan, or of the same plan with other parameters. Nothing was started.",
         "A caller uses the same run id for two requests, or repeats a request after a change of the plan.",
-        "Choose another run id, or read the existing run: `longshore runs show RUN`. If plan, parameters and id are "
-        "all equal, no error occurs: the command watches the existing run.",
+        "Choose another run id, or read the existing run: `longshore runs show RUN`. A request with the same plan, "
+        "parameters and id is no error: the command then watches the existing run.",
     ),
     "config-invalid": ErrorText(
         "2",
@@ -97,8 +98,8 @@ ERRORS: dict[str, ErrorText] = {
     # --- Redis and records
     "store-unavailable": ErrorText(
         "1",
-        "Redis does not answer, or refuses the request. Runs keep their state, and continue when Redis answers again.",
-        "LONGSHORE_REDIS_URL names a wrong address or user, Redis is down or loading, its memory is full, or too few "
+        "Redis does not answer, or refuses the request. Runs continue when Redis answers again.",
+        "LONGSHORE_REDIS_URL has a wrong address or user, Redis is down or loading, its memory is full, or too few "
         "replicas are connected.",
         "Check the address, user and password in LONGSHORE_REDIS_URL, then run `longshore doctor`.",
     ),
@@ -110,47 +111,45 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "damaged-entry": ErrorText(
         "1",
-        "An entry in Redis cannot be decoded. A worker that reads the entry moves it to the dead letters and "
-        "continues.",
+        "An entry in Redis cannot be decoded. The worker that reads the entry moves it to the dead letters.",
         "An entry was changed by hand, or written by an incompatible version.",
-        "`longshore doctor` counts such entries. Start the request again if its run is missing in `longshore runs ls`.",
+        "`longshore doctor` counts such entries. If a run is missing in `longshore runs ls`, start the run again.",
     ),
     "decode-failed": ErrorText(
         "1",
         "The data of a step does not exist, or does not match the type that the caller requested.",
         "The step was skipped or failed, its name is misspelt, or the type has fields that the operation does not "
         "return.",
-        "Compare the type with the result in `longshore ops show OP`, and check that the step has succeeded.",
+        "Compare the type with the result in `longshore ops show OP`. Check in `longshore runs show RUN` that the "
+        "step has succeeded.",
     ),
     "wait-timeout": ErrorText(
         "1",
         "The client stopped waiting for the end of a run, or for the answer to a command. The run or command "
         "continues.",
-        "The run takes longer than the timeout of the call. Or no worker is running that serves the queue or host of a "
-        "step.",
+        "The run takes longer than the timeout of the call. Or no running worker serves the queue or host of a step.",
         "`longshore runs watch RUN` waits again. `longshore hosts ls` lists the hosts with live workers.",
     ),
     "queue-full": ErrorText(
         "1",
-        "Too many runs wait for their admission. Nothing was stored, and the same request may be repeated.",
-        "LONGSHORE_MAX_QUEUED runs wait. LONGSHORE_MAX_RUNS, LONGSHORE_MAX_RUNS_PER_PLAN or a concurrency key limits "
-        "how many runs are admitted, or no worker is running.",
+        "Too many runs wait for their admission. Nothing was stored. You can repeat the request.",
+        "With this run, more runs than LONGSHORE_MAX_QUEUED would wait. Runs wait for LONGSHORE_MAX_RUNS, "
+        "LONGSHORE_MAX_RUNS_PER_PLAN or a concurrency key, or because no worker is running.",
         "Try again later, or raise LONGSHORE_MAX_RUNS or LONGSHORE_MAX_QUEUED.",
     ),
     "service-down": ErrorText(
         "1",
         "A service that the plan needs is down, and LONGSHORE_ON_BLOCKED is `refuse`. Nothing was stored.",
-        "The breaker of the service is open: a call found that the service was down, and no later call has succeeded.",
-        "Repair the service. Its breaker closes after the first successful call of a suspended run. `longshore "
-        "breaker ls` prints the number of these runs. Without one, close the breaker: `longshore breaker reset "
-        "SERVICE`.",
+        "The breaker of the service is open: a call found the service down, and no later call has succeeded.",
+        "Repair the service. If `longshore breaker ls` prints that runs wait for the service, one of them closes the "
+        "breaker. Otherwise, close the breaker: `longshore breaker reset SERVICE`.",
     ),
     "run-lost": ErrorText(
         "1",
-        "The record of the run is no longer in Redis, and the run cannot continue or be undone.",
+        "The record of the run is no longer in Redis. The run cannot continue or be undone.",
         "The run was pruned, or Redis lost its data: by a restart without persistence, an eviction or a flush.",
-        "Check the effects of the run on its hosts by hand, then start the plan again under a new run id. `longshore "
-        "doctor` checks that Redis persists its data.",
+        "Check the effects of the run on its hosts by hand, then start the plan with a new run id. `longshore doctor` "
+        "checks that Redis persists its data.",
     ),
     # --- ended runs and jobs
     "run-failed": ErrorText(
@@ -163,8 +162,8 @@ ERRORS: dict[str, ErrorText] = {
     "job-failed": ErrorText(
         "1",
         "The job has ended without success.",
-        "A step of the job failed, and none of the following more specific codes applies: `image-missing`, "
-        "`stop-failed`, `worker-failed`, `job-timeout`, `job-cancelled`, `start-failed`.",
+        "A step of the job failed, and no more specific code applies: `image-missing`, `stop-failed`, "
+        "`worker-failed`, `job-timeout`, `job-cancelled`, `start-failed`.",
         "`longshore runs show RUN` prints each step with its error.",
     ),
     "image-missing": ErrorText(
@@ -178,7 +177,7 @@ ERRORS: dict[str, ErrorText] = {
         "At least one container of the stack did not stop. Longshore then starts the stopped containers again, unless "
         "the job ran with `--keep-stopped`.",
         "A container did not exit within its stop timeout, or the engine refused to stop it.",
-        "Read the error in `longshore runs show RUN`, and raise `--stop-timeout` if the stack needs more time.",
+        "`longshore runs show RUN` prints the error. If the stack needs more time, raise `--stop-timeout`.",
     ),
     "worker-failed": ErrorText(
         "1",
@@ -211,18 +210,17 @@ ERRORS: dict[str, ErrorText] = {
     # --- errors of operations, recorded as the error of a step
     "operation-failed": ErrorText(
         _STEP,
-        "An operation failed on a worker. The step is `failed`, but may have acted in part. Therefore its undo runs, "
-        "too, if the run is undone.",
+        "An operation failed on a worker. The step is `failed`, but may have acted in part. If the run is undone, the "
+        "step is undone, too.",
         "The operation met an error, and no retry was left. The error of the step contains the reason.",
         "`longshore runs show RUN` prints the error. `longshore runs logs RUN STEP` prints the output of the step.",
     ),
     "transient": ErrorText(
         _STEP,
-        "An operation met a temporary error. Most operations are retried. Some, such as `command.*` and `file.*`, are "
-        "retried only with `retry`. The step fails after the last attempt.",
+        "An operation met a temporary error. Most steps are retried; steps with some operations, such as `command.*` "
+        "and `file.*`, only if the step or the plan has `retry`. The step fails after the last attempt.",
         "An engine is busy, a registry is unreachable, or a connection broke.",
-        "Wait for the retries. If the error lasts longer than the retries, set higher `attempts` and `initial` in "
-        "`retry` of the step.",
+        "Wait for the retries. If the error lasts longer, set higher `attempts` and `initial` in `retry` of the step.",
     ),
     "permanent": ErrorText(
         _STEP,
@@ -242,50 +240,49 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "delayed": ErrorText(
         _STEP,
-        "The effect has begun, and its outcome is not known yet. The worker calls the operation again and again, "
-        "its `done` function first. If the `timeout` of the step passes without an outcome, the step ends `unknown`.",
+        "The effect has begun, and its outcome is not known yet. After a delay, the worker calls the operation again "
+        "(its `done` function first, if it has one). If the outcome is still not known after the `timeout` of the "
+        "step, the step ends `unknown`.",
         "The service has accepted a request that it completes later.",
         "Wait, or raise the `timeout` of the step if the service needs longer.",
     ),
     "in-doubt": ErrorText(
         _STEP,
-        "The effect of the step may have happened and cannot be verified. The step ends `unknown`, or waits for a "
-        "person if the plan has `on_unknown: ask`.",
+        "The effect of the step may have happened, and cannot be verified. The step ends `unknown`. With `on_unknown: "
+        "ask`, the step waits for a person instead.",
         "A worker or a connection was lost after the step had begun to act, and a second attempt could double the "
         "effect.",
-        "Find out on the host or service whether the effect exists. Then record the outcome: `longshore runs resolve "
-        "RUN STEP`. A worker accepts the command if the run waits for your decision, or has ended without undoing the "
-        "step.",
+        "Find out on the host or service whether the effect exists. If the run waits for your decision, or has ended "
+        "without undoing the step, record the outcome: `longshore runs resolve RUN STEP`.",
     ),
     "blocked": ErrorText(
         _STEP,
-        "The service is down, and no effect happened. The breaker of the service opens, and the run is suspended until "
-        "the breaker closes.",
+        "The service is down, and no effect happened. Its breaker opens, and the run is suspended until the breaker "
+        "closes.",
         "The service refused connections, or returned a status in `blocked_codes` of the step.",
-        "Repair the service. The run then continues without a command. `longshore breaker ls` prints the open "
-        "breakers.",
+        "Repair the service. The run then continues by itself. `longshore breaker ls` prints the open breakers.",
     ),
     "preflight": ErrorText(
         _STEP,
         "The operation failed before any effect. The step has nothing to undo.",
         "A check before the effect failed: a missing file, program, image, container or secret.",
-        "The error of the step contains the cause. Correct the cause, then start a new run, or resume the run if it "
-        "ended `failed` or `partial`: `longshore runs resume RUN`. If an image is missing, set `pull: missing` in the "
-        "step `compose.up.execute`, or add a step `docker.pull.execute` before the failed step.",
+        "Correct the cause that the error names. Then start a new run, or resume the run if it ended `failed` or "
+        "`partial`: `longshore runs resume RUN`. If an image is missing, set `pull: missing` in the step "
+        "`compose.up.execute`, or add a step `docker.pull.execute` before the failed step.",
     ),
     "not-allowed": ErrorText(
         _STEP,
         "The settings of the worker forbid the step. No effect happened. The refusal is in the audit trail.",
-        "A LONGSHORE_ALLOWED_… setting of the worker does not allow an operation, path, program, variable, image, host "
-        "or secret of the step. Or a container needs LONGSHORE_ALLOW_PRIVILEGED.",
+        "A LONGSHORE_ALLOWED_… setting of the worker does not list the operation, path, program, variable, image, "
+        "host or secret. Or a container needs LONGSHORE_ALLOW_PRIVILEGED.",
         "`longshore audit --refused` prints the refusals. Extend the setting that the message names, or change the "
         "step.",
     ),
     "step-timeout": ErrorText(
         _STEP,
-        "An attempt at a step exceeded its timeout.",
-        "The operation needs more time than the `timeout` of the step, or does not end. If the step has no `timeout`, "
-        "LONGSHORE_STEP_TIMEOUT applies.",
+        "An attempt at a step exceeded its time limit. The step is retried only if the step or the plan has `retry`.",
+        "The operation needs more time than the `timeout` of the step (by default LONGSHORE_STEP_TIMEOUT), or does "
+        "not end.",
         "`longshore runs logs RUN STEP` prints the last output of the step. If the step needs more time, raise its "
         "`timeout`.",
     ),
@@ -293,38 +290,38 @@ ERRORS: dict[str, ErrorText] = {
         _STEP,
         "An attempt at a step was stopped, because its run ended early.",
         "A person or an application cancelled the run, another step failed, or the `timeout` of the run passed.",
-        "`longshore runs show RUN` prints the cause. If the report names the step in `in_doubt`, check its effect by "
-        "hand.",
+        "`longshore runs show RUN` prints the cause. If the report names the step in `in_doubt`, check the effect of "
+        "the step by hand.",
     ),
     # --- errors of workers
     "foreign-run": ErrorText(
         "1",
-        "A worker does not process this run, because the worker cannot trust or read its record.",
-        "The record of the run is damaged, or has a format that the version of the worker does not know. Or the "
-        "request of the run has no valid signature.",
+        "A worker does not process the run, because the worker cannot read or trust the record of the run.",
+        "The record is damaged, or has a format that the worker does not know. Or the request of the run has no valid "
+        "signature.",
         "`longshore doctor` compares the versions and the keys of workers and clients.",
     ),
     "newer-run": ErrorText(
         "1",
-        "A worker does not process this run, because a newer version started the run.",
+        "A worker does not process the run, because a newer version of Longshore started the run.",
         "Workers of several versions use the same Redis, for example during an upgrade.",
         "Upgrade the old workers. Until then, the newer workers process the run.",
     ),
     "unknown-operation": ErrorText(
         "1",
-        "A worker does not know an operation of the plan of the run. If another worker knows the operation, that "
-        "worker processes the run.",
+        "A worker does not process the run, because the worker does not know an operation of the plan. Workers that "
+        "know the operation process the run.",
         "The worker does not import the module that defines the operation, or has an older version of the module.",
         "Add the module to LONGSHORE_IMPORTS of the workers, and restart them. `longshore doctor` names the operations "
         "that no worker knows.",
     ),
     "http-no-answer": ErrorText(
         _STEP,
-        "An HTTP request had no response. The step is retried, and fails after the last attempt. If a repeated request "
-        "could double an effect, the step ends `unknown` instead (`in-doubt`).",
+        "An HTTP request had no response. The step is retried, and fails after the last attempt. If a second request "
+        "could double an effect, the step is not retried, and ends `unknown` (`in-doubt`).",
         "The connection was refused or broke, or the response exceeded the timeout of the request.",
-        "Request the address from the host of the worker, for example with `curl`. If the service is only slow, raise "
-        "the `timeout` in the parameters of the step.",
+        "Send a request to the address from the host of the worker, for example with `curl`. If the service is only "
+        "slow, raise the `timeout` in the parameters of the step.",
     ),
     "engine-not-found": ErrorText(
         _STEP,

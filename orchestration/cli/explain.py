@@ -27,8 +27,7 @@ def _complete_code(_ctx: click.Context, _param: click.Parameter, incomplete: str
 def explain(code: str | None) -> None:
     """Explain an error code, such as run-conflict.
 
-    Error messages have the form `error[CODE]: …`. The command prints the meaning, usual causes and remedy of CODE.
-    Without CODE, the command lists all codes. `longshore plan explain PLAN` explains a plan.
+    The command prints the meaning, usual causes and remedy of CODE. Without CODE, the command lists all codes.
     """
     options = current_options()
     if code is None:

@@ -24,16 +24,18 @@ from longshore.orchestration.plans.model import single
 @click.option(
     "--every-run",
     is_flag=True,
-    help="Also delete backups that may belong to another installation on the same Docker engine.",
+    help="Also delete backups that may belong to another installation on the same Docker engine. The other "
+    "installation can then no longer undo its runs.",
 )
 @global_options
 def gc(older_than: str | None, host: str, every_run: bool) -> None:
     """Delete backups that no undo needs any more.
 
-    On each host, the command deletes backups of runs whose records were deleted: image tags, replaced containers, saved
-    configurations of stacks, and receipts (files about attempts). Workers with a Docker engine do so once an hour; the
-    command does so at once, or with other options. After a loss of Redis, restore Redis first: all
-    runs that Redis does not have count as deleted.
+    On each host, the command deletes the backups of runs whose records were deleted: image tags, replaced containers,
+    saved configurations of stacks, and receipts (files about attempts). Workers with a Docker engine do the same once
+    an hour.
+
+    A run that Redis does not have counts as deleted. After a loss of Redis, restore Redis before you use the command.
     """
     params: dict[str, object] = {"every_run": True} if every_run else {}
     if older_than is not None:

@@ -119,16 +119,23 @@ def show(host: str) -> None:
 def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     """Stop sending new steps to HOST; active steps finish.
 
-    A new step with the target `_any` runs on another host, and a step with several hosts skips this host. A step that
-    names this host waits, and fails after LONGSHORE_CLAIM_TIMEOUT. Without --wait, the command returns once the workers
-    have acknowledged the drain.
+    The drain lasts until `longshore hosts undrain`, and includes workers that start later. The target of a new step
+    decides what happens:
 
-    The host still runs undo steps and `always` steps, which may begin after the command has returned. Once --stop has
-    stopped the workers, these steps wait for a worker, and fail after LONGSHORE_CLAIM_TIMEOUT. Before you switch
-    the host off, use --stop, and wait until `longshore hosts ls --all` prints `stopped` for the host.
+    \b
+    _any         the step runs on another host
+    _all, label  the step skips HOST; if all hosts are drained, the step fails
+    HOST         the step waits, and fails after LONGSHORE_CLAIM_TIMEOUT
 
-    Exit codes: 0: the host accepts no new steps, and with --wait no step is active; 1: a worker has not acknowledged
-    the drain, or with --wait a step is still active after --timeout; 2: wrong usage or an unknown host.
+    Undo steps and `always` steps still run on the host, as long as its workers run. Before you switch the host off, use
+    --stop, and wait until `longshore hosts ls --all` prints `stopped` for the host. Without --wait, the command returns
+    once the workers have acknowledged the drain.
+
+    \b
+    Exit codes:
+      0  the host accepts no new steps, and with --wait no step is active
+      1  a worker has not acknowledged the drain
+      1  with --wait, a step is still active after --timeout
     """
     hosts = _registry()
     found = hosts.get(host)
@@ -164,7 +171,10 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
 @command(hosts_group, "undrain")
 @click.argument("host")
 def undrain(host: str) -> None:
-    """Send new steps to HOST again after a drain."""
+    """Send new steps to HOST again after a drain.
+
+    The command does not start workers that `longshore hosts drain --stop` has stopped.
+    """
     found = _registry().get(host)
     if current_options().dry_run:
         print_result(f"would undrain host {host}", host=host)

@@ -44,8 +44,8 @@ SCHEMA = "longshore-plan.schema.json"
 def plan(file: Path, kind: str) -> None:
     """Write an example plan with comments.
 
-    The command writes FILE (default: plan.yaml), and in the same folder longshore-plan.schema.json, with which editors
-    complete and check plans. Existing files are not replaced.
+    The command writes FILE (default: plan.yaml). Editors complete and check plans with longshore-plan.schema.json,
+    which the command writes into the same folder. If FILE exists, the command is refused. An existing schema is kept.
     """
     if file.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"{file} is not a YAML file", remedy="use a name that ends with .yaml")
@@ -95,13 +95,13 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 @click.group(cls=_Init, commands=[plan], invoke_without_command=True, subcommand_metavar="")
 @click.argument("folder", default="secrets", type=click.Path(file_okay=False), shell_complete=_complete_folder)
-@click.option("--rotate", is_flag=True, help="Only add new signing keys to both key files.")
+@click.option("--rotate", is_flag=True, help="Add new signing keys to both key files; write no other file.")
 @click.option(
     "--after",
     default="1d",
     show_default=True,
     metavar="DURATION",
-    help="With --rotate: time until messages are signed with the new keys.",
+    help="With --rotate: time until the new keys sign messages.",
 )
 @click.option(
     "--queue",
@@ -121,7 +121,7 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
     "--owner",
     type=int,
     metavar="UID",
-    help="User id that owns the files, such as that of the containers.",
+    help="User id that owns the files, such as that of the containers. With --rotate, give the id again.",
 )
 @global_options
 @click.pass_context
@@ -136,7 +136,7 @@ def init(
 ) -> None:
     """Create the secrets of an installation, or an example plan.
 
-    `longshore init plan --help` describes example plans. Without `plan`, the command writes these new files into FOLDER
+    `longshore init plan --help` describes example plans. Without `plan`, the command writes these files into FOLDER
     (default: secrets):
 
     \b
@@ -146,8 +146,10 @@ def init(
     env                URLs of Redis with passwords, for docker compose --env-file
     plans/             an empty folder for secrets that plans may use
 
-    To replace the keys, use --rotate, and copy the new key files to all workers and clients within the time of --after.
-    Afterwards, the former keys, even leaked ones, remain valid for three days.
+    If one of the files exists, the command is refused.
+
+    To replace the signing keys, use --rotate. Copy the new key files to all workers and clients before the time of
+    --after has passed. After this time, the former keys, even leaked ones, remain valid for three days.
     """
     if folder == plan.name or ctx.invoked_subcommand:
         raise UsageError(

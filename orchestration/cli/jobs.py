@@ -48,8 +48,7 @@ def job_group() -> None:
 def ls(files: tuple[str, ...], strict: bool) -> None:
     """List the jobs that labels and files describe, with the next start.
 
-    NEXT follows from the description alone: the schedule may be paused, the breaker of the job may be open, or the
-    workers may not read the file of the job.
+    NEXT ignores a pause of the schedule, an open breaker of the job, and whether the workers read the file of the job.
     """
     connected = client()
     listing, now = Jobs(connected).list(files=files), connected.store.now()
@@ -98,7 +97,9 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 @click.option("--keep-stopped", is_flag=True, help="Do not start the stack again.")
 @click.option("--keep-failed-worker", is_flag=True, help="Do not remove the job container if it fails.")
 @click.option(
-    "--run-id", metavar="ID", help="Id of the run. An existing run with this id is watched, not started again."
+    "--run-id",
+    metavar="ID",
+    help="Id of the run. An existing run with this id, the same job and options is watched, not started again.",
 )
 @click.option("--detach", is_flag=True, help="Print the id of the run and return at once.")
 @_HOST
@@ -106,12 +107,16 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None, detach: bool, **options: Any) -> None:
     """Run the job NAME, and print the output of its job container.
 
-    The last lines are the result. While another run of the job is active, the new run waits, is cancelled, or cancels
-    the other run, as the overlap policy of the job defines. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+    If another run of the job is active, the overlap policy of the job decides: the new run waits, is cancelled, or
+    cancels the other run. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
-    Exit codes: 0: the job container succeeded, and the stack is up again; 1: the job container failed or did not run,
-    and the stack is up, or Redis does not answer (the run may continue); 2: no such job, or wrong usage; 3: the stack
-    is not fully up, even if the job container succeeded. With --keep-stopped, the stack may be down after 0 and 1.
+    \b
+    Exit codes:
+      0  the job container succeeded, and the stack is up again
+         (with --keep-stopped: down)
+      1  the job container failed or did not run, and the stack is up
+         (with --keep-stopped: up or down)
+      3  the stack is not fully up, even if the job container succeeded
     """
     connected = client()
     listing = Jobs(connected).list(files=files)

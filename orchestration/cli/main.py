@@ -70,8 +70,13 @@ def cli(ctx: click.Context) -> None:
 
     An error message has the form error[CODE]: …, and `longshore explain CODE` explains the error.
 
-    Exit codes, unless the help of a command has others: 0: success; 1: failure; 2: wrong usage or configuration; 3: an
-    effect of the run remains or may remain; 130: interrupted.
+    \b
+    Exit codes, unless the help of a command lists others:
+      0    success
+      1    failure
+      2    wrong usage or settings, an invalid plan, or an unknown name
+      3    an effect of the run remains or may remain
+      130  interrupted by Ctrl-C
     """
     if ctx.invoked_subcommand is None:
         print_lines(BEGIN, err=True)

@@ -101,8 +101,8 @@ def run(
 ) -> None:
     """Run OPERATION as a run of one step, and print its result.
 
-    A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping, and a repeated KEY
-    makes a list. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+    A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping. A repeated KEY makes
+    a list.
     """
     values = typed(find(operation), read_values(params))
     plan = single(operation, values, target=target, inside=inside, timeout=timeout)

@@ -35,7 +35,7 @@ def plan_group() -> None:
 def validate(plan: str) -> None:
     """Validate PLAN and print every problem, with its line.
 
-    Exit codes: 0: valid; 2: not valid.
+    Exit code 2 if PLAN is not valid.
     """
     options = current_options()
     try:
@@ -118,11 +118,10 @@ def graph(plan: str, form: str) -> None:
 def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     """Simulate PLAN in memory, with a failure of each step in turn.
 
-    No operation runs. The first simulated run has no failure; in each further run, another step fails. The command
-    prints the end, the undone steps and the remaining effects of each run. The command needs longshore[testing].
+    No operation runs. The first simulated run has no failure. In each further run, another step fails. For each run,
+    the command prints the end, the undone steps and the remaining effects. The command needs longshore[testing].
 
-    Exit code: that of the first simulated run, in which no step fails; 3 instead of 0 if at least one of the further
-    simulated runs ends with 3.
+    Exit code: that of the simulated run without a failure; 3 instead of 0 if a further simulated run ends with 3.
     """
     checked = load_plan(plan)
     found = list(testing.simulate(checked, read_params(checked, pairs, file)))

@@ -32,7 +32,7 @@ _FLOWER_PORT = 5555
     "-Q",
     "--queues",
     metavar="NAMES",
-    help="Only these queues, separated by commas, and their queues for undo steps.",
+    help="Consume only these queues, separated by commas, and their undo queues.",
 )
 @click.option("-c", "--concurrency", type=click.IntRange(1, 1024), help="Number of processes. Default: one per CPU.")
 @click.option(
@@ -105,10 +105,9 @@ def worker(
 def beat(loglevel: str) -> None:
     """Start Celery beat in the foreground.
 
-    At each interval of LONGSHORE_TICK, beat sends a message, on which a worker starts the plans and jobs that are due.
-    At each interval of LONGSHORE_ORCHESTRATE_EVERY, if set, a worker restarts stale stacks. Beat and the workers need
-    the same settings (LONGSHORE_CONFIG, LONGSHORE_PLANS, LONGSHORE_JOBS). The command runs `celery -A longshore.workers
-    beat`. You can run several beats; each planned start happens once.
+    Every LONGSHORE_TICK, beat sends a message, and a worker then starts the plans and jobs that are due. If
+    LONGSHORE_ORCHESTRATE_EVERY is set, a worker also restarts stale stacks at this interval. Beat and the workers need
+    the same settings. You can run several beats: each planned start happens once.
     """
     if get_settings().redis_url is None:
         raise ConfigError("LONGSHORE_REDIS_URL is not set", remedy="set it; schedules need a permanent Redis")

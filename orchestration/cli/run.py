@@ -50,10 +50,14 @@ def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None,
     """Start a run of PLAN and watch the run until it ends.
 
     PLAN is a file (YAML or JSON), or the name of a plan in a folder of LONGSHORE_PLANS or in an installed package.
-    Ctrl-C stops watching, and the run continues; a second Ctrl-C within two seconds cancels the run.
+    Ctrl-C stops watching, and the run continues. A second Ctrl-C within two seconds cancels the run.
 
-    Exit codes: 0: succeeded; 1: no success and no remaining effect, or Redis does not answer (the run may continue); 2:
-    wrong usage or an invalid plan; 3: an effect remains or may remain; 130: interrupted by Ctrl-C.
+    \b
+    Exit codes:
+      0  the run has succeeded
+      1  the run has not succeeded, and no effect remains
+      1  Redis does not answer (the run may continue)
+      3  an effect remains or may remain
     """
     loaded = load_plan(plan)
     params = read_params(loaded, pairs, file)

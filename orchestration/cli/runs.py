@@ -1,179 +1,61 @@
-"""`longshore runs …`: reports of runs, and commands to runs."""
+"""The commands of `longshore runs` that change runs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import cast
 
 import click
-from rich.table import Table
 
 from longshore.orchestration import saga
 from longshore.orchestration.cli.common import (
     command,
     current_options,
     exit_with,
-    print_json,
     print_line,
-    print_lines,
     print_result,
 )
 from longshore.orchestration.cli.inputs import client, read_duration
 from longshore.orchestration.cli.names import complete_run, complete_step
 from longshore.orchestration.cli.next_commands import print_next
 from longshore.orchestration.cli.run import print_outcome, wait_for_end, watch_started, watch_to_end
-from longshore.orchestration.client import live
+from longshore.orchestration.cli.run_reports import SINCE, runs_group
 from longshore.orchestration.client.replay import Replay
 from longshore.orchestration.client.run import Resolution, Run
-from longshore.orchestration.language import printable
-from longshore.orchestration.plans.shown_params import one_line
-from longshore.orchestration.runs.report import Report
-from longshore.orchestration.runs.search import Filter, search, time_or_age
-from longshore.orchestration.states import TERMINAL, UNDO_OPEN, RunState
+from longshore.orchestration.runs.search import time_or_age
+from longshore.orchestration.states import TERMINAL, UNDO_OPEN
 
-_SINCE = "Only runs created since TIME: an age such as 2h, or a date or time (UTC) such as 2026-11-20."
-
-
-@click.group("runs")
-def runs_group() -> None:
-    """List, watch, cancel, resume and undo runs.
-
-    A run is one execution of a plan. RUN is the id of a run, as `longshore runs ls` prints it.
-
-    """
-
-
-@command(runs_group, "ls")
-@click.option(
-    "-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Maximum number of runs."
+_DETACH = click.option(
+    "--detach",
+    is_flag=True,
+    help="Return once a worker has accepted the command; do not wait for the run to end.",
 )
-@click.option("--plan", default="", metavar="NAME", help="Only runs of this plan.")
-@click.option(
-    "--state",
-    type=click.Choice([str(state) for state in RunState]),
-    help="Only runs in this state. cancelled: only runs that were cancelled before they began.",
-)
-@click.option("--label", default="", metavar="KEY[=VALUE]", help="Only runs of plans with this label.")
-@click.option("--since", default="", metavar="TIME", help=_SINCE)
-@click.option("--text", default="", help="Only runs with this text in id, plan, parameters, actor or error.")
-def ls(limit: int, plan: str, state: str | None, label: str, since: str, text: str) -> None:
-    """List the latest runs, newest first."""
-    options, run_filter = current_options(), Filter.read(text, plan, state or "", label, since)
-    connected = client()
-    runs = (
-        connected.runs(limit)
-        if run_filter == Filter()
-        else [connected.get(row.run_id) for row in search(connected.store, run_filter, limit)]
-    )
-    reports = [report for run in runs if (report := _report_or_none(run)) is not None]
-    if options.json:
-        options.show([r.model_dump(mode="json", exclude={"steps"}) for r in reports])
-        return
-    reports = printable.values(reports)
-    console = options.console()
-    if not console.is_terminal:
-        console.width = 200  # for grep, not for a screen
-    columns = ("run", "plan", "state", "started", "took", "params", "summary")
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for report in reports:
-        took = f"{report.duration_s:.1f} s" if report.duration_s is not None else ""
-        started, params = (report.started_at or "")[:19], one_line(report.params)
-        table.add_row(report.run_id, report.plan, live.state_text(report.state), started, took, params, report.summary)
-    for column in table.columns[:3]:
-        column.no_wrap = True
-    console.print(table if reports else "no runs")
-
-
-def _report_or_none(run: Run) -> Report | None:
-    """The report of a run; None if the report cannot be read, so that the other runs are still listed."""
-    try:
-        return run.report()
-    except ValueError as error:
-        print_line(f"error: run {run.id} cannot be read: {' '.join(str(error).split())[:200]}", err=True)
-        return None
-
-
-@command(runs_group, "show")
-@click.argument("run", shell_complete=complete_run)
-def show(run: str) -> None:
-    """Print the report of RUN, with the outcome of each step.
-
-    Exit codes: 0: succeeded or not ended; 1: no success and no remaining effect; 2: unknown run; 3: an effect
-    remains or may remain.
-    """
-    options = current_options()
-    found = client().get(run)
-    report = found.report()
-    if not options.json and not options.quiet:
-        console = options.console()
-        if not console.is_terminal:
-            console.width = 1000  # for a pipe, not for a screen
-        console.print(live.tree(report), soft_wrap=False)
-    print_outcome(report, report.exit_code or 0)
-    print_next(found, report, shown=True)
-    exit_with(report.exit_code or 0)
-
-
-@command(runs_group, "watch")
-@click.argument("run", shell_complete=complete_run)
-def watch(run: str) -> None:
-    """Watch RUN until it ends, and print its report.
-
-    Ctrl-C stops watching, and the run continues; a second Ctrl-C within two seconds cancels the run.
-
-    Exit codes: 0: succeeded; 1: no success and no remaining effect, or Redis does not answer (the run may continue); 2:
-    unknown run; 3: an effect remains or may remain; 130: interrupted by Ctrl-C.
-    """
-    exit_with(watch_to_end(client().get(run)))
-
-
-@command(runs_group, "events")
-@click.argument("run", shell_complete=complete_run)
-def events(run: str) -> None:
-    """Print all events of RUN, with the seconds since the first event."""
-    options = current_options()
-    found = client().get(run).events()
-    if options.json:
-        options.show([{"id": e.id, "event": e.name, "at": e.at, **e.fields} for e in found])
-        return
-    first_at = found[0].at if found else 0
-    for event in found:
-        facts = " ".join(f"{key}={value}" for key, value in event.fields.items() if value and key != "ver")
-        print_line(f"{(event.at - first_at) / 1000:9.3f}  {event.name:20} {facts}")
-
-
-@command(runs_group, "logs")
-@click.argument("run", shell_complete=complete_run)
-@click.argument("step", shell_complete=complete_step)
-@click.option("-f", "--follow", is_flag=True, help="Print new lines as they arrive, until the run ends.")
-def logs(run: str, step: str, follow: bool) -> None:
-    """Print the output of STEP, about the last 1000 lines.
-
-    Lines from the stderr of the step go to stderr.
-
-    """
-    for stream, line in client().get(run).output(step, follow=follow):
-        if current_options().json:
-            print_json(json.dumps({"stream": stream, "line": line}, ensure_ascii=False))
-        else:
-            print_lines(line, err=stream == "stderr")
 
 
 @command(runs_group, "cancel")
 @click.argument("run", shell_complete=complete_run)
 @click.option("--reason", default="", help="Reason, recorded in the events of the run.")
 @click.option("--keep", is_flag=True, help="Keep the changes of finished steps; undo nothing.")
-@click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
+@_DETACH
 def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
     """Cancel RUN: start no further steps, and undo the finished ones.
 
-    Running steps are asked to stop, and are undone, too. Nothing is undone if the plan keeps changes (`on_failure:
-    keep`, the default of `longshore orchestrate` and `restart`), or if an irreversible step has succeeded. `always`
-    steps still run. The command waits for the end of the run.
+    Running steps are asked to stop, and are then undone, too. `always` steps still run. The command waits for the end
+    of the run.
 
-    Exit codes: 0: the run has ended `cancelled`, `undone` or `failed`, and no effect remains or may remain; 1: refused,
-    or no worker has answered in 30 seconds (the command is kept); 2: unknown run; 3: an effect remains or may remain.
+    Nothing is undone in these cases:
+
+    \b
+    * with --keep
+    * after a step with `irreversible: true` has succeeded
+    * if the plan has `on_failure: keep`; `longshore orchestrate` and `restart`
+      make such plans by default
+
+    \b
+    Exit codes:
+      0  the run has ended, and no effect remains or may remain
+      1  refused, or not executed in 30 seconds (a worker executes it later)
+      3  an effect remains or may remain
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -186,15 +68,18 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
 @command(runs_group, "undo")
 @click.argument("run", shell_complete=complete_run)
 @click.option("--reason", default="", help="Reason, recorded in the events of the run.")
-@click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
+@_DETACH
 def undo(run: str, reason: str, detach: bool) -> None:
     """Undo the changes of RUN, which has ended, or retry a failed undo.
 
-    All steps that may have an effect, also failed ones, are undone in reverse order. After a finished step with
-    `irreversible: true`, the command is refused.
+    All steps that may have an effect, also failed ones, are undone in reverse order. `always` steps are not undone. If
+    a step with `irreversible: true` has succeeded, the command is refused.
 
-    Exit codes: 0: undone; 1: refused, or no worker has answered in 30 seconds (the command is kept); 2: unknown
-    run; 3: an effect remains or may remain.
+    \b
+    Exit codes:
+      0  undone
+      1  refused, or not executed in 30 seconds (a worker executes it later)
+      3  an effect remains or may remain
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -209,17 +94,26 @@ def undo(run: str, reason: str, detach: bool) -> None:
 @command(runs_group, "resume")
 @click.argument("run", shell_complete=complete_run)
 @click.option("--reason", default="", help="Reason, recorded in the events of the run.")
-@click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
+@_DETACH
 def resume(run: str, reason: str, detach: bool) -> None:
     """Resume RUN after a suspension, a failure or a failed undo.
 
-    A suspended run continues. If the run waits for a decision, use `longshore runs resolve` instead. A failed or
-    partial run, or a run that was cancelled before it began, continues with all steps that are not done. A step is
-    done if it succeeded, or was skipped for another reason than a failed dependency. A failed undo is retried. A run
-    that was undone, also by `longshore runs cancel`, cannot be resumed.
+    The state of RUN decides what happens:
 
-    Exit codes: the same as `longshore run`, or 1 if the resume is refused or no worker has answered in 30 seconds (the
-    command is kept).
+    \b
+    suspended        the run continues; but if the run waits for a decision, the
+                     command is refused: use `longshore runs resolve`
+    failed, partial  the run continues with all steps that are not done
+    cancelled        the run begins, because it was cancelled before it began
+    undo_failed      the failed undos are retried
+
+    In all other states, the command is refused.
+
+    A step is done if it succeeded. A skipped step is done, too, unless a dependency of the step failed. A step of
+    unknown outcome runs again. To prevent this, first use `longshore runs resolve RUN STEP --done` or `--skip`.
+
+    Exit codes: the same as `longshore run`, or 1 if the command was refused, or not executed in 30 seconds (a worker
+    executes it later).
     """
     found, options = client().get(run), current_options()
     if options.dry_run:
@@ -272,14 +166,18 @@ def resolve(run: str, step: str, note: str, **flags: bool) -> None:
     """Record a decision about a step of unknown outcome or failed undo.
 
     First find out on the host whether the effect of the step exists. Then choose exactly one of --done, --skip,
-    --undone and --abandon.
+    --undone and --abandon. After a failed undo, only --undone and --abandon are possible.
 
-    A run that waits for this decision continues after --done and --skip. After --undone and --abandon, the step counts
-    as failed: unless the plan has `on_failure: keep` or `on_error: continue`, the other steps are undone. A run that
-    has ended continues only after `longshore runs resume`.
+    If the run is suspended for this decision, --done and --skip continue the run. After --undone and --abandon, the
+    step counts as failed, and the other steps are undone, unless the plan has `on_failure: keep` or `on_error:
+    continue`.
 
-    Exit codes: 0: recorded; 1: refused, or no worker has answered in 30 seconds (the command is kept); 2: wrong
-    usage or an unknown run or step.
+    To continue a run that has ended, use `longshore runs resume` afterwards.
+
+    \b
+    Exit codes:
+      0  recorded
+      1  refused, or not executed in 30 seconds (a worker executes it later)
     """
     chosen = [name for name, is_set in flags.items() if is_set]
     if len(chosen) != 1:
@@ -309,17 +207,19 @@ def _accepted(run: Run, command_id: str) -> bool:
 @command(runs_group, "replay")
 @click.option("--host", default="", help="Host that has lost its data.")
 @click.option("--service", default="", help="External service that has lost its data.")
-@click.option("--since", metavar="TIME", help=_SINCE)
+@click.option("--since", metavar="TIME", help=SINCE)
 @click.option("--run-id", metavar="ID", help="Id of the run that repeats the steps.")
-@click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
+@click.option("--detach", is_flag=True, help="Print the id of the run and return at once.")
 def replay(host: str, service: str, since: str | None, run_id: str | None, detach: bool) -> None:
     """Repeat the steps of a host or service that has lost its data.
 
     Choose exactly one of --host and --service. One new run repeats the steps that changed the host or the service and
-    were not undone, with the recorded parameters and in the original order. Only operations of the kind `converges`
-    (`longshore ops show`), idempotent operations of your own, and commands with `creates` or `unless` are repeated; the
-    command lists all other steps. If a repeated step fails, the run keeps its changes. Ctrl-C stops watching; Ctrl-C
-    twice cancels the run.
+    were not undone, with the recorded parameters and in the original order. If a repeated step fails, the run keeps its
+    changes.
+
+    Only operations of the kind `converges` (`longshore ops show`), idempotent operations of your own, and commands with
+    `creates` or `unless` are repeated. The command lists the other steps. Steps of deleted runs (LONGSHORE_RETENTION)
+    are neither repeated nor listed.
 
     Exit codes: the same as `longshore run`, or 3 if some steps cannot be repeated.
     """
@@ -363,12 +263,17 @@ def _print_left_out(replayed: Replay) -> None:
 def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) -> None:
     """Delete the records of ended runs; a deleted run cannot be undone.
 
-    Without RUN, the command deletes all runs that ended longer ago than --older-than (default: LONGSHORE_RETENTION,
-    after which workers delete ended runs anyway). Child runs are deleted, too. A given RUN is deleted at any
-    age; with --older-than or --plan, a RUN that does not match is skipped.
+    Without RUN, the command deletes all runs that ended longer ago than --older-than. The default is
+    LONGSHORE_RETENTION, after which workers delete ended runs anyway. Child runs are deleted with their parent.
 
-    Exit codes: 0: each run was deleted or skipped; 1: some runs were refused because they have not ended; 2: wrong
-    usage or an unknown run.
+    A given RUN is deleted at any age. With --older-than or --plan, a RUN that does not match is skipped.
+
+    \b
+    Exit codes:
+      0  each run was deleted or skipped
+      1  a run was refused: it has not ended, or is a child run
+      1  a run was not deleted in 30 seconds (a worker deletes it later)
+      2  wrong usage or an unknown run (other runs may have been deleted)
     """
     options, connected = current_options(), client()
     seconds = read_duration(older_than, "--older-than") if older_than is not None else connected.settings.retention
@@ -414,8 +319,10 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
 def approve(run: str, step: str, reject: bool, note: str) -> None:
     """Approve or reject STEP, which waits for an approval.
 
-    Exit codes: 0: recorded; 1: refused, or no worker has answered in 30 seconds (the command is kept); 2: wrong
-    usage or an unknown run or step.
+    \b
+    Exit codes:
+      0  recorded
+      1  refused, or not executed in 30 seconds (a worker executes it later)
     """
     found = client().get(run)
     if current_options().dry_run:

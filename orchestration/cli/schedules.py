@@ -16,9 +16,8 @@ from longshore.orchestration.schedules.schedules import Schedules, ScheduleStatu
 def schedules_group() -> None:
     """List, trigger, pause and resume schedules.
 
-    A schedule starts a plan or a job at given times; `longshore beat` and a worker must run, with the same settings
-    (LONGSHORE_CONFIG, LONGSHORE_PLANS, LONGSHORE_JOBS) as this command.
-
+    A schedule starts a plan or a job at given times. For this, `longshore beat` and a worker must run, with the same
+    settings (LONGSHORE_CONFIG, LONGSHORE_PLANS, LONGSHORE_JOBS) as this command.
     """
 
 
@@ -27,11 +26,11 @@ def ls() -> None:
     """List all schedules, with plan, times and next start.
 
     Schedules come from the settings file, from plans in the folders of LONGSHORE_PLANS, and from jobs. The list also
-    has schedules that workers have processed and that the settings of this command do not declare, such as entries in
-    the beat of an application. For these schedules and for jobs, NEXT is empty; `longshore job ls` prints the next
-    start of a job. All planned starts up to DONE UNTIL were started or skipped. If DONE UNTIL stays empty, no worker
-    knows the schedule.
+    has schedules that only the workers know, such as entries in the beat of an application. For these schedules and for
+    jobs, NEXT is empty; `longshore job ls` prints the next start of a job.
 
+    All planned starts up to DONE UNTIL were started or skipped. If DONE UNTIL stays empty, no worker knows the
+    schedule.
     """
     options, listing = current_options(), Schedules(client()).list()
     rows = [_row(each) for each in listing.schedules]
@@ -62,14 +61,15 @@ def _row(found: ScheduleStatus) -> dict[str, str | None]:
 
 @command(schedules_group, "trigger")
 @click.argument("name")
-@click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
+@click.option("--detach", is_flag=True, help="Print the id of the run and return at once.")
 def trigger(name: str, detach: bool) -> None:
     """Start the plan of schedule NAME now, and watch the run.
 
     NAME is a schedule of the settings file or of a plan; for a job, use `longshore job run`. The planned times of the
-    schedule do not change. A paused schedule can be triggered, too. While an earlier run of the schedule is active, the
-    new run waits, is cancelled, or cancels the earlier run, as `overlap` of the schedule defines. Ctrl-C stops
-    watching; Ctrl-C twice cancels the run.
+    schedule do not change. A paused schedule can be triggered, too.
+
+    If an earlier run of the schedule is active, `overlap` of the schedule decides: the new run waits, is cancelled, or
+    cancels the earlier run.
 
     Exit codes: the same as `longshore run`.
     """
@@ -89,8 +89,7 @@ def pause(name: str) -> None:
     """Pause schedule NAME until it is resumed.
 
     NAME is a name that `longshore schedules ls` prints, also that of a job. Starts that are planned during the pause
-    are skipped.
-
+    are skipped. Active runs continue.
     """
     _set_paused(name, paused=True)
 

@@ -11,7 +11,9 @@ from longshore.orchestration.cli.inputs import read_duration
 from longshore.orchestration.stacks.plan import RolloutOptions, with_defaults
 
 HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
-REGISTRY = click.option("--registry", is_flag=True, help="Ask registries for newer images (default: stored answers).")
+REGISTRY = click.option(
+    "--registry", is_flag=True, help="Ask registries for newer images. Default: use stored answers."
+)
 LABEL = click.option(
     "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only services with this label; repeatable."
 )
@@ -19,7 +21,7 @@ RETRY = click.option("--retry", is_flag=True, help="Also select services whose n
 
 
 def image_option(effect: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option("--image", metavar="IMAGE", help=f"{effect}. IMAGE is a name, with or without tag, or an id.")
+    return click.option("--image", metavar="IMAGE", help=f"{effect}. IMAGE is NAME, NAME:TAG or an id.")
 
 
 def _time_option(name: str, default: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -42,7 +44,9 @@ def rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="keep: undo only the stacks that fail; undo: undo all stacks if one fails.",
         ),
         _time_option("--healthy-deadline", "60s", "Time in which a stack must become healthy."),
-        _time_option("--min-healthy-time", "5s", "Time that a container without health check must run."),
+        _time_option(
+            "--min-healthy-time", "5s", "Time that a container without health check must run without a restart."
+        ),
         RETRY,
         click.option(
             "--no-way-back",
@@ -51,7 +55,9 @@ def rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Whether to restart a stack whose running version could not be restored afterwards.",
         ),
-        click.option("--run-id", metavar="ID", help="Id of the run that restarts the stacks."),
+        click.option(
+            "--run-id", metavar="ID", help="Id of the run. An existing run with this id and plan is watched instead."
+        ),
         click.option("--detach", is_flag=True, help="Return once the run, if any, has started, and print its id."),
     ):
         function = option(function)

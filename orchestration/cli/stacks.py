@@ -53,11 +53,15 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
     """Check that the cached inventory matches the hosts.
 
     The inventory is stored in Redis, and lists the Compose stacks of each host with their containers, files and images.
-    The command changes nothing. `longshore orchestrate` rebuilds an inventory that is not valid; `select` and `restart`
-    rebuild only a missing, expired or unreadable one. To find services that need a restart, use `longshore select`.
+    The command changes nothing. `longshore orchestrate` rebuilds an inventory that is not valid. To find services that
+    need a restart, use `longshore select`.
 
-    Exit codes: 0: the inventory is valid; 1: it needs a rebuild; 2: a host could not be checked, Redis does not answer,
-    or wrong usage.
+    \b
+    Exit codes:
+      0  the inventory is valid
+      1  the inventory needs a rebuild
+      2  a host could not be checked, for example a drained one
+      2  Redis does not answer, or wrong usage
     """
     as_json = as_json or current_options().json
     found = None
@@ -112,7 +116,7 @@ def _now() -> str:
 @click.command("rebuild")
 @click.option("--force", is_flag=True, help="Do not ask for confirmation.")
 @HOST
-@click.option("--registry", is_flag=True, help="Ask registries for newer images (default: delete stored answers).")
+@click.option("--registry", is_flag=True, help="Ask registries for newer images. Default: delete stored answers.")
 @global_options
 def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     """Inspect each host again, and replace the cached inventory.
@@ -120,7 +124,11 @@ def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     Use the command if the cached inventory seems wrong: the inspection uses no cached data. If the inspection fails,
     the earlier inventory of the host remains. Without --force, the command reads a confirmation, y or N, from stdin.
 
-    Exit codes: 0: rebuilt; 1: no host was rebuilt, or the answer was not y; 2: wrong usage; 3: some hosts failed.
+    \b
+    Exit codes:
+      0  rebuilt
+      1  no host was rebuilt, or the answer was not y
+      3  some hosts failed
     """
     stacks = _stacks()
     present, missing = stacks.hosts(hosts)
@@ -175,12 +183,19 @@ def select(
     """List stale services, or all services that run an image.
 
     A service is stale if its containers are missing or unhealthy, or differ from its Compose files, mounted files or
-    images. Containers that a person has stopped are left alone, and projects without containers are ignored. The list
-    names the reasons. First, the command rebuilds each cached inventory that is missing, expired or unreadable (with
-    --registry, each; with --dry-run, none). Then the command inspects each host, so that the list also shows changes
-    since the inventory was stored.
+    images. The list names the reasons. Containers that a person has stopped are left alone, and projects without
+    containers are ignored.
 
-    Exit codes: 0: all hosts inspected; 2: wrong usage, or no host inspected; 3: some hosts or projects not inspected.
+    The command inspects each host, so that the list also shows changes since the inventory was stored. Before this, the
+    command rebuilds each cached inventory that is missing, expired or unreadable. With --registry, all inventories are
+    rebuilt; with --dry-run, none.
+
+    \b
+    Exit codes:
+      0  all hosts inspected, whether services are stale or not
+      1  Redis does not answer, or no host has a worker with a Docker engine
+      2  wrong usage, or no host inspected
+      3  some hosts or projects not inspected
     """
     stacks = _stacks()
     found = stacks.select(
@@ -251,16 +266,21 @@ def restart(
 ) -> None:
     """Restart or redeploy stale services, or named services.
 
-    Without NAME, the command first waits for other runs that restart services on the hosts, and then restarts the
-    services that `longshore select` lists. NAME is PROJECT/SERVICE, a service or a project; HOST:NAME selects one host.
-    A named service is restarted even if it is not stale. Of a named project, the running and the stale services are
-    restarted. If NAME is -, the command reads names from stdin, one per line. Newer images that --registry has found,
-    also in an earlier command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+    Without NAME, the command first waits for other runs that restart services on the hosts. Then the command restarts
+    the services that `longshore select` lists. NAME has one of these forms:
 
-    Exit codes: 0: all stacks are up to date; 1: all stacks have their earlier versions, because the run was cancelled
-    or (with --on-failure undo) a stack failed; also 1: Redis does not answer (the run may continue); 2: wrong usage or
-    an unknown name; 3: a change remains, a host or stack could not be inspected, or (with --on-failure keep, the
-    default) a stack failed, even if its earlier version was restored.
+    \b
+    PROJECT/SERVICE  the service, even if it is not stale
+    SERVICE          the same, if only one project has a service of this name
+    PROJECT          the running and the stale services of the project
+    HOST:NAME        NAME on this host only; without HOST, NAME on all hosts
+    -                names from stdin, one per line
+
+    Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
+    healthy, its earlier version is restored.
+
+    Exit codes: the same as `longshore orchestrate`, and 2 for an unknown name. If no known host answers, the exit code
+    is 3.
     """
     requested = _read_names(names)
     rollout = rollout_from(rollout_options)
@@ -314,15 +334,22 @@ def orchestrate(
 ) -> None:
     """Find stale services, and restart or redeploy them.
 
-    The command first waits for other runs that restart services on the hosts, and then does the work of `longshore
-    check`, `rebuild` (if needed), `select` and `restart`. If a stack does not become healthy, its earlier version is
-    restored. `longshore select --help` defines stale. Newer images that --registry has found, also in an earlier
-    command, are pulled first. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+    The command first waits for other runs that restart services on the hosts. Then the command does the work of
+    `longshore check`, `rebuild` (if needed), `select` and `restart`. `longshore select --help` defines stale.
 
-    Exit codes: 0: nothing to do, or all stacks are up to date; 1: all stacks have their earlier versions, because the
-    run was cancelled or (with --on-failure undo) a stack failed; also 1: Redis does not answer, or no host does (the
-    run may continue); 2: wrong usage or an unknown name; 3: a change remains, a host or stack could not be inspected,
-    or (with --on-failure keep, the default) a stack failed, even if its earlier version was restored.
+    Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
+    healthy, its earlier version is restored. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+
+    \b
+    Exit codes:
+      0  nothing to do, or all stacks are up to date
+      1  all stacks have their earlier versions, because the run was cancelled
+      1  all stacks have their earlier versions: with --on-failure undo, one failed
+      1  Redis does not answer, or no host does (the run may continue)
+      3  a change remains
+      3  a host or stack could not be inspected, for example a drained host
+      3  with --on-failure keep (the default), a stack failed, even if its earlier
+         version was restored
     """
     rollout = rollout_from(rollout_options)
     stacks = _stacks()

@@ -41,7 +41,7 @@ _THREADS = 4
 class AsyncClient:
     """The entry point of an asyncio application, with the methods and errors of `Client`.
 
-    An instance belongs to one event loop. The constructor blocks where it has to start an embedded server.
+    An instance belongs to one event loop. The constructor blocks while it starts an embedded server.
     """
 
     def __init__(self, settings: Settings | None = None, *, app: Celery | None = None) -> None:
@@ -70,11 +70,11 @@ class AsyncClient:
         return AsyncRun(run, self._in_thread, self._reader)
 
     async def ensure_server(self) -> None:
-        """Start the embedded server where the settings name no Redis; an idle server ends by itself."""
+        """Start the embedded server, if the settings name no Redis. An idle server ends by itself."""
         await self._in_thread(self._client.ensure_server)
 
     async def close(self) -> None:
-        """Close the connections and end the threads; the client cannot be used afterwards."""
+        """Close the connections and end the threads. The client cannot be used afterwards."""
         await self._in_thread(self._client.close)
         self._threads.shutdown(wait=False)
 
@@ -87,7 +87,7 @@ class AsyncClient:
         *,
         run_id: str | None = None,
     ) -> AsyncRun:
-        """Start a run of a plan and return at once, as `Client.start`."""
+        """Start a run of a plan and return at once, as `Client.start` does."""
         return self._handle(await self._in_thread(self._client.start, plan, params, run_id=run_id))
 
     async def run_operation(
@@ -101,22 +101,22 @@ class AsyncClient:
         timeout: float | str | None = None,
         **params: Any,
     ) -> AsyncRun:
-        """Start a run of a single step and return at once, as `Client.run_operation`."""
+        """Start a run of one step and return at once, as `Client.run_operation` does."""
         start = partial(self._client.run_operation, operation, run_id=run_id, target=target, inside=inside)
         return self._handle(await self._in_thread(partial(start, timeout=timeout, **params)))
 
     # --- finding ----------------------------------------------------------------------------------
 
     async def cached(self, name: str) -> Any | None:
-        """The valid value that a `cache.rebuild.execute` step stored under the name, or None."""
+        """The value of a cache, as stored by `cache.rebuild.execute`; None if the cache is not valid."""
         return await self._in_thread(self._client.cached, name)
 
     async def get(self, run_id: str) -> AsyncRun:
-        """The run of an id. Raises UnknownName where no such run exists."""
+        """The run with this id. Raises UnknownName if no such run exists."""
         return self._handle(await self._in_thread(self._client.get, run_id))
 
     async def runs(self, limit: int = 50) -> list[AsyncRun]:
-        """The latest runs, newest first; damaged records are omitted."""
+        """The latest runs, newest first, without damaged records."""
         return [self._handle(run) for run in await self._in_thread(self._client.runs, limit)]
 
     # --- replay -----------------------------------------------------------------------------------
@@ -124,18 +124,18 @@ class AsyncClient:
     async def replay(
         self, *, host: str = "", service: str = "", since: datetime | None = None, run_id: str | None = None
     ) -> tuple[AsyncRun | None, Replay]:
-        """Apply recorded effects again, as `Client.replay`."""
+        """Start a run that repeats recorded effects, as `Client.replay` does."""
         run, found = await self._in_thread(self._client.replay, host=host, service=service, since=since, run_id=run_id)
         return (self._handle(run) if run is not None else None), found
 
     async def find_effects(self, *, host: str = "", service: str = "", since: datetime | None = None) -> Replay:
-        """The replay that `replay` would start. Reads only; the caller closes the result."""
+        """The replay that `replay` would start. Starts nothing. `close()` of the result deletes its temporary files."""
         return await self._in_thread(self._client.find_effects, host=host, service=service, since=since)
 
     # --- dry run ----------------------------------------------------------------------------------
 
     async def dry_run(self, plan: Plan | str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Ask the workers what each step would do, as `Client.dry_run`."""
+        """Ask the workers what each step would do, as `Client.dry_run` does."""
         return await self._in_thread(self._client.dry_run, plan, params)
 
     # --- hosts --------------------------------------------------------------------------------------
@@ -153,13 +153,13 @@ class AsyncClient:
     async def hosts(
         self, condition: HostFilter | None = None, /, *, group_by: str | None = None, **conditions: Any
     ) -> list[Host] | dict[str, list[Host]]:
-        """The hosts that match a condition, as `Client.hosts`."""
+        """The hosts that match a condition, as `Client.hosts` returns them."""
         find: Any = partial(self._client.hosts, condition, group_by=group_by, **conditions)
         found: list[Host] | dict[str, list[Host]] = await self._in_thread(find)
         return found
 
     async def drain(self, host: str, *, stop: bool = False) -> Host:
-        """Drain a host, as `Client.drain`."""
+        """Drain a host, as `Client.drain` does."""
         return await self._in_thread(self._client.drain, host, stop=stop)
 
     async def undrain(self, host: str) -> Host:

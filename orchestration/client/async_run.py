@@ -56,10 +56,7 @@ class Events:
 
 
 class AsyncRun:
-    """A handle to one run in an asyncio application, with the methods and errors of `Run`.
-
-    Raises StoreUnavailable from every method where Redis does not answer in time.
-    """
+    """A handle to one run in an asyncio application, with the methods and errors of `Run`."""
 
     def __init__(self, run: Run, in_thread: InThread, reader: StreamReader) -> None:
         self._run = run
@@ -87,7 +84,7 @@ class AsyncRun:
         return f"AsyncRun({self.id!r})"
 
     async def state(self) -> RunState:
-        """The state of the run; `pending` until a worker has read its request."""
+        """The state of the run; `pending` until a worker has read the request of the run."""
         return await self._in_thread(self._run.state)
 
     async def unserved(self) -> list[str]:
@@ -95,11 +92,11 @@ class AsyncRun:
         return await self._in_thread(self._run.unserved)
 
     async def waits_for(self) -> list[str]:
-        """Why the run does not continue now. As `Run.waits_for`."""
+        """The reasons why the run does not continue now, as `Run.waits_for` returns them."""
         return await self._in_thread(self._run.waits_for)
 
     async def report(self) -> Report:
-        """The report of the run as of now; complete once the run has ended."""
+        """The present report of the run. The report is complete once the run has ended."""
         return await self._in_thread(self._run.report)
 
     # --- following ----------------------------------------------------------------------------------
@@ -109,10 +106,10 @@ class AsyncRun:
         return Events(lambda: self._in_thread(self._run.events, after), lambda: self.watch(after))
 
     async def watch(self, after: str = "0-0", *, hooks: Hooks | None = None) -> AsyncIterator[Event]:
-        """Yield events as they occur, until the run has ended. Reads only.
+        """Yield the events after the cursor `after` as they occur, until the run has ended.
 
-        `hooks` are called in the event loop for each event after `after`, once each and in order; a hook may be a
-        coroutine function. Raises as `Run.watch` does.
+        For each of these events, `hooks` are called once, in order, in the event loop. A hook may be a coroutine
+        function. Raises as `Run.watch` does.
         """
         watcher = await self._watcher(hooks, after) if hooks is not None else None
         async for event in self._watch(after):
@@ -158,7 +155,7 @@ class AsyncRun:
         return call
 
     async def wait(self, timeout: float | None = None, *, check: bool = False, hooks: Hooks | None = None) -> Report:
-        """Wait until the run has ended and return its report. Raises and calls hooks as `Run.wait` does."""
+        """Wait until the run has ended and return its report. Calls hooks and raises as `Run.wait` does."""
         try:
             async with asyncio.timeout(timeout) as limit:
                 await (self._ended() if hooks is None else self._ended_with(hooks))
@@ -184,12 +181,12 @@ class AsyncRun:
             pass
 
     async def log(self, step: str) -> AsyncIterator[str]:
-        """The output of a step, its last thousand lines. Raises UnknownName for a step that the plan does not have."""
+        """The last thousand lines of the output of a step. Raises UnknownName if the plan has no such step."""
         async for _, line in self.output(step):
             yield line
 
     async def output(self, step: str, *, follow: bool = False) -> AsyncIterator[tuple[str, str]]:
-        """The output of a step as (stream, line); with `follow`, until the run has ended. As `Run.output`."""
+        """The output of a step as pairs (stream, line), as `Run.output` returns it."""
         if not follow:
             for line in await self._in_thread(lambda: list(self._run.output(step))):
                 yield line
@@ -206,23 +203,23 @@ class AsyncRun:
     # --- commands -----------------------------------------------------------------------------------
 
     async def cancel(self, reason: str = "", *, keep: bool = False) -> str:
-        """Cancel the run, as `Run.cancel`. Returns the id of the command, for `answer`."""
+        """Cancel the run, as `Run.cancel` does. Returns the id of the command, for `answer`."""
         return await self._in_thread(self._run.cancel, reason, keep=keep)
 
     async def undo(self, reason: str = "") -> str:
-        """Compensate a run that has ended, or retry its failed undos. Returns the id of the command, for `answer`."""
+        """Undo an ended run, or retry its failed undos. Returns the id of the command, for `answer`."""
         return await self._in_thread(self._run.undo, reason)
 
     async def resume(self, reason: str = "") -> str:
-        """Resume a run, as `Run.resume`. Returns the id of the command, for `answer`."""
+        """Resume a run, as `Run.resume` does. Returns the id of the command, for `answer`."""
         return await self._in_thread(self._run.resume, reason)
 
     async def resolve(self, step: str, word: Resolution, note: str = "") -> str:
-        """Resolve a step whose outcome a person knows, as `Run.resolve`. Returns the id of the command."""
+        """Record the outcome of a step, as `Run.resolve` does. Returns the id of the command, for `answer`."""
         return await self._in_thread(self._run.resolve, step, word, note)
 
     async def prune(self, timeout: float = 30.0) -> str:
-        """Delete an ended run with all its records, as `Run.prune`."""
+        """Delete the record of an ended run, as `Run.prune` does."""
         command_id = await self._in_thread(self._run.prune, 0)
         return await self.answer(command_id, timeout) if timeout else ""
 
@@ -231,11 +228,11 @@ class AsyncRun:
         return await self._in_thread(self._run.approve, step, note)
 
     async def reject(self, step: str, note: str = "") -> str:
-        """Reject a step that waits for an approval, so that the step fails. Returns and raises as `approve` does."""
+        """Reject a step that waits for an approval: the step fails. Returns and raises as `approve` does."""
         return await self._in_thread(self._run.reject, step, note)
 
     async def answer(self, command_id: str, timeout: float = 30.0) -> str:
-        """Wait until a worker has handled a command, as `Run.answer`."""
+        """Wait until a worker has handled a command. Returns and raises as `Run.answer` does."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             if (found := await self._in_thread(self._run._answered, command_id)) is not None:

@@ -54,9 +54,9 @@ _KEYS_KNOWN = 1.0
 class Client:
     """The entry point of an application: starts runs, finds them and commands hosts.
 
-    Where the settings name no Redis URL, the client starts one embedded server with a worker for this user; both
-    outlive the process. Raises ConfigError where `app`, the application's Celery app, uses another broker than the
-    Redis of the settings.
+    If the settings name no Redis URL, the client starts an embedded server with a worker for this user. Both outlive
+    the process. Raises ConfigError if `app`, the Celery app of the application, uses another broker than the Redis of
+    the settings.
     """
 
     def __init__(self, settings: Settings | None = None, *, app: Celery | None = None) -> None:
@@ -75,7 +75,7 @@ class Client:
         self._keys_asked = -math.inf
 
     def ensure_server(self) -> None:
-        """Start the embedded server where the settings name no Redis; an idle server ends by itself."""
+        """Start the embedded server, if the settings name no Redis. An idle server ends by itself."""
         if self.settings.redis_url is None:
             embedded.ensure(self.settings)
 
@@ -84,7 +84,7 @@ class Client:
         return producer(self.settings)
 
     def close(self) -> None:
-        """Close the connections; a later call opens new ones."""
+        """Close the connections. A later call opens new ones."""
         self.store.client.close()
         if "_producer" in self.__dict__:  # created by the first send
             self._producer.close()
@@ -100,12 +100,16 @@ class Client:
     ) -> Run:
         """Start a run of a plan and return at once.
 
-        A start is idempotent by `run_id`: with the same plan and parameters it returns the existing run
-        (`Run.attached`), with others it raises RunConflict.
+        A start is idempotent by `run_id`: with the same plan and parameters, the method returns the existing run
+        (`Run.attached`). Raises StoreUnavailable if Redis does not answer in time. Raises these errors before the run
+        is stored:
 
-        Before anything is stored, raises PlanError, ParamsError, UnknownName (for a host or label, too), ConfigError
-        for a missing key, ServiceDown for an open breaker where `on_blocked` is `refuse`, and QueueFull where
-        `max_queued` runs wait. Raises StoreUnavailable where Redis does not answer in time.
+        * RunConflict – the run id exists, with another plan or other parameters
+        * PlanError, ParamsError – the plan or the parameters are invalid
+        * UnknownName – a plan, operation, host or label does not exist
+        * ConfigError – the signing key is missing
+        * ServiceDown – the breaker of a service is open, and the setting `on_blocked` is `refuse`
+        * QueueFull – `max_queued` runs wait
         """
         self.ensure_server()
         is_new, name = run_id is None, plan if isinstance(plan, str) else plan.name
@@ -160,29 +164,29 @@ class Client:
         timeout: float | str | None = None,
         **params: Any,
     ) -> Run:
-        """Start a run of a single step and return at once; keywords are the parameters of the operation.
+        """Start a run of one step and return at once. The other keywords are the parameters of the operation.
 
-        `inside` names a container to run the step in. Raises as `start` does.
+        `inside` names a container in which the step runs. Raises as `start` does.
         """
         return self.start(single(operation, params, target=target, inside=inside, timeout=timeout), run_id=run_id)
 
     # --- finding ----------------------------------------------------------------------------------
 
     def cached(self, name: str) -> Any | None:
-        """The valid value that a `cache.rebuild.execute` step stored under the name, or None."""
+        """The value of a cache, as stored by `cache.rebuild.execute`; None if the cache is not valid."""
         self.ensure_server()
         caches = Caches(self.store)
         found = caches.get(name)
         return None if found.entry is None or found.problem(caches.now()) else found.entry.value
 
     def get(self, run_id: str) -> Run:
-        """The run of an id. Raises UnknownName where no such run exists."""
+        """The run with this id. Raises UnknownName if no such run exists."""
         self.ensure_server()
         plan, digest = stored_plan(self.store, run_id)
         return self._run(run_id, plan, digest=digest, attached=True)
 
     def runs(self, limit: int = 50) -> list[Run]:
-        """The latest runs, newest first; damaged records are omitted, since `longshore doctor` names them."""
+        """The latest runs, newest first, without damaged records. `longshore doctor` names damaged records."""
         found = []
         for run_id in self.store.runs(limit):
             try:
@@ -196,11 +200,12 @@ class Client:
     def replay(
         self, *, host: str = "", service: str = "", since: datetime | None = None, run_id: str | None = None
     ) -> tuple[Run | None, Replay]:
-        """Apply again, in a run of its own, the recorded effects on a host or service that has lost its data.
+        """Start a run that repeats the recorded effects on a host or service that has lost its data.
 
-        `since` limits the replay to runs created from then on. Returns the run, or None where no effect was found, and
-        the replay, whose `left_out` names the effects that cannot be applied again. Raises UsageError as
-        `replay.collect` does.
+        Give either `host` or `service`. `since` leaves out runs that were created earlier. Returns a pair: the run, or
+        None if there is no effect to repeat; and the replay, whose `left_out` lists the effects that cannot be
+        repeated. Raises UsageError for both or neither of `host` and `service`, and for more steps than a plan may
+        have.
         """
         self.ensure_server()
         found = self.find_effects(host=host, service=service, since=since)
@@ -211,7 +216,7 @@ class Client:
         return run, found
 
     def find_effects(self, *, host: str = "", service: str = "", since: datetime | None = None) -> Replay:
-        """The replay that `replay` would start. Reads only; the caller closes the result."""
+        """The replay that `replay` would start. Starts nothing. `close()` of the result deletes its temporary files."""
         return replay.collect(
             self.store, host=host, service=service, since=round(since.timestamp() * 1000) if since else 0
         )
@@ -219,10 +224,10 @@ class Client:
     # --- dry run ----------------------------------------------------------------------------------
 
     def dry_run(self, plan: Plan | str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Ask the workers what each step would do, in the order of the levels, without changing anything.
+        """Ask the workers what each step would do, in the order of the levels. Changes nothing.
 
-        Each entry has `step, op, level, host, action, changed, undo, impossible`. The plan is kept in Redis under
-        a key of its own and deleted afterwards. Raises WaitTimeout where no worker of a queue answers.
+        Each entry describes one step: `step`, `op`, `level`, `host`, `action`, `changed`, `undo`, `impossible`. Redis
+        stores the plan during the call only. Raises WaitTimeout if no worker of a queue answers.
         """
         self.ensure_server()
         checked = load(plan) if isinstance(plan, str) else plan
@@ -247,11 +252,12 @@ class Client:
     def hosts(
         self, condition: HostFilter | None = None, /, *, group_by: str | None = None, **conditions: Any
     ) -> list[Host] | dict[str, list[Host]]:
-        """The hosts that match a condition, by name; without a condition, all hosts that have workers.
+        """The hosts that match a condition, by name. Without a condition, all hosts that have workers.
 
-        Keywords are those of `HostFilter`: `os="debian", arch=…, min_cpu=…, min_memory="2GiB", label="role:web",
-        fact={"rack": "12"}, healthy=True`. `group_by` is the name of a fact, or `label:KEY`; hosts without that value
-        are in no group. Raises UsageError for an invalid condition or `group_by`.
+        A condition is a `HostFilter` or its keywords: `os="debian"`, `arch`, `min_cpu`, `min_memory="2GiB"`,
+        `label="role:web"`, `fact={"rack": "12"}`, `healthy=True`. With `group_by`, the name of a fact or `label:KEY`,
+        the method returns the hosts by that value; hosts without the value are left out. Raises UsageError for an
+        invalid condition or `group_by`.
         """
         self.ensure_server()
         try:
@@ -269,7 +275,7 @@ class Client:
         return found if group_by is None else grouped(found, group_by)
 
     def drain(self, host: str, *, stop: bool = False) -> Host:
-        """Drain a host: its workers claim no new steps, except undo and always steps; running attempts finish.
+        """Drain a host: its workers claim no new steps, except undo and always steps. Running attempts finish.
 
         With `stop`, the workers exit once they are idle. Raises UnknownName for an unknown host.
         """

@@ -46,8 +46,8 @@ ANSWER_PAUSE = 0.05
 class Run:
     """A handle to one run: waits for it, reads its report and events, and sends commands to it.
 
-    `attached` is True where the run existed before this client asked for it.
-    Raises StoreUnavailable from every method where Redis does not answer in time.
+    `attached` is True if the run existed before this client asked for it. Every method raises StoreUnavailable if Redis
+    does not answer in time.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Run:
         return f"Run({self.id!r})"
 
     def state(self) -> RunState:
-        """The state of the run; `pending` until a worker has read its request."""
+        """The state of the run; `pending` until a worker has read the request of the run."""
         return RunState(self.store.state(self.id) or RunState.PENDING)
 
     def _state_there(self) -> RunState:
@@ -92,7 +92,7 @@ class Run:
         return pending_reasons.unserved(self.store, self.plan)
 
     def waits_for(self) -> list[str]:
-        """Why the run does not continue now: queues without a worker, and hosts that take no work; else empty."""
+        """The reasons why the run does not continue now: queues without a worker, and hosts that take no work."""
         if self.store.settings.redis_url is None:
             return []  # see `unserved`
         found = self.report()
@@ -101,7 +101,7 @@ class Run:
         return waiting_reasons(found)
 
     def report(self) -> Report:
-        """The report of the run as of now; complete once the run has ended."""
+        """The present report of the run. The report is complete once the run has ended."""
         store = self.store
         run, steps = store.everything(self.id)
         if self._digest and run.get("digest", self._digest) != self._digest:
@@ -114,14 +114,14 @@ class Run:
         return report.build(self.id, self.plan, run, steps, store.now())
 
     def events(self, after: str = "0-0") -> list[Event]:
-        """The events so far, after the cursor `after` (an event's id)."""
+        """The events so far, after the cursor `after`, which is the id of an event."""
         return events.read(self.store, self.id, self.plan, after)
 
     def watch(self, after: str = "0-0", *, hooks: Hooks | None = None) -> Iterator[Event]:
-        """Yield events as they occur, until the run has ended. Reads only.
+        """Yield the events after the cursor `after` as they occur, until the run has ended.
 
-        `hooks` are called for each event after `after`, once each and in order. An exception from a hook is raised
-        here. Raises RunLost where the run does not exist.
+        For each of these events, `hooks` are called once, in order. An exception of a hook is raised here. Raises
+        RunLost if the run does not exist.
         """
         watcher = _Watcher(self, hooks, after) if hooks is not None else None
         for event in self._watch(after):
@@ -141,9 +141,10 @@ class Run:
     def wait(self, timeout: float | None = None, *, check: bool = False, hooks: Hooks | None = None) -> Report:
         """Block until the run has ended and return its report.
 
-        Raises WaitTimeout after `timeout` seconds, which does not affect the run, and RunLost where the run does not
-        exist any more. With `check`, raises RunFailed for an exit code other than 0. `hooks` are called as in `watch`.
-        Logs a warning for each reason why the run waits for a worker.
+        `hooks` are called as by `watch`. A warning is logged for each reason why the run waits for a worker.
+
+        Raises WaitTimeout after `timeout` seconds; the run continues. Raises RunLost if the run does not exist any
+        more. With `check`, raises RunFailed for an exit code other than 0.
         """
         idle = IdleLog(self.id)
         watcher = _Watcher(self, hooks) if hooks is not None else None
@@ -170,11 +171,11 @@ class Run:
         return checked(self.report()) if check else self.report()
 
     def log(self, step: str) -> Iterator[str]:
-        """The output of a step, its last thousand lines. Raises UnknownName for a step that the plan does not have."""
+        """The last thousand lines of the output of a step. Raises UnknownName if the plan has no such step."""
         return (line for _, line in self.output(step))
 
     def output(self, step: str, *, follow: bool = False) -> Iterator[tuple[str, str]]:
-        """The output of a step as (stream, line); the stream is stdout, stderr, or '' for the operation's own.
+        """The output of a step as pairs (stream, line). The stream is stdout, stderr, or '' for the operation's own.
 
         With `follow`, yields lines as they are printed, until the run has ended.
         """
@@ -191,37 +192,40 @@ class Run:
     def cancel(self, reason: str = "", *, keep: bool = False) -> str:
         """Cancel the run: no further step begins, running attempts are asked to stop, and completed steps are undone.
 
-        With `keep`, the effects of completed steps stay. Returns the id of the command, for `answer`.
+        With `keep`, completed steps are not undone. Returns the id of the command, for `answer`.
         """
         return self._command("cancel", reason, keep=keep)
 
     def undo(self, reason: str = "") -> str:
-        """Compensate a run that has ended, or retry its failed undos. Returns the id of the command, for `answer`."""
+        """Undo an ended run, or retry its failed undos. Returns the id of the command, for `answer`."""
         return self._command("undo", reason)
 
     def resume(self, reason: str = "") -> str:
-        """Resume a run: from its suspension, from the first step that is not done (`failed`, `partial`), or with the
-        undos that failed or were held back (`undo_failed`). Returns the id of the command, for `answer`.
+        """Resume a run. Returns the id of the command, for `answer`.
+
+        * A `suspended` run continues.
+        * A `failed`, `partial` or `cancelled` run runs the steps that are not done.
+        * An `undo_failed` run repeats the undos that failed or were held back.
         """
         return self._command("resume", reason)
 
     def resolve(self, step: str, word: Resolution, note: str = "") -> str:
-        """Resolve a step whose outcome a person knows and the record does not.
+        """Record the outcome of a step that a person knows, and Longshore does not.
 
         * `done` – the step had its effect
         * `skip` – continue as if the step were not needed
-        * `undone` – a person compensated the step, or the step never had an effect
-        * `abandon` – leave the effect; the report lists the step as left over
+        * `undone` – a person undid the step, or the step never had an effect
+        * `abandon` – leave the effect; `left_over` in the report names the step
 
-        Returns the id of the command, for `answer`. Raises UnknownName for a step that the plan does not have.
+        Returns the id of the command, for `answer`. Raises UnknownName if the plan has no such step.
         """
         return self._command("resolve", note, step=self._id_of(step), resolved_as=word)
 
     def prune(self, timeout: float = 30.0) -> str:
-        """Delete an ended run with all its records, after which it can no longer be undone.
+        """Delete the record of an ended run. Afterwards, the run cannot be undone.
 
-        Returns `done`, or the reason of a refusal. Raises WaitTimeout where no worker reads the command in time. With a
-        `timeout` of 0, returns '' at once.
+        Returns `done`, or the reason of a refusal. Raises WaitTimeout if no worker reads the command within `timeout`
+        seconds. With a `timeout` of 0, returns '' at once.
         """
         command_id = self._command("prune", "")
         return self.answer(command_id, timeout) if timeout else ""
@@ -229,12 +233,12 @@ class Run:
     def approve(self, step: str, note: str = "") -> str:
         """Approve a step that waits for an approval. Returns the id of the command, for `answer`.
 
-        Raises UnknownName for a step that the plan does not have.
+        Raises UnknownName if the plan has no such step.
         """
         return self._command("approve", note, step=self._id_of(step))
 
     def reject(self, step: str, note: str = "") -> str:
-        """Reject a step that waits for an approval, so that the step fails. Returns and raises as `approve` does."""
+        """Reject a step that waits for an approval: the step fails. Returns and raises as `approve` does."""
         return self._command("reject", note, step=self._id_of(step))
 
     def _id_of(self, step: str) -> StepId:
@@ -246,9 +250,9 @@ class Run:
             ) from None
 
     def answer(self, command_id: str, timeout: float = 30.0) -> str:
-        """Block until a worker has handled a command; return `done`, or the reason of a refusal.
+        """Block until a worker has handled a command. Returns `done`, or the reason of a refusal.
 
-        Raises WaitTimeout after `timeout` seconds; the command is kept.
+        Raises WaitTimeout after `timeout` seconds; a worker can still handle the command later.
         """
         until = time.monotonic() + timeout
         while time.monotonic() < until:

@@ -29,9 +29,11 @@ def start_on_commit(
 ) -> str:
     """Start a run after the commit of the current transaction; return its id at once, to store the id with the data.
 
-    A transaction that is rolled back starts nothing; without a transaction, the run starts at once. `using` is the
-    alias of the database. Raises PlanError, ParamsError and BadIdentifier now, so that they roll the transaction back.
-    After the commit, raises as `Client.start`; a later start with the same `run_id` starts the run at most once.
+    If the transaction is rolled back, no run is started. Without a transaction, the run is started at once. `using` is
+    the alias of the database.
+
+    Raises PlanError, ParamsError and BadIdentifier at once, so that they roll the transaction back. After the commit,
+    raises as `Client.start` does. Another start with the same `run_id` does not start the run twice.
     """
     from django.db import transaction  # noqa: PLC0415 - an optional package
 

@@ -53,10 +53,10 @@ class Jobs:
         self._client = client
 
     def list(self, *, files: Iterable[str | Path] = ()) -> JobListing:
-        """List the jobs that labels and files describe now, with a request to each host with an engine.
+        """The jobs that labels and files describe now. Queries each host with an engine.
 
-        `files` are read beside those of the setting `jobs`. Raises WaitTimeout where no host answers, ConfigError for
-        a bad file.
+        `files` are read in addition to the files of the setting `jobs`. Raises WaitTimeout if no host answers, and
+        ConfigError for an invalid file.
         """
         self._client.ensure_server()
         paths = [*job_files(self._client.settings), *map(Path, files)]
@@ -65,7 +65,7 @@ class Jobs:
     def plan(
         self, name: str, *, host: str | None = None, files: Iterable[str | Path] = (), **options: Unpack[JobOptions]
     ) -> Plan:
-        """The plan of a job, to show it or to pass it to `Client.dry_run`. Raises JobNotFound."""
+        """The plan of a job, for example for `Client.dry_run`. Raises JobNotFound, and as `list` does."""
         return job_plan(self.list(files=files).job(name, host), options)
 
     def start(
@@ -77,7 +77,7 @@ class Jobs:
         files: Iterable[str | Path] = (),
         **options: Unpack[JobOptions],
     ) -> Run:
-        """Start a job and return its run at once. Raises as `plan` and `Client.start`."""
+        """Start a job and return its run at once. Raises as `plan` and `Client.start` do."""
         return self._client.start(self.plan(name, host=host, files=files, **options), run_id=run_id)
 
     def run(
@@ -91,11 +91,11 @@ class Jobs:
         check: bool = True,
         **options: Unpack[JobOptions],
     ) -> Report:
-        """Run a job to its end: stop the stack, run the worker, start the stack again. `report.job` has the outcome.
+        """Run a job to its end: stop the stack, run the job container, start the stack. `report.job` has the outcome.
 
-        `log`, a function or a file, receives each line of the worker's output as it is printed. With `check`, an
-        outcome other than success is raised as a JobFailed: ImageMissing, StopFailed, WorkerFailed, JobTimeout,
-        JobCancelled or StartFailed.
+        `log`, a function or a file, receives each line of the output of the job container. With `check`, raises a
+        JobFailed if the job does not succeed: ImageMissing, StopFailed, WorkerFailed, JobTimeout, JobCancelled or
+        StartFailed.
         """
         run = self.start(name, host=host, run_id=run_id, files=files, **options)
         write = _lines_to(log) if log is not None and not callable(log) else log
@@ -114,9 +114,10 @@ class Jobs:
         return report
 
     def recover(self, run_id: str, timeout: float = 60.0) -> Run:
-        """Wait until a worker has restored a run that Redis lost, from the labels of its container, and return it.
+        """Wait until a worker has restored a run that Redis has lost, and return the run.
 
-        Raises RunLost after `timeout` seconds, for example because the run had not yet created a container.
+        The worker reads the labels of the job container. Raises RunLost after `timeout` seconds, for example because
+        the run had created no job container.
         """
         until = time.monotonic() + timeout
         while time.monotonic() < until:

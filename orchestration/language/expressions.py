@@ -125,6 +125,7 @@ class _Roots:
 
 
 E = _Roots()
+"""Builds expressions for templates and `when`, such as `E.params.tag` or `E.steps["check-health"].data`."""
 
 
 def of_step(name: str) -> Expression:

@@ -16,7 +16,14 @@ from longshore.orchestration.states import StepState
 
 
 class OnlyIf(StrEnum):
-    """The values of `only_if`: conditions on the outcomes of the steps in `after`."""
+    """The values of `only_if`: conditions on the outcomes of the steps in `after`.
+
+    * `changed`, `failed` – at least one dependency is changed, or has failed
+    * `all_changed` – every dependency is changed
+    * `any_host_changed`, `any_host_failed`, `any_host_skipped` – a dependency is changed, has failed or was skipped on
+      at least one host
+    * `all_hosts_changed`, `all_hosts_failed` – every dependency is changed, or has failed, on all of its hosts
+    """
 
     CHANGED = "changed"
     ALL_CHANGED = "all_changed"

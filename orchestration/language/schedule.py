@@ -128,26 +128,26 @@ class Scheduled(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     plan: str = Field(
-        "", description="Name or file of the plan. Ignored in the `schedules` of a plan, which start the plan itself"
+        "", description="In LONGSHORE_SCHEDULES: the name or file of the plan. A schedule in a plan starts this plan"
     )
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the plan")
     cron: Annotated[str, BeforeValidator(parse_cron)] | None = Field(
         None, description="Five cron fields, or a descriptor such as @daily"
     )
     every: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Interval between starts, counted from 1970-01-01 00:00 UTC: 1h starts on the hour"
+        None, description="Interval between starts, counted from 1970 (UTC): 1h starts on the hour"
     )
     timezone: Annotated[str, BeforeValidator(parse_zone)] = Field("UTC", description="Time zone of `cron`")
     jitter: Duration = Field(0.0, description="The longest random delay of each start")
     overlap: Overlap = Field(
         "queue",
-        description="If the previous run has not ended at a planned time, the new run waits (queue), is not started "
-        "(skip), or cancels the previous run (cancel_running)",
+        description="If an earlier run has not ended at a planned time, the new run waits (queue), is not started "
+        "(skip), or cancels the earlier run (cancel_running)",
     )
     missed: Missed = Field(
         "once",
-        description="If planned times passed while no worker or beat was running, runs start later for none of them "
-        "(skip), for the latest one (once), or for each of the latest hundred (all)",
+        description="After planned times have passed without a worker or without a beat, a run starts for none of "
+        "them (skip), for the latest one (once), or for each of the latest hundred (all)",
     )
 
     @model_validator(mode="after")

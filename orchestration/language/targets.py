@@ -111,7 +111,7 @@ def _as_facts(value: Any) -> Any:
 
 
 class HostFilter(BaseModel):
-    """Conditions on a host, all of which must hold. A condition on a fact that is not known does not hold."""
+    """Conditions on a host, all of which must hold. A condition on an unknown fact does not hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -119,7 +119,7 @@ class HostFilter(BaseModel):
     version: str | None = Field(None, description="Version of the distribution")
     arch: str | None = Field(None, description="Processor: x86_64 (amd64), aarch64 (arm64), …")
     min_cpu: float | None = Field(None, ge=0, description="Minimum number of processors")
-    min_memory: ByteSize | None = Field(None, description="Minimum memory: bytes, or 2GiB")
+    min_memory: ByteSize | None = Field(None, description="Minimum memory: a number of bytes, or a text such as 2GiB")
     label: Annotated[list[_Label], BeforeValidator(_as_labels)] = Field(
         default_factory=list, description="Labels that the host must have, each as key:value"
     )
@@ -128,7 +128,8 @@ class HostFilter(BaseModel):
     )
     healthy: bool | None = Field(
         None,
-        description="true: the host accepts new steps, and its Docker engine, if any, answers. false: the opposite",
+        description="true: the host accepts new steps, and its Docker engine, if any, answers. false: one of these is "
+        "not true",
     )
 
     @model_serializer(mode="plain")

@@ -18,31 +18,36 @@ from longshore.orchestration.store.run_store import Store
 
 #: Each counter: its metric in `counters`, its name, its help text and its labels.
 _COUNTERS = (
-    ("runs", "longshore_runs", "Runs that have ended, by plan and final state", ("plan", "state")),
-    ("steps", "longshore_steps", "Steps that have ended, by operation and final status", ("op", "status")),
+    ("runs", "longshore_runs", "Ended runs, by plan and final state", ("plan", "state")),
+    ("steps", "longshore_steps", "Ended steps, by operation and final status", ("op", "status")),
     (
         "attempts",
         "longshore_step_attempts",
-        "Attempts at steps; for a step with several units (items, hosts), the attempts at the units",
+        "Attempts at steps. If a step has units (items or hosts), the attempts at its units",
         ("op",),
     ),
-    ("undos", "longshore_undos", "Undos that have ended, by operation of the step and outcome", ("op", "status")),
+    (
+        "undos",
+        "longshore_undos",
+        "Ended compensations of steps, by operation of the step and by outcome",
+        ("op", "status"),
+    ),
     (
         "lost",
         "longshore_leases_lost",
-        "Attempts at steps and undos whose lease expired, because their worker was lost",
+        "Lost attempts at steps and compensations: their lease expired",
         ("op",),
     ),
     (
         "resent",
         "longshore_messages_resent",
-        "Messages of steps and undos that were sent again, because no worker had claimed the step or undo in time",
+        "Messages that were sent again, because no worker claimed the step or compensation in time",
         ("op",),
     ),
 )
 _HISTOGRAMS = (
-    ("run_s", "longshore_run_duration_seconds", "Time from the start of the first level of a run to its end", "plan"),
-    ("step_s", "longshore_step_duration_seconds", "Time from the first claim of a step to its outcome", "op"),
+    ("run_s", "longshore_run_duration_seconds", "Duration of runs, from the first level to the end", "plan"),
+    ("step_s", "longshore_step_duration_seconds", "Duration of steps, from the first claim to the outcome", "op"),
 )
 
 
@@ -63,8 +68,8 @@ class Collector:
             yield _histogram(totals, metric, name, what, label)
         uncounted = GaugeMetricFamily(
             "longshore_runs_uncounted",
-            "Ended runs that later scrapes will count, because one scrape counts only for a limited time. All counters "
-            "are empty until this number is 0 for the first time",
+            "Ended runs that are not counted yet, because a scrape counts for a short time only. Counters and "
+            "histograms are empty until this gauge has been 0 once",
         )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted
@@ -76,7 +81,7 @@ class Collector:
     @staticmethod
     def _live(totals: Totals) -> Metric:
         live = GaugeMetricFamily(
-            "longshore_runs_live", "Runs that have not ended; a scrape reads at most 1,000", labels=["plan", "state"]
+            "longshore_runs_live", "Runs that have not ended. A scrape counts at most 1,000", labels=["plan", "state"]
         )
         for (plan, state), count in sorted(totals.live.items()):
             live.add_metric([plan, state], count)
@@ -86,7 +91,7 @@ class Collector:
         length = GaugeMetricFamily("longshore_queue_length", "Messages that wait in a queue", labels=["queue"])
         oldest = GaugeMetricFamily(
             "longshore_queue_oldest_seconds",
-            "Seconds for which the oldest of the next ten messages of a queue has waited; 0 if the queue is empty",
+            "Age in seconds of the oldest of the next ten messages of a queue. 0 for an empty queue",
             labels=["queue"],
         )
         workers = GaugeMetricFamily("longshore_queue_workers", "Running workers that consume a queue", labels=["queue"])
@@ -113,14 +118,14 @@ class Collector:
         store = self._store
         breakers = GaugeMetricFamily(
             "longshore_breaker_open",
-            "1 for each open breaker, of a service that is down, or of a job that has failed three times in a row",
+            "1 while the breaker of a service or job is open. No value while the breaker is closed",
             labels=["service"],
         )
         for breaker in Breakers(store).open():
             breakers.add_metric([breaker.service], 1)
         yield breakers
         dead_letters = GaugeMetricFamily(
-            "longshore_dead_letters", "Stored dead letters: messages and entries that no worker could process"
+            "longshore_dead_letters", "Dead letters: stored messages and entries that no worker could process"
         )
         dead_letters.add_metric([], store.call(store.client.xlen, store.keys.dead_letters))
         yield dead_letters

@@ -21,15 +21,19 @@ from longshore.orchestration.operations.base import (
 
 
 class ApprovalParams(Params):
-    """`longshore runs approve RUN STEP` approves or rejects the step."""
+    """`longshore runs approve RUN STEP` approves the step, and with `--reject` rejects the step."""
 
     message: str = Field("", description="Text for the person who decides")
     timeout: Duration = Field(86_400.0, description="Time for the decision, from the dispatch of the step")
-    on_timeout: Literal["fail", "approve"] = Field("fail", description="The end of the step after `timeout`")
+    on_timeout: Literal["fail", "approve"] = Field(
+        "fail", description="Whether the step fails or is approved after `timeout`"
+    )
 
 
 class ApprovalResult(Result):
-    """`by` is the person who decided, empty after a timeout. `at` is in ms since 1970, by Redis's clock."""
+    """`by` names the person who decided, and is empty after a timeout. `note` is the comment of this person. `at` is in
+    ms since 1970, by Redis's clock.
+    """
 
     approved: bool
     by: str = ""
@@ -44,8 +48,13 @@ APPROVAL = register(
     queue="control",
     kind=Kind.READ_ONLY,
     undo=Undo.NONE,
-    summary="Wait for an approval or rejection, without occupying a worker",
+    summary="Wait for the approval of a person, without occupying a worker",
     retry=NO_RETRY,
     waits=Waits.PERSON,
-    about=replace(READ_ONLY, duplicate="waits again", dry_run="shows the longest wait"),
+    about=replace(
+        READ_ONLY,
+        duplicate="waits again",
+        fails="after a rejection, and after `timeout` with `on_timeout: fail`",
+        dry_run="shows the longest wait",
+    ),
 )

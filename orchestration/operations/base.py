@@ -94,13 +94,13 @@ class Waits(StrEnum):
 class Retry(BaseModel):
     """The number of attempts at a step, and the delays between them.
 
-    The first retry follows after `initial`. The delay doubles for each further retry, up to `maximum`.
+    The delay doubles with each retry, from `initial` up to `maximum`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     attempts: int = Field(default=4, ge=1, le=100, description="The number of attempts, including the first one")
-    initial: Duration = Field(0.0, description="The delay before the first retry. By default, retries are immediate")
+    initial: Duration = Field(0.0, description="The delay before the first retry")
     maximum: Duration = Field(30.0, description="The longest delay before a retry")
     jitter: bool = Field(default=True, description="Whether each delay is shortened at random, by up to half")
 
@@ -138,8 +138,10 @@ class About:
     undo: str
     #: The effect of a second attempt at the step.
     duplicate: str
+    #: The reasons for which the step fails, besides those of all operations.
+    fails: str = "only for the reasons that all operations share"
     #: The answer of a dry run.
-    dry_run: str = "compares the current with the requested state, and predicts the changes"
+    dry_run: str = "compares the present state with the parameters, and predicts the changes"
     #: The errors after which a further attempt follows.
     retried: str = "temporary errors"
 

@@ -32,22 +32,23 @@ class CacheParams(Params):
 
 
 class RebuildParams(CacheParams):
-    """The data of the builder become the next generation, which `Client().cached(NAME)` reads.
+    """The operation `builder` runs within the step. Its data become the next generation of the cache, which
+    `Client().cached(NAME)` reads.
 
-    A valid generation is not rebuilt, unless `force` is set. A generation is valid if it is intact, younger than
-    `ttl`, built from the same `fingerprint`, and not invalidated. Other effects of the builder are not undone.
+    The step builds nothing if the current generation is valid, unless `force` is set. A generation is valid if it is
+    intact, within its `ttl`, has the same `fingerprint`, and was not invalidated.
     """
 
-    builder: Annotated[str, Field(min_length=1)] = Field(description="Operation, which runs on the worker of this step")
+    builder: Annotated[str, Field(min_length=1)] = Field(description="Operation that returns the data of the cache")
     params: dict[str, Any] = Field({}, description="Parameters of the builder")
-    fingerprint: str = Field("", description="Version of the input; another version needs a rebuild")
-    ttl: Duration = Field(0.0, description="Lifetime of a generation; 0: unlimited")
+    fingerprint: str = Field("", description="Version of the input; a generation of another version is not valid")
+    ttl: Duration = Field(0.0, description="Lifetime of the new generation; 0: unlimited")
     force: bool = Field(default=False, description="Build even if the current generation is valid")
 
 
 class RebuildResult(Result):
-    """`generation` is the current generation, and `previous` the one before. `built` is false if the step found a valid
-    generation; otherwise, `why` is the reason of the build.
+    """`generation` is the current generation after the step, and `previous` the one before. If this step built
+    `generation`, `built` is true, and `why` is the reason.
     """
 
     cache: str
@@ -59,13 +60,13 @@ class RebuildResult(Result):
 
 
 class CheckParams(CacheParams):
-    """A missing cache is not valid."""
+    """A cache is valid if its current generation exists, is intact, within its `ttl`, and was not invalidated."""
 
-    fingerprint: str = Field("", description="Version of the input; a cache of another version is not valid")
+    fingerprint: str = Field("", description="Version of the input; if set, a cache of another version is not valid")
 
 
 class CheckResult(Result):
-    """`reason`: the reason why the cache is not valid."""
+    """`reason` says why the cache is not valid. Without a generation, `generation` is 0."""
 
     cache: str
     valid: bool
@@ -75,11 +76,11 @@ class CheckResult(Result):
 
 
 class InvalidateParams(CacheParams):
-    """The next rebuild builds a new generation. The current generation is kept only for an undo."""
+    """The next `cache.rebuild.execute` builds a new generation."""
 
 
 class InvalidateResult(Result):
-    """`generation`: the invalidated generation; 0 if the cache had none."""
+    """`generation` is the invalidated generation, or 0 if the cache has none."""
 
     cache: str
     generation: int = 0
@@ -92,14 +93,15 @@ REBUILD = register(
     queue="cache",
     kind=Kind.CONVERGES,
     undo=Undo.FULL,
-    summary="Build a cache with an operation, unless it is valid",
+    summary="Build a cache with an operation, unless the cache is valid",
     secrets=frozenset({"params"}),
     about=About(
-        changed="a generation was built",
-        undo="restores the previous generation, unless another one was built since",
-        duplicate="waits for the lock of the cache; finds the new generation",
-        dry_run="shows whether the cache is valid, and its builder",
-        retried="temporary errors of the builder",
+        changed="the step built a generation",
+        undo="restores the previous generation, or empties the cache; changes nothing if another generation was built "
+        "since. Other effects of the builder remain",
+        duplicate="waits for the lock of the cache; uses the new generation, if the first attempt has stored it",
+        fails="if the builder is unknown or fails, or if its data exceed `LONGSHORE_MAX_OBJECT`",
+        dry_run="shows whether a build is needed, and its builder",
     ),
 )
 CHECK = register(
@@ -121,9 +123,9 @@ INVALIDATE = register(
     undo=Undo.FULL,
     summary="Invalidate a cache",
     about=About(
-        changed="the cache was valid",
-        undo="makes the generation valid again, unless another one was built since",
-        duplicate="finds the cache invalidated",
+        changed="a generation existed that was not invalidated",
+        undo="makes the generation valid again; changes nothing if another generation was built since",
+        duplicate="finds the generation invalidated",
         dry_run="names the generation that would be invalidated",
     ),
 )

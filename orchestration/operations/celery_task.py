@@ -64,18 +64,16 @@ class TaskParams(Params):
     args: list[Any] = Field([], description="Positional arguments")
     kwargs: dict[str, Any] = Field({}, description="Keyword arguments")
     queue: str = Field("celery", description="A queue that the application's workers consume")
-    as_result: bool = Field(default=False, description="Store the returned value as `result`, also if it is a mapping")
-    options: TaskOptions = Field(TaskOptions(), description="Options of the message")
+    as_result: bool = Field(default=False, description="Store the returned value as `result`, even a mapping")
+    options: TaskOptions = Field(TaskOptions(), description="Celery options of the message")
     fenced: bool = Field(
-        default=False, description="The application has `install(app)`: its worker asks Longshore before it begins"
+        default=False, description="Set if the application calls `install(app)`, so that its tasks are fenced"
     )
-    idempotent: bool = Field(
-        default=False, description="A second execution has no further effect; only then may the task run again"
-    )
+    idempotent: bool = Field(default=False, description="A second execution of the task has no further effect")
 
 
 class TaskResult(Result):
-    """The mapping that the task returned. Any other value is in `result`; with `as_result`, a mapping is, too."""
+    """The mapping that the task returns. Any other value is in `result`, and with `as_result` also a mapping."""
 
     result: Any = None
 
@@ -94,8 +92,9 @@ CELERY = register(
     about=About(
         changed="always",
         undo="none; give the step an `undo` in the plan",
-        duplicate="after the loss of its worker, the task runs again only if `idempotent`; otherwise the step is "
-        "unknown",
+        duplicate="after a lost attempt, sends the task again only with `idempotent`; otherwise, the step is unknown",
+        fails="if the task fails, or with `fenced` if no worker begins the task within the time limit of the step. Any "
+        "other task that does not end in time makes the step unknown",
         dry_run="names the task and its queue",
         retried="each error of the task, except Permanent, Preflight, InDoubt and StepCancelled",
     ),

@@ -15,42 +15,48 @@ OK_CODES: Any = Field([0], description="Exit codes of success")
 
 
 class CommandParams(Params):
-    """A program with its environment and limits. An exit code outside of `ok_codes` is a failure."""
+    """A program with its environment and limits."""
 
     cwd: str | None = Field(None, description="Working directory")
     env: dict[str, str] = Field(
         {},
-        description="Environment variables, in addition to LONGSHORE_RUN_ID, LONGSHORE_STEP and LONGSHORE_ATTEMPT. "
-        "On the host, the program inherits only PATH, HOME, USER, LOGNAME, LANG, LC_ALL, TZ and TMPDIR. "
-        "LONGSHORE_ALLOWED_ENVIRONMENT may limit the names",
+        description="Environment variables, in addition to LONGSHORE_RUN_ID, LONGSHORE_STEP and LONGSHORE_ATTEMPT",
     )
     stdin: str | None = Field(None, description="Text for standard input")
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Time limit; then the program gets TERM. By default the timeout of the step"
+        None, description="Time limit, after which the program gets TERM; by default that of the step"
     )
     grace: Duration = Field(10.0, description="Time between TERM and KILL")
     ok_codes: OkCodes = OK_CODES
-    changes: bool = Field(default=True, description="false: the command only reads, and needs no undo")
+    changes: bool = Field(default=True, description="false: the command changes nothing, and needs no undo")
     creates: str | None = Field(None, description="A path; if the path exists, the command does not run")
     unless: str | list[str] | None = Field(
-        None, description="A command that runs first; if its exit code is 0, the step does no more"
+        None,
+        description="A test that runs first, as arguments or a line for /bin/sh; after exit code 0, the command does "
+        "not run",
     )
 
 
 class ExecParams(CommandParams):
-    """The program runs without a shell."""
+    """On the host, the program inherits only PATH, HOME, USER, LOGNAME, LANG, LC_ALL, TZ and TMPDIR from the worker.
+    LONGSHORE_ALLOWED_ENVIRONMENT may limit the names in `env`.
+    """
 
     argv: Annotated[list[str], Field(min_length=1, description="The program and its arguments")]
 
 
 class ShellParams(CommandParams):
-    """`/bin/sh -c` runs the command line."""
+    """On the host, the command inherits only PATH, HOME, USER, LOGNAME, LANG, LC_ALL, TZ and TMPDIR from the worker.
+    LONGSHORE_ALLOWED_ENVIRONMENT may limit the names in `env`.
+    """
 
     command: Annotated[str, Field(min_length=1, description="The command line")]
 
 
 class CommandResult(Result):
-    """The last 64 KiB of each output stream; `truncated` if there was more."""
+    """`stdout` and `stderr` have the last 64 KiB; if a stream was longer, `truncated` is true. If the command did not
+    run, `skipped` has the reason.
+    """
 
     stdout: str = ""
     stderr: str = ""
@@ -71,9 +77,9 @@ COMMAND_ABOUT = About(
     changed="the command ran, unless `changes` is false",
     undo="none; give the step an `undo` in the plan",
     duplicate="after a lost attempt, the command runs again only with `creates`, `unless` or `changes: false`; "
-    "otherwise the step is unknown",
-    dry_run="shows the command, and whether `creates` skips the command",
-    retried="temporary errors, exit codes and time limits",
+    "otherwise, the step is unknown",
+    fails="if the program cannot start, exceeds `timeout`, or exits with a code outside of `ok_codes`",
+    dry_run="shows the command, and whether `creates` prevents the command",
 )
 
 
@@ -95,5 +101,5 @@ def _command(name: str, params: type[CommandParams], summary: str) -> Operation:
     )
 
 
-EXEC = _command("command.exec.execute", ExecParams, "Run a program with an argument list")
+EXEC = _command("command.exec.execute", ExecParams, "Run a program with an argument list, without a shell")
 SHELL = _command("command.shell.execute", ShellParams, "Run a command line with /bin/sh")

@@ -19,8 +19,7 @@ from longshore.orchestration.operations.command import (
     repeatable,
 )
 from longshore.orchestration.operations.docker.images import Login
-from longshore.orchestration.operations.docker.programs import KEEP_FAILED, RunResult
-from longshore.orchestration.operations.docker.programs import RUN as DOCKER_RUN
+from longshore.orchestration.operations.docker.programs import FAILED_RUN, KEEP_FAILED, RUN_ABOUT, RunResult
 
 #: Accept one text as a list.
 AS_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
@@ -28,7 +27,8 @@ Paths = Annotated[list[Annotated[str, Field(min_length=1)]], AS_LIST]
 NoWayBack = Literal["refuse", "accept"]
 #: The reaction of a step if the running containers could not be created again.
 NO_WAY_BACK: Any = Field(
-    "refuse", description="If the running version could not be restored: fail before any change, or continue"
+    "refuse",
+    description="If the running containers could not be created again: fail before any change, or continue",
 )
 #: Descriptions that several parameters share.
 GRACE = "Time between TERM and KILL; by default that of each container"
@@ -44,13 +44,13 @@ class ProjectParams(Params):
     """
 
     project_dir: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Folder of the project on the Docker host"
+        None, description="Absolute path of the project's folder on the Docker host"
     )
     project: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Name; without `project_dir`, its containers must exist"
+        None, description="Name of the project; without `project_dir`, the labels of its containers name the files"
     )
     files: Paths = Field([], description="Compose files, relative to `project_dir`")
-    services: Paths = Field([], description="All by default")
+    services: Paths = Field([], description="Services; all by default")
     profiles: Paths = Field([], description="Profiles to enable")
     env_file: Paths = Field([], description="Files of variables, relative to `project_dir`")
 
@@ -81,7 +81,7 @@ class ProjectParams(Params):
 class HealthLimits(Params):
     """Waits until each service is healthy or, without a health check, has run without a restart."""
 
-    healthy_deadline: Duration = Field(60.0, description="Time for the services to become healthy")
+    healthy_deadline: Duration = Field(60.0, description="Time for the services to become healthy; then the step fails")
     min_healthy_time: Duration = Field(5.0, description=UNDISTURBED)
 
 
@@ -89,7 +89,7 @@ class RolloutParams(HealthLimits):
     """A rollout of a configuration to services."""
 
     auto_revert: bool = Field(
-        default=False, description="If the services do not become healthy, restore the earlier version at once"
+        default=False, description="If the services do not become healthy, restore the earlier version, and then fail"
     )
     grace: Duration | None = Field(None, description=GRACE)
     no_way_back: NoWayBack = NO_WAY_BACK
@@ -99,23 +99,23 @@ class Replacing(RolloutParams, ProjectParams):
     """A rollout: containers are replaced in batches."""
 
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Services in one batch; each batch must be healthy before the next. All by default"
+        None, description="Services that change at the same time; the next ones follow when these are healthy"
     )
 
 
 class UpParams(Replacing):
-    """Images are not built, and are pulled as `pull` sets, before any container is stopped.
+    """The step creates missing containers, starts stopped ones, and replaces those that differ from files or images.
 
-    The step fails if a service is not healthy within `healthy_deadline`.
+    With `pull`, images are pulled before any container is stopped. Images are never built.
     """
 
-    pull: Literal["never", "missing", "always"] = Field("never", description="missing: images that the host lacks")
+    pull: Literal["never", "missing", "always"] = Field("never", description="missing: pull images that the host lacks")
     auth: Login | None = Field(None, description=AUTH)
     remove_orphans: bool = Field(default=False, description="Remove containers of services that no file defines")
 
 
 class DownParams(ProjectParams):
-    """Containers and networks are removed; volumes and images stay."""
+    """Volumes and images stay."""
 
     services: Paths = Field([], description="Must be empty: a project goes down as a whole")
     remove_orphans: bool = Field(default=False, description="Remove containers of services that no file defines")
@@ -131,34 +131,36 @@ class DownParams(ProjectParams):
 
 
 class StopParams(ProjectParams):
-    """Running containers are stopped, dependents before their dependencies."""
+    """Each service stops before the services that it depends on."""
 
     grace: Duration | None = Field(None, description=GRACE)
 
 
 class StartParams(HealthLimits, ProjectParams):
-    """Stopped containers are started, dependencies first; no container is created."""
+    """The step also starts the dependencies of `services`, and waits until all are healthy. No container is created. A
+    one-shot service that has succeeded is not started again.
+    """
 
     min_healthy_time: Duration = Field(1.0, description=UNDISTURBED)
 
 
 class RestartParams(HealthLimits, ProjectParams):
-    """Changes of the files are not applied; use `compose.up.execute` for those."""
+    """Stopped containers stay stopped. The step does not apply changes of the files; use `compose.up.execute`."""
 
     min_healthy_time: Duration = Field(1.0, description=UNDISTURBED)
     grace: Duration | None = Field(None, description=GRACE)
 
 
 class ConfigParams(ProjectParams):
-    """An unset variable in the files is an error."""
+    """The values of variables, which may be secret, are not returned."""
 
 
 class PsParams(ProjectParams):
-    """The list includes the containers of `docker compose run`."""
+    """The list includes the one-off containers of `docker compose run`."""
 
 
 class PullParams(ProjectParams):
-    """No container is started."""
+    """Services with `build` and without `image` are left out. No container is started."""
 
     policy: Literal["always", "missing"] = Field("always", description="missing: only images that the host lacks")
     auth: Login | None = Field(None, description=AUTH)
@@ -172,11 +174,11 @@ class BuildParams(ProjectParams):
 
 
 class ServiceExecParams(CommandParams):
-    """The container must be running."""
+    """If the container has no /bin/sh, Longshore cannot end a program that is cancelled or exceeds its time limit."""
 
     project: Annotated[str, Field(min_length=1, description="Name of the project")]
     service: Annotated[str, Field(min_length=1, description="Name of the service")]
-    number: Annotated[int, Field(ge=1)] = Field(1, description="Number of the container")
+    number: Annotated[int, Field(ge=1)] = Field(1, description="Number of the container of this service")
     argv: Annotated[list[str], Field(min_length=1, description="The program and its arguments")]
     user: str | None = Field(None, description="user[:group]; by default that of the container")
 
@@ -184,12 +186,12 @@ class ServiceExecParams(CommandParams):
 class ServiceRunParams(ProjectParams):
     """The container has the image, networks, volumes and environment of the service, and publishes no ports.
 
-    The dependencies of the service must be running.
+    The step does not start the dependencies of the service.
     """
 
     services: Paths = Field([], description="Must be empty: use `service`")
     service: Annotated[str, Field(min_length=1, description="Name of the service")]
-    command: list[str] | None = Field(None, description="In place of the command of the service")
+    command: list[str] | None = Field(None, description="Replaces the command of the service")
     env: dict[str, str] = Field({}, description="Additional environment variables")
     user: str | None = Field(None, description="user[:group]; by default that of the service")
     workdir: str | None = Field(None, description="Working directory")
@@ -206,15 +208,15 @@ class ServiceRunParams(ProjectParams):
 
 
 class RollbackParams(Replacing):
-    """A revision is the resolved configuration of a successful `compose.up.execute`, with its images.
-
-    `longshore ops run compose.ps.get project=…` lists the revisions. Images are neither pulled nor built.
+    """A revision is the resolved configuration of the project, with its images, after a successful
+    `compose.up.execute`. `longshore ops run compose.ps.get project=…` lists the revisions. Images are neither pulled
+    nor built.
     """
 
     services: Paths = Field([], description="Must be empty: a project is rolled back as a whole")
 
     to: Annotated[int, Field(ge=1)] | Literal["previous"] = Field(
-        "previous", description="Number of a revision; previous: the latest that differs from the running one"
+        "previous", description="Number of a revision; previous: the latest that differs from what runs now"
     )
 
     @field_validator("services")
@@ -238,9 +240,8 @@ class ContainerState(Result):
 
 
 class UpResult(Result):
-    """Names of containers by action, and the present containers.
-
-    `revision` is the path of the saved configuration on the Docker host.
+    """The lists of text have names of containers, and `containers` describes the present ones. `revision` is the path
+    of the stored configuration. `standing` describes the version that runs now.
     """
 
     project: str
@@ -251,13 +252,13 @@ class UpResult(Result):
     unchanged: list[str] = []
     containers: list[ContainerState] = []
     revision: str | None = None
-    standing: list[dict[str, Any]] = Field(
-        [], description="The version that runs now: images, revision, health, and a sentence"
-    )
+    standing: list[dict[str, Any]] = []
 
 
 class ConfigResult(Result):
-    """Image, configuration hash and number of containers of each service, without the values of variables."""
+    """Each service has `image`, `hash` (of its configuration), `replicas`, `depends_on` and `build`. `sha256` is the
+    digest of all resolved files.
+    """
 
     project: str
     services: dict[str, dict[str, Any]] = {}
@@ -266,7 +267,9 @@ class ConfigResult(Result):
 
 
 class PsResult(Result):
-    """`revisions` lists the possible rollbacks, the latest last, each as `number, at, run, services` (image ids)."""
+    """`revisions` lists the revisions for `compose.rollback.execute`, the latest last. Each has `number`, `at`, `run`
+    and `services` (with image ids).
+    """
 
     project: str
     exists: bool = False
@@ -275,19 +278,37 @@ class PsResult(Result):
 
 
 class ImagesResult(Result):
-    """The id of each image before and after the step; null for none."""
+    """`images` has for each tag the image ids `before` and `after` the step; null for none."""
 
     project: str
     images: dict[str, dict[str, str | None]] = {}
 
 
-class ChangeResult(Result):
-    """Names of the changed containers."""
+class DownResult(Result):
+    """`removed` has the names of the removed containers."""
 
     project: str
     removed: list[str] = []
+
+
+class StopResult(Result):
+    """`stopped` has the names of the stopped containers."""
+
+    project: str
     stopped: list[str] = []
+
+
+class StartResult(Result):
+    """`started` has the names of the started containers."""
+
+    project: str
     started: list[str] = []
+
+
+class RestartResult(Result):
+    """`restarted` has the names of the restarted containers."""
+
+    project: str
     restarted: list[str] = []
 
 
@@ -300,73 +321,76 @@ def _compose(
 
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": READ_ONLY}
-_ENGINE = "an unreachable engine or registry, or a Compose conflict after a crash"
-_BY_STATE = "finds the containers in the requested state"
+_FILES = "if the files are invalid or use an unset variable"
+UNHEALTHY = "or a service is not healthy within `healthy_deadline`"
+NO_WAY = "the running containers could not be created again (`no_way_back`)"
+_MOVED_TAGS = "restores the former tags, or removes new ones; fails if a tag was moved since"
 
 UP = _compose(
     "up.execute",
     UpParams,
     UpResult,
-    "Bring a project up and wait until it is healthy",
+    "Create or update the containers of a project, and wait until they are healthy",
     About(
         changed="a container was created, replaced, started or removed, or a pull fetched another image",
-        undo="restores the former configuration, images and running containers from backups; takes a new project "
-        "down, without its volumes. Fails if the project was changed since",
-        duplicate="waits for the lock of the project; changes only what differs from the files",
-        dry_run="lists the services that would change, with reasons: missing, configuration, image, not running",
-        retried=_ENGINE,
+        undo="restores the former configuration, images and running containers; removes a new project, but not its "
+        "volumes. Fails if the project was changed since",
+        duplicate="waits for the lock of the project, and completes the changes of the first attempt",
+        fails=f"{_FILES}, an image is missing, {NO_WAY}, {UNHEALTHY}",
+        dry_run="lists the services that would change, with reasons",
     ),
     secrets=frozenset({"auth"}),
 )
 DOWN = _compose(
     "down.execute",
     DownParams,
-    ChangeResult,
-    "Take a project down; volumes stay",
+    DownResult,
+    "Remove the containers and networks of a project",
     About(
-        changed="a container or network existed",
-        undo="creates the containers again from backups, and starts those that ran; anonymous volumes and data "
-        "written inside the containers are lost",
-        duplicate="finds the project removed",
-        retried=_ENGINE,
+        changed="a container or network was removed",
+        undo="creates the containers again, and starts those that ran. Anonymous volumes, and data written inside of "
+        "the containers, are lost",
+        duplicate="removes the remaining containers and networks",
+        fails=f"if {NO_WAY}, or Compose reports an error",
     ),
     undo=Undo.PARTIAL,
 )
 STOP = _compose(
     "stop.execute",
     StopParams,
-    ChangeResult,
+    StopResult,
     "Stop running containers of a project",
     About(
         changed="a container ran",
-        undo="starts exactly the containers that the step stopped, and pauses those that were paused",
-        duplicate=_BY_STATE,
-        retried=_ENGINE,
+        undo="starts the containers that ran, and pauses those that were paused; fails if one was removed since",
+        duplicate="stops the containers that still run",
+        fails="if another program starts a container during the step; if only `project` is given, and this project has "
+        "no containers",
     ),
 )
 START = _compose(
     "start.execute",
     StartParams,
-    ChangeResult,
+    StartResult,
     "Start stopped containers of a project",
     About(
         changed="a container did not run",
-        undo="stops exactly the containers that the step started",
-        duplicate=_BY_STATE,
-        retried=_ENGINE,
+        undo="stops the containers that did not run before the step",
+        duplicate="starts the containers that do not run",
+        fails=f"if a service has no container, {UNHEALTHY}",
     ),
 )
 RESTART = _compose(
     "restart.execute",
     RestartParams,
-    ChangeResult,
+    RestartResult,
     "Restart running containers of a project",
     About(
-        changed="a container ran, or was started",
-        undo="starts the containers that ran, if the restart left one stopped",
+        changed="a container ran",
+        undo="starts containers that ran before the step and do not run now",
         duplicate="skips containers that were started since the step began",
+        fails=f"if a service has no container, {UNHEALTHY}",
         dry_run="lists the containers to restart",
-        retried=_ENGINE,
     ),
     kind=Kind.ACTS,
 )
@@ -376,11 +400,11 @@ PULL = _compose(
     ImagesResult,
     "Pull the images of a project",
     About(
-        changed="a tag refers to another image",
-        undo="restores or removes the tags; layers stay on disk",
-        duplicate="finds the tags at the images of the registry",
-        dry_run="compares the registry's digests with the local ones",
-        retried="an unreachable registry or engine, or an interrupted download",
+        changed="a tag refers to another image than before",
+        undo=f"{_MOVED_TAGS}. Layers stay on disk",
+        duplicate="pulls again; the host already has the complete layers",
+        fails=f"{_FILES}, or a registry has no such image or refuses the access",
+        dry_run="compares the digests on the host with those of the registries",
     ),
     undo=Undo.PARTIAL,
     secrets=frozenset({"auth"}),
@@ -391,11 +415,11 @@ BUILD = _compose(
     ImagesResult,
     "Build the images of a project",
     About(
-        changed="a tag refers to another image",
-        undo="restores or removes the tags; layers and cache stay on disk",
-        duplicate="builds again; the engine's cache returns the same images",
-        dry_run="lists the services to build; the resulting images are not known in advance",
-        retried=_ENGINE,
+        changed="a tag refers to another image than before",
+        undo=f"{_MOVED_TAGS}. Layers and build cache stay on disk",
+        duplicate="builds again, with the cache of the engine",
+        fails=f"{_FILES}, no service has a `build` section, or a build fails",
+        dry_run="lists the services to build",
     ),
     undo=Undo.PARTIAL,
 )
@@ -406,20 +430,26 @@ ROLLBACK = _compose(
     "Roll a project back to an earlier revision",
     About(
         changed="a container was created, replaced, started or removed",
-        undo="restores the former state, like the undo of compose.up.execute",
-        duplicate="waits for the lock of the project; finds the revision running",
+        undo="restores the former configuration, images and running containers; fails if the project was changed since",
+        duplicate="waits for the lock of the project, and completes the changes of the first attempt",
+        fails=f"if the revision or one of its images does not exist, {NO_WAY}, {UNHEALTHY}",
         dry_run="lists the services that would change, with reasons",
-        retried=_ENGINE,
     ),
 )
-CONFIG = _compose("config.get", ConfigParams, ConfigResult, "Get the resolved configuration of a project", **_LOOKS)
+CONFIG = _compose(
+    "config.get",
+    ConfigParams,
+    ConfigResult,
+    "Get the resolved configuration of a project",
+    **_LOOKS | {"about": replace(READ_ONLY, fails=_FILES)},
+)
 PS = _compose("ps.get", PsParams, PsResult, "List the containers and revisions of a project", **_LOOKS)
 EXEC = _compose(
     "exec.execute",
     ServiceExecParams,
     CommandResult,
     "Run a program inside a container of a service",
-    replace(COMMAND_ABOUT, retried="temporary errors; with `retry`, after exit codes and time limits, too"),
+    replace(COMMAND_ABOUT, fails=f"if the container does not run; {COMMAND_ABOUT.fails}"),
     kind=Kind.ACTS,
     undo=Undo.NONE,
     repeatable=repeatable,
@@ -431,7 +461,11 @@ RUN = _compose(
     ServiceRunParams,
     RunResult,
     "Run a one-off container of a service to completion",
-    DOCKER_RUN.about,
+    replace(
+        RUN_ABOUT,
+        fails=f"{_FILES}, the image is not on the host, {FAILED_RUN}",
+        dry_run="shows the command, and whether the image is on the host",
+    ),
     kind=Kind.ACTS,
     undo=Undo.PARTIAL,
     secrets=frozenset({"env"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -41,10 +42,10 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._/@-]{0,254}$"
 
 
 class DeployParams(Params):
-    """One of `content`, `source` and `object` is required.
+    """One of `content`, `source` and `object` is required. The step creates missing folders.
 
     Without `mode`, `owner` or `group`, an existing file keeps its value; a new file gets 0644 and the worker's user.
-    With `template`, the content is a Jinja2 template over `vars`, `host` and `run`; an undefined name is an error.
+    With `template`, the content is a Jinja2 template with the variables in `vars`, `host` and `run`.
     """
 
     path: _Path
@@ -54,7 +55,9 @@ class DeployParams(Params):
         None,
         description="A name in the object store (file.upload), or a URL: https://…, file:///…, s3://…, gs://…, az://…",
     )
-    template: bool | None = Field(None, description="The content is a template; by default as uploaded")
+    template: bool | None = Field(
+        None, description="Whether the content is a template; by default, the `content_type` of the object decides"
+    )
     vars: dict[str, Any] = Field({}, description="Variables of the template")
     mode: Annotated[str, Field(pattern=r"^0?[0-7]{3,4}$|.*\{\{.*"), expected("an octal mode such as '0644'")] | None = (
         Field(None, description="Octal, such as '0644'")
@@ -70,7 +73,7 @@ class DeployParams(Params):
 
 
 class DeployResult(Result):
-    """The file on disk after the step; `mode` in octal."""
+    """The file after the step; `mode` is octal."""
 
     path: str
     sha256: str
@@ -87,20 +90,23 @@ class UndeployParams(Params):
 
 
 class UndeployResult(Result):
-    """`sha256` of the removed file; null if no file existed."""
+    """`sha256` is the digest of the removed file, or null if no file existed."""
 
     path: str
     sha256: str | None = None
 
 
 class StatusParams(Params):
-    """The last deployment is the latest `file.deploy.execute` of this path."""
+    """The last deployment is the latest `file.deploy.execute` of this path, on this host or in this container."""
 
     path: _Path
 
 
 class StatusResult(Result):
-    """`status` is `in-sync`, `drifted` (content, mode or owner differ), or `missing` (no file, or never deployed)."""
+    """`status` is `in-sync`, `drifted` (content, mode or owner differ) or `missing` (no file, or never deployed).
+
+    `differs` lists what differs.
+    """
 
     path: str
     status: Literal["in-sync", "drifted", "missing"]
@@ -127,9 +133,11 @@ class _Named(Params):
 
 
 class UploadParams(_Named):
-    """The object store is in Redis. Without `force`, different bytes under an existing name are an error."""
+    """The object store is in Redis. Either `content` or `source` is required."""
 
-    content_type: Literal["raw", "template"] = Field("raw", description="template: rendered by file.deploy.execute")
+    content_type: Literal["raw", "template"] = Field(
+        "raw", description="template: `file.deploy.execute` renders the bytes as a template"
+    )
     force: bool = Field(default=False, description="Replace an existing entry")
 
 
@@ -143,11 +151,11 @@ class UploadResult(Result):
 
 
 class ChangedParams(_Named):
-    """The step checks whether `file.upload` of these bytes would change the object store."""
+    """Either `content` or `source` is required."""
 
 
 class ChangedResult(Result):
-    """`differs`: the store has no entry of that name, or different bytes."""
+    """If the store has no entry of that name, or one with other bytes, `differs` is true."""
 
     name: str
     differs: bool
@@ -161,7 +169,7 @@ def _file(name: str, params: type[Params], result: type[Result], summary: str, a
 
 
 _FULL: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
-_NOTHING = "a full disk or a disk error"
+_IRREGULAR = "if `path` is a link, a folder or a special file"
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE}
 
 
@@ -177,10 +185,11 @@ DEPLOY = _file(
     "Deploy a file: content, mode and owner",
     About(
         changed="content, mode, owner or group on disk differed",
-        undo="restores content, mode and owner, or removes the file and the folders created for it; fails if the "
+        undo="restores content, mode and owner, or removes a new file and the folders created for it; fails if the "
         "file was changed since",
-        duplicate="finds the file as requested",
-        retried=_NOTHING,
+        duplicate="finds the file written, or writes it",
+        fails=f"{_IRREGULAR}; if the source, the user or the group does not exist; if `content` or `source` exceeds "
+        "1 MiB; if the template uses an undefined name",
     ),
     literal=_literal,
     secrets=frozenset({"content", "vars"}),
@@ -195,8 +204,8 @@ UNDEPLOY = _file(
     About(
         changed="the file existed",
         undo="restores content, mode and owner; fails if another file exists at the path",
-        duplicate="finds the file removed",
-        retried=_NOTHING,
+        duplicate="finds the file removed, or removes it",
+        fails=_IRREGULAR,
     ),
     inside=True,
     **_FULL,
@@ -206,7 +215,7 @@ STATUS = _file(
     StatusParams,
     StatusResult,
     "Compare a file with its last deployment",
-    READ_ONLY,
+    replace(READ_ONLY, fails=_IRREGULAR),
     inside=True,
     **_LOOKS,
 )
@@ -216,10 +225,10 @@ UPLOAD = _file(
     UploadResult,
     "Store bytes in the object store",
     About(
-        changed="the store had no entry of that name, or different bytes",
-        undo="restores the former entry; fails if the entry was replaced since",
-        duplicate="finds the entry as requested",
-        retried="an unreachable Redis",
+        changed="the store had no entry of that name, or its bytes or `content_type` differed",
+        undo="restores the former entry, or removes a new one; fails if the entry was replaced since",
+        duplicate="finds the entry stored, or stores it",
+        fails="if the name has other bytes and `force` is not set, or the bytes exceed `LONGSHORE_MAX_OBJECT`",
     ),
     literal=lambda params: frozenset({"content"}) if params.get("content_type") == "template" else frozenset(),
     **_FULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from pydantic import Field
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import (
     BACKOFF,
+    READ_ONLY,
     About,
     Kind,
     Operation,
@@ -44,23 +46,24 @@ class JobMount(Params):
 
 
 class WorkerParams(JobParams):
-    """The job container is not started. Its label lists the containers that run at this time."""
+    """The job container is not started. A label of the job container lists the containers that run now."""
 
     image: str = Field(min_length=1, description="An image on the host")
-    command: list[Text] = Field([], description="By default the image's own")
+    command: list[Text] = Field([], description="Replaces the command of the image")
     env: dict[str, Text] = Field(
-        {}, description="In addition to LONGSHORE_JOB_NAME, LONGSHORE_RUN_ID and LONGSHORE_STACK"
+        {},
+        description="Environment variables, in addition to LONGSHORE_JOB_NAME, LONGSHORE_RUN_ID and LONGSHORE_STACK",
     )
     mounts: list[JobMount] = Field([], description="Volumes of the job container")
     no_way_back: NoWayBack = NO_WAY_BACK
-    make: bool = Field(default=True, description="false: the container exists and cannot be created again")
-    plan_record: str = Field("{}", description="Record to rebuild the run if Redis loses the run")
+    make: bool = Field(default=True, description="false: fail if the job container does not exist")
+    plan_record: str = Field("{}", description="Record from which Longshore rebuilds the run if Redis loses it")
 
 
 class StopParams(JobParams):
-    """Dependents stop first. Independent containers stop in parallel."""
+    """Each container stops before the containers that it depends on. Independent containers stop in parallel."""
 
-    timeout: Seconds = Field(30.0, description="Time for each container to stop, before KILL")
+    timeout: Seconds = Field(30.0, description="Time between TERM and KILL; a longer time of a container applies")
 
 
 class WorkParams(JobParams):
@@ -69,32 +72,36 @@ class WorkParams(JobParams):
     timeout: Seconds = Field(3600.0, description="Time limit of the job container, before TERM")
     grace: Duration = Field(10.0, description="Time between TERM and KILL")
     stop_timeout: Seconds = Field(30.0, description="Time to stop containers that were restarted meanwhile")
-    env: dict[str, Text] = Field({}, description="Secret variables, which the output does not show")
-    begin: bool = Field(default=True, description="false: start no job container that was not started before")
+    env: dict[str, Text] = Field({}, description="Secret variables; the output has *** in place of their values")
+    begin: bool = Field(default=True, description="false: fail if the job container has not been started before")
 
 
 class StartParams(JobParams):
-    """Containers start after their dependencies."""
+    """Containers start after the containers that they depend on. The step creates containers again that were removed
+    since. A job container that still runs is stopped first.
+    """
 
     timeout: Seconds = Field(30.0, description="Time for each dependency to become healthy")
-    stop_timeout: Seconds = Field(30.0, description="Time to complete an interrupted stop")
+    stop_timeout: Seconds = Field(
+        30.0, description="After an interrupted stop: time in which containers that still stop are restarted"
+    )
     grace: Duration = Field(10.0, description="Time between TERM and KILL for a job container that still runs")
 
 
 class HealthyParams(JobParams):
-    """A container that was unhealthy before the job may be unhealthy afterwards."""
+    """A container that was unhealthy before the job only has to run."""
 
     timeout: Seconds = Field(30.0, description="Time for the containers to become healthy")
 
 
 class RemoveParams(JobParams):
-    """The job container is kept if the stack was not started again."""
+    """The step keeps the job container if the stack was not started again."""
 
-    keep_failed: bool = Field(default=False, description="Keep a failed job container")
+    keep_failed: bool = Field(default=False, description="Also keep a failed job container")
 
 
 class WorkerResult(Result):
-    """`snapshot.kept` has an entry for each running container, and `snapshot.sources` the files of their projects."""
+    """`snapshot.kept` lists the running containers, and `snapshot.sources` the Compose files of their projects."""
 
     id: str
     name: str
@@ -108,7 +115,7 @@ class StopResult(Result):
 
 
 class WorkResult(RunResult):
-    """The result of the job container; `timed_out` if it exceeded its timeout."""
+    """The exit of the job container, and the last 64 KiB of each output stream."""
 
     timed_out: bool = False
 
@@ -121,18 +128,19 @@ class StartResult(Result):
 
 
 class HealthyResult(Result):
-    """`down`: not running, or not healthy. `as_before`: unhealthy now and before the job."""
+    """`down` lists the containers that do not run or are not healthy. `as_before` lists the other containers that were
+    unhealthy before the job. If the job container did not succeed, `standing` describes the running version of each
+    stack.
+    """
 
     healthy: list[str] = []
     down: list[str] = []
     as_before: list[str] = []
-    standing: list[dict[str, Any]] = Field(
-        [], description="The version of each stack that runs now: images, revision and health"
-    )
+    standing: list[dict[str, Any]] = []
 
 
 class RemoveResult(Result):
-    """`kept`: the reason why the container was not removed."""
+    """If the container was not removed, `kept` is the reason."""
 
     removed: bool
     kept: str = ""
@@ -166,8 +174,10 @@ WORKER = _job(
     "Create a job container, and record the running containers",
     About(
         changed="the container was created",
-        undo="none: the job's last step removes the container",
-        duplicate="finds the container by the run in its label",
+        undo="none: the step `remove` of the job removes the container",
+        duplicate="finds the container by its label",
+        fails="if a stack, a container, a volume or the image does not exist; if a container to stop was created with "
+        "--rm; if one could not be created again (`no_way_back`)",
         dry_run="checks stacks, containers and volumes, and lists the containers to stop",
     ),
     Kind.CONVERGES,
@@ -180,8 +190,9 @@ STOP = _job(
     "Stop the stacks and containers of a job",
     About(
         changed="a container ran",
-        undo="none: the job's start step always runs",
+        undo="none: the step `start` of the job always runs",
         duplicate="stops the containers that still run",
+        fails="if a container does not stop, or the job container was removed",
         dry_run="lists the containers to stop, in order",
     ),
     Kind.CONVERGES,
@@ -194,10 +205,10 @@ WORK = _job(
     "Run a job container to completion, once",
     About(
         changed="the job container ran",
-        undo="none: the effects of the job container remain",
+        undo="none",
         duplicate="waits for the started container, or reads its exit code",
+        fails="if the job container exits with a code other than 0, or exceeds `timeout`",
         dry_run="names the container that would run",
-        retried="temporary errors; a failed job container is not started again",
     ),
     Kind.ACTS,
 )
@@ -210,6 +221,7 @@ START = _job(
         changed="a container did not run",
         undo="none",
         duplicate="starts the containers that do not run",
+        fails="if a container does not start; the step still starts all others",
         dry_run="lists the containers to start, in order",
     ),
     Kind.CONVERGES,
@@ -219,10 +231,10 @@ HEALTHY = _job(
     HealthyParams,
     HealthyResult,
     "Wait until the containers that ran before a job are healthy again",
-    About(
-        changed="never: the operation only reads",
-        undo="none needed",
+    replace(
+        READ_ONLY,
         duplicate="waits again",
+        fails="if a container does not run, or is not healthy within `timeout`",
         dry_run="lists the containers to wait for",
     ),
     Kind.READ_ONLY,
@@ -233,9 +245,9 @@ REMOVE = _job(
     RemoveResult,
     "Remove a job container",
     About(
-        changed="the container existed",
+        changed="the container was removed",
         undo="none",
-        duplicate="finds the container removed",
+        duplicate="finds the container removed, or removes it",
         dry_run="predicts the removal",
     ),
     Kind.CONVERGES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
@@ -34,11 +35,11 @@ Url = Annotated[str, AfterValidator(_url)]
 
 
 class DnsParams(Params):
-    """No parameters."""
+    """The step reads /etc/resolv.conf."""
 
 
 class DnsResult(Result):
-    """From /etc/resolv.conf, in its order."""
+    """The lists have the order of the file. `path` is /etc/resolv.conf."""
 
     servers: list[str] = []
     search_domains: list[str] = []
@@ -46,9 +47,8 @@ class DnsResult(Result):
 
 
 class DnsUpdateParams(Params):
-    """The step writes /etc/resolv.conf. An omitted list and all other lines stay unchanged.
-
-    The step fails if the file is a symlink, because a program then generates the file.
+    """The step writes /etc/resolv.conf. At least one list is required. An omitted list and all other lines stay
+    unchanged.
     """
 
     servers: list[str] | None = Field(None, description="Addresses, in query order")
@@ -78,13 +78,11 @@ class PingParams(Params):
     address: Annotated[str, Field(min_length=1, pattern=r"^[^-]", description="A name or an address")]
     count: Annotated[int, Field(ge=1, le=100)] = Field(3, description="Number of packets")
     timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="Total time for all packets")
-    max_loss: Annotated[float, Field(ge=0, le=100)] = Field(
-        99.9, description="Tolerated packet loss in percent; with more, the step fails"
-    )
+    max_loss: Annotated[float, Field(ge=0, le=100)] = Field(99.9, description="Tolerated packet loss in percent")
 
 
 class PingResult(Result):
-    """The loss in percent, and the times in milliseconds; null without a reply."""
+    """`packet_loss` is in percent. Times are in milliseconds, and null without a reply."""
 
     packets_sent: int
     packets_received: int
@@ -95,20 +93,27 @@ class PingResult(Result):
 
 
 class HttpGetParams(Params):
-    """The step sends GET requests until the response is as expected, and fails after `deadline`."""
+    """The step sends GET requests until a response has a status in `ok_codes` and contains the text `contains`.
+
+    Inside a container, the step needs curl or wget.
+    """
 
     url: Url = Field(description="http:// or https://")
     headers: dict[str, str] = Field({}, description="Headers of the request")
-    ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(None, description="By default 200 to 299")
+    ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(
+        None, description="Expected status codes; by default 200 to 299"
+    )
     contains: str | None = Field(None, description="Text that the response must contain")
     timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="Timeout of one request")
-    deadline: Duration = Field(0.0, description="Time until the expected response; 0: a single request")
+    deadline: Duration = Field(0.0, description="Time in which the step repeats the request; 0: one request")
     interval: Annotated[Duration, Field(gt=0)] = Field(1.0, description="Delay between requests")
     verify: bool = Field(default=True, description="Verify TLS certificates")
 
 
 class HttpResult(Result):
-    """`body`: the first 64 KiB; `json`: the parsed body, if the response has a JSON content type."""
+    """`body` has the first 64 KiB; if the body was longer, `truncated` is true. For a JSON response, `json` is the
+    parsed body.
+    """
 
     code: int
     body: str = ""
@@ -131,9 +136,10 @@ class Undoing(Params):
 
 
 class HttpRequestParams(Params):
-    """A request with GET or HEAD only reads; any other method may have an effect.
+    """GET and HEAD only read; any other method may have an effect.
 
-    Each attempt sends the same idempotency key. A service that supports such keys then acts only once.
+    Each attempt sends the same idempotency key. A service that supports such keys then acts only once. Inside a
+    container, the step needs curl or wget.
     """
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field("POST", description="Method")
@@ -141,18 +147,24 @@ class HttpRequestParams(Params):
     headers: dict[str, str] = Field({}, description="Headers of the request")
     payload: Any = Field(None, description="Sent as JSON")
     body: str | None = Field(None, description="Sent verbatim")
-    ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(None, description="By default 200 to 299")
+    ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(
+        None, description="Success with a change; by default 200 to 299"
+    )
     unchanged_codes: list[_Code] = Field([304, 208], description="Success without a change")
-    delayed_codes: list[_Code] = Field([202], description="The outcome is not known yet: the request is sent again")
+    delayed_codes: list[_Code] = Field(
+        [202], description="The outcome is not known yet: the request is sent again, until the time limit of the step"
+    )
     blocked_codes: list[_Code] = Field(
-        [503], description="The service is down: the run is suspended until its breaker closes"
+        [503], description="The service is down: the run is suspended until the breaker of the service closes"
     )
     retried_codes: list[_Code] = Field([408, 425, 429, 500, 502, 504], description="Temporary errors, retried")
     idempotency_header: str | None = Field("Idempotency-Key", description="null: no key is sent")
-    idempotent: bool | None = Field(None, description="Retry after a lost response; by default for PUT and DELETE")
+    idempotent: bool | None = Field(
+        None, description="Send again after a lost response; by default true, except for POST and PATCH"
+    )
     timeout: Annotated[Duration, Field(gt=0)] = Field(30.0, description="Timeout of one request")
     verify: bool = Field(default=True, description="Verify TLS certificates")
-    undo: Undoing | None = Field(None, description="The compensating request")
+    undo: Undoing | None = Field(None, description="The compensating request; in its URL, {key} is the idempotency key")
 
     @model_validator(mode="after")
     def _one_body(self) -> HttpRequestParams:
@@ -187,24 +199,29 @@ DNS_UPDATE = _network(
     undo=Undo.FULL,
     about=About(
         changed="one of the lists differed",
-        undo="restores the file's content; fails if the file was changed since",
-        duplicate="finds the file as requested",
-        retried="a disk error",
+        undo="restores the content of the file; fails if the file was changed since",
+        duplicate="finds the file written, or writes it",
+        fails="if the file is a symbolic link, because another program then writes the file",
     ),
 )
-PING = _network("ping.do", PingParams, PingResult, "Ping a machine")
+PING = _network(
+    "ping.do",
+    PingParams,
+    PingResult,
+    "Ping an address",
+    about=replace(READ_ONLY, fails="if the packet loss exceeds `max_loss`, or the name cannot be resolved"),
+)
 HTTP_GET = _network(
     "http.get",
     HttpGetParams,
     HttpResult,
     "Check that a service responds as expected",
     secrets=frozenset({"headers"}),
-    about=About(
-        changed="never: the operation only reads",
-        undo="none needed",
+    about=replace(
+        READ_ONLY,
         duplicate="sends the request again",
+        fails="if no response is as expected within `deadline`; at once if the TLS certificate is invalid",
         dry_run="shows the request",
-        retried="temporary errors; the step itself repeats the request until `deadline`",
     ),
 )
 HTTP_REQUEST = _network(
@@ -220,10 +237,12 @@ HTTP_REQUEST = _network(
     secrets=frozenset({"headers", "payload", "body", "undo"}),
     about=About(
         changed="the method is not GET or HEAD, and the status is not in `unchanged_codes`",
-        undo="sends the request of the parameter `undo`; none without this parameter",
-        duplicate="each attempt sends the same idempotency key, which the service must support",
+        undo="sends the request of the parameter `undo`, for which 404 and 410 also count as success by default; none "
+        "without this parameter",
+        duplicate="after a lost attempt, sends the request again only with `idempotent`; otherwise, the step is "
+        "unknown",
+        fails="if the status is in none of the lists. A lost response without `idempotent` makes the step unknown",
         dry_run="shows the request",
-        retried="a failed connection and `retried_codes`; after a lost response, the step is retried if `idempotent`, "
-        "and otherwise unknown",
+        retried="a failed connection, a status in `retried_codes`, and with `idempotent` a lost response",
     ),
 )

@@ -10,24 +10,24 @@ from longshore.orchestration.operations.base import READ_ONLY, Kind, Operation, 
 
 
 class NodeParams(Params):
-    """No parameters."""
+    """The operation has no parameters."""
 
 
 class DiskParams(Params):
-    """By default, the list has all file systems with a size."""
+    """The list has all file systems with a size."""
 
     path: str | None = Field(None, description="Only the file system of this path")
 
 
 class HostnameResult(Result):
-    """The kernel's hostname; `labels` are those of the worker."""
+    """`hostname` is that of the kernel. `labels` are the labels of the host."""
 
     hostname: str
     labels: dict[str, str] = {}
 
 
 class OsResult(Result):
-    """From /etc/os-release; `kernel` and `architecture` from `uname`."""
+    """The values are from /etc/os-release; `kernel` and `architecture` are from `uname`."""
 
     distribution: str
     version: str = ""
@@ -37,13 +37,13 @@ class OsResult(Result):
 
 
 class DiskResult(Result):
-    """Each disk as `filesystem, mount, total, used, available`, in bytes, from `df -P`."""
+    """Each file system has `filesystem`, `mount`, `total`, `used` and `available` (in bytes), from `df -P`."""
 
     disks: list[dict[str, Any]] = []
 
 
 class MemoryResult(Result):
-    """In bytes, from /proc/meminfo."""
+    """The values are in bytes, from /proc/meminfo."""
 
     total: int
     free: int
@@ -93,7 +93,7 @@ def _node(name: str, params: type[Params], result: type[Result], summary: str) -
     )
 
 
-HOSTNAME = _node("hostname", NodeParams, HostnameResult, "Get the machine's name")
+HOSTNAME = _node("hostname", NodeParams, HostnameResult, "Get the hostname")
 OS = _node("os", NodeParams, OsResult, "Get the distribution, kernel and architecture")
 DISK = _node("disk", DiskParams, DiskResult, "Get the file systems and their free space")
 MEMORY = _node("memory", NodeParams, MemoryResult, "Get the memory usage")

@@ -11,10 +11,10 @@ from longshore.orchestration.operations.base import About, Kind, Params, Result,
 
 
 class NoopParams(Params):
-    """For examples, tests and benchmarks."""
+    """The operation is for examples, tests and benchmarks."""
 
     sleep: Duration = Field(0.0, description="Time that the step takes")
-    fail: bool | str = Field(default=False, description="true, or the text of the error: the step fails")
+    fail: bool | str = Field(default=False, description="true, or the text of an error: the step fails")
     changed: bool = Field(default=True, description="Whether the step is changed")
     data: dict[str, Any] = Field({}, description="The result")
 
@@ -34,8 +34,9 @@ NOOP = register(
     summary="Have no effect: sleep, fail, or return the given data",
     about=About(
         changed="as the parameter `changed` sets",
-        undo="has no effect, either",
+        undo="has no effect",
         duplicate="sleeps, fails or returns again",
+        fails="if `fail` is set",
         dry_run="shows whether the step fails",
     ),
 )

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.operations import About, Kind, Operation, all_operations
-from longshore.orchestration.operations.base import READ_ONLY, Params, Result
+from longshore.orchestration.operations.base import BACKOFF, READ_ONLY, Params, Result, Retry
 
 _KINDS = {
     Kind.READ_ONLY: "read_only: the operation changes nothing",
@@ -18,11 +18,13 @@ _KINDS = {
 }
 #: The receipt on the worker's host fences a lost attempt.
 _HERE = "on the host, fenced"
-_ELSEWHERE = "in another system, not fenced: a request of a lost attempt may arrive later, even after the undo"
+_ELSEWHERE = "in another system: a request of a lost attempt may still arrive later, even after the undo"
 _EFFECTS = {
+    "celery.task.execute": "in the application; without `fenced`, a task of a lost attempt may still run later, even "
+    "after the undo",
     "docker.push.execute": "at the registry, fenced on the host",
     "file.upload": "in Redis, fenced on the host",
-    "plan.run.execute": "as of the steps of the child run",
+    "plan.run.execute": "that of the steps of the child run",
 }
 
 
@@ -42,6 +44,7 @@ def describe(operation: Operation) -> dict[str, Any]:
             "kind": _KINDS[operation.kind],
             "changed": about.changed,
             "undo": about.undo,
+            "fails": about.fails,
             "second attempt": about.duplicate,
             "dry run": about.dry_run,
             "attempts": _attempts(operation, about.retried),
@@ -59,6 +62,7 @@ _DEFAULT_ABOUT = About(
     changed="as the function returns; by default always",
     undo="calls the undo function, if the operation has one",
     duplicate="after a lost attempt, calls the function again only with `idempotent` or `done`",
+    fails="if the function raises an exception",
     dry_run="calls the predict function, if the operation has one",
     retried="temporary errors; with `retry`, after other exceptions, too",
 )
@@ -66,11 +70,13 @@ _DEFAULT_ABOUT = About(
 
 def _attempts(operation: Operation, retried: str) -> str:
     """The number of attempts, their longest delay, and the errors after which they follow."""
-    retry = operation.retry
-    if operation.waits.is_final:
-        return "1"
-    if retry.attempts == 1:
-        return f"1; with `retry`, more after {retried}"
+    if operation.retry.attempts > 1:
+        return _numbers(operation.retry, retried)
+    # The page on retries lists the errors that `retry` adds for most operations.
+    return "1" if retried == About.retried else f"1; with `retry`, more after {retried}"
+
+
+def _numbers(retry: Retry, retried: str) -> str:
     longest = format_duration(max(retry.delay(number, 1.0) for number in range(1, retry.attempts)))
     return f"up to {retry.attempts}, at most {longest} apart, after {retried}"
 
@@ -147,14 +153,7 @@ _WORDS = {"string": "text", "integer": "number", "boolean": "true | false", "obj
 def page() -> str:
     """The reference page, Markdown."""
     lines = [
-        "# Operations",
-        "",
-        "This page lists the built-in operations. `longshore ops show OP` prints the entry of one operation, also of an"
-        " operation of your own. Most parameters may contain [templates](../concepts/plan-language.md#values). A"
-        " *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m` or `1h`. A *map* has names with"
-        " values.",
-        "",
-        *_LINES,
+        *_introduction(),
         "",
         "| operation | does | kind | undo | queue |",
         "|---|---|---|---|---|",
@@ -167,7 +166,8 @@ def page() -> str:
         )
     for one in found:
         lines += ["", f"## {one['name']}", "", f"{one['summary']}. {one['notes']}", ""]
-        lines += [f"- **{what}:** {text}" for what, text in one["about"].items() if not _is_implied(one, what, text)]
+        facts = one["about"] | {"kind": one["kind"]}
+        lines += [f"- **{what}:** {text}" for what, text in facts.items() if not _is_default(one, what, text)]
         if one["inside"]:
             lines.append("- **inside a container:** with `in: {container: NAME}`")
         if one["secrets"]:
@@ -175,43 +175,54 @@ def page() -> str:
         if one["parameters"]:
             lines += ["", "| parameter | type | default | meaning |", "|---|---|---|---|"]
             lines += [_row(row, "type", "default", "description") for row in one["parameters"]]
-        lines += ["", f"Result: {one['result_notes']}"]
-        if one["result"]:
-            keys = ("type", "description") if any(row["description"] for row in one["result"]) else ("type",)
-            lines += [
-                "",
-                f"| result | {' | '.join(keys).replace('description', 'meaning')} |",
-                "|---" * len(keys) + "|---|",
-            ]
-            lines += [_row(row, *keys) for row in one["result"]]
+        fields = ", ".join(f"`{row['name']}` ({row['type']})" for row in one["result"])
+        lines += ["", f"**Result:** {f'{fields}. ' * bool(fields)}{one['result_notes']}"]
     return "\n".join(lines) + "\n"
 
 
-#: The meaning of the lines of each operation.
-_LINES = (
-    "| line | meaning |", "|---|---|",
-    "| kind | the effect of a second execution with the same parameters |",
-    "| changed | when the step is `changed`; otherwise, it is `unchanged` |",
-    "| undo | the [compensation](../concepts/compensation.md) of the step. After a *partial* undo, a part of the effect"
-    " remains |",
-    "| second attempt | a further attempt at the step, after an error or a lost attempt |",
-    "| dry run | the answer of `--dry-run` |",
-    "| attempts | the number of attempts, and the errors after which another one follows. A *temporary* error is, for"
-    " example, an unreachable Docker engine. The field `retry` of a step or plan sets other numbers,"
-    " and adds errors ([Retries](../concepts/plan-language.md#retries)) |",
-    "| effect | the place of the effect. *Fenced*: a [receipt](../concepts/leases.md#receipt) on the host keeps a lost"
-    " attempt from acting after a later one |",
-    "",
-    "A step with a `read_only` operation is never `changed`, and has no undo and no effect. Unless its entry says"
-    " otherwise, a second attempt reads again, and a dry run names the object that the step would read.",
-)  # fmt: skip
+def _introduction() -> list[str]:
+    """The head of the page: the meaning of the lines of an entry, and their defaults."""
+    return [
+        "# Operations",
+        "",
+        "This page lists the built-in operations. `longshore ops show OP` prints the entry of an operation, built-in or"
+        " your own. Most parameters may contain [templates](../concepts/plan-language.md#values). A *duration* is"
+        " a number of seconds, or a text such as `500ms`, `30s`, `10m` or `1h`. A *map* assigns values to names.",
+        "",
+        "| line | meaning | default, if an entry has no such line |",
+        "|---|---|---|",
+        "| kind | `read_only`: changes nothing. `converges`: a second step with the same parameters is `unchanged`."
+        " `acts`: each step acts again | |",
+        "| changed | when the step is `changed`; otherwise, the step is `unchanged` | `read_only`: never |",
+        "| undo | the [compensation](../concepts/compensation.md) of the step. After a *partial* undo, a part of the"
+        " effect remains | `read_only`: none |",
+        "| fails | reasons of a failure, besides these: invalid parameters, an"
+        " [allow list](../concepts/security.md#measures) of the worker, an exceeded time limit, and a temporary error"
+        " after the last attempt | none |",
+        "| second attempt | the effect of another attempt at the step, after an error or a [lost"
+        " attempt](../concepts/leases.md#lease) | `read_only`: reads again |",
+        f"| dry run | the answer of `--dry-run` | `read_only`: {READ_ONLY.dry_run}. Others: {About.dry_run} |",
+        "| attempts | the number of attempts. A *temporary* error is, for example, an unreachable Docker engine or"
+        " registry, a rate limit, or a full disk. [`retry`](../concepts/plan-language.md#retries) sets other numbers,"
+        f" and adds errors | {_numbers(BACKOFF, About.retried)} |",
+        "| effect | the place of the effect. *Fenced*: a [receipt](../concepts/leases.md#receipt) on the host keeps a"
+        f" lost attempt from acting after a later attempt | `read_only`: none. Others: {_HERE} |",
+        "",
+        "In the next table, the last column names the [queue](../how-to/scaling.md) whose workers run the operation."
+        " Longshore writes the steps `job.*` and `stacks.*` into the plans of [jobs](../how-to/jobs.md) and"
+        " [stacks](../how-to/stacks.md). Plans of your own rarely need these operations.",
+    ]
 
 
-def _is_implied(entry: dict[str, Any], what: str, text: str) -> bool:
-    """Whether the page leaves out a line, because the line is the same for all operations that only read."""
-    implied = {"changed": READ_ONLY.changed, "undo": READ_ONLY.undo, "second attempt": READ_ONLY.duplicate}
-    implied |= {"dry run": READ_ONLY.dry_run, "effect": "none"}
-    return entry["kind"] == str(Kind.READ_ONLY) and implied.get(what) == text
+def _is_default(entry: dict[str, Any], what: str, text: str) -> bool:
+    """Whether the page leaves out a line, because the introduction has its text as a default."""
+    defaults = {"fails": About.fails, "attempts": _numbers(BACKOFF, About.retried)}
+    if entry["kind"] == str(Kind.READ_ONLY):
+        defaults |= {"changed": READ_ONLY.changed, "undo": READ_ONLY.undo, "second attempt": READ_ONLY.duplicate}
+        defaults |= {"dry run": READ_ONLY.dry_run, "effect": "none"}
+    else:
+        defaults |= {"dry run": About.dry_run, "effect": _HERE}
+    return defaults.get(what) == text
 
 
 def _row(row: dict[str, str], *keys: str) -> str:

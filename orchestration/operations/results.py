@@ -22,9 +22,8 @@ HostStatus = Literal["changed", "unchanged", "failed", "skipped"]
 class HostResult:
     """The result of a step on one host, as its operation returns it.
 
-    A host with an error has failed, unless its status is `skipped`.
-
-    By default, `status` follows from `changed` and `error`. `data` as for `Result`.
+    By default, `status` follows from `changed` and `error`: a host with an error has failed. `data` has the types of
+    `Result.data`.
     """
 
     host: str
@@ -55,9 +54,9 @@ class HostResult:
 class Result:
     """The return value of an operation that is a function.
 
-    `data` is a mapping, a pydantic model or a dataclass, recorded as JSON. `changed` defaults to false for a
-    read-only operation and to true for any other. With `hosts`, the report has an entry for each host; the step is
-    changed if one host is, and fails if more hosts fail than `tolerate` allows.
+    `data` is a mapping, a pydantic model or a dataclass, recorded as JSON. By default, `changed` is true, and false for
+    a read-only operation. With `hosts`, the report has an entry for each host. The step is then changed by default if
+    one host is changed, and fails if more hosts have failed than `tolerate` allows.
     """
 
     data: Any = None
@@ -66,7 +65,7 @@ class Result:
 
     @classmethod
     def from_hosts(cls, items: Iterable[A], mapper: Callable[[A], HostResult], *, data: Any = None) -> Self:
-        """A result built from one answer for each host. Failed hosts raise no error here."""
+        """A result with one host for each of `items`, as `mapper` returns it. Failed hosts raise no error here."""
         hosts = [mapper(item) for item in items]
         return cls(data=data, changed=any(host.changed for host in hosts), hosts=hosts)
 

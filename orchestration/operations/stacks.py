@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo, register
-from longshore.orchestration.operations.compose import AS_LIST, RolloutParams
+from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Params, Result, Undo, register
+from longshore.orchestration.operations.compose import AS_LIST, NO_WAY, UNHEALTHY, RolloutParams
 from longshore.orchestration.operations.docker.images import Login
 
 Demand = Literal["redeploy", "restart", "none"]
@@ -49,17 +50,17 @@ class InspectParams(StackParams):
     """
 
     registry: bool = Field(default=False, description="Also compare image tags with their registries")
-    registry_every: Duration = Field(600.0, description="Least time between two queries about an image")
+    registry_every: Duration = Field(600.0, description="Shortest time between two queries about an image")
 
 
 class CheckParams(InspectParams):
     """The inventory lists the Compose stacks of the host, with their containers, files and images."""
 
-    state: bool = Field(default=False, description="Also return the present inventory")
+    state: bool = Field(default=False, description="Also return the present inventory, as `seen`")
 
 
 class CheckResult(Result):
-    """`valid`: the cached inventory is up to date. `seen` is the present inventory."""
+    """If the cached inventory is not up to date, `valid` is false, and `reason` says why."""
 
     valid: bool
     reason: str | None = None
@@ -72,12 +73,16 @@ class RebuildParams(InspectParams):
     """The inventory lists the Compose stacks of the host, with their containers, files and images."""
 
     fresh: bool = Field(default=False, description="Inspect the whole host, without cached data")
-    asked: int = Field(0, ge=0, description="Accept a build that began after this time, in ms of Redis's clock")
+    asked: int = Field(
+        0, ge=0, description="Accept an inventory whose build began after this time, in ms of Redis's clock"
+    )
     ttl: Duration = Field(3600.0, description="Lifetime of the inventory")
 
 
 class RebuildResult(Result):
-    """`built`: this step built the generation. The other numbers count the objects of the inventory."""
+    """If this step built `generation`, `built` is true, and `why` is the reason. `projects`, `services` and `stale`
+    count the objects of the inventory.
+    """
 
     cache: str
     generation: int
@@ -98,25 +103,30 @@ class ServiceAction(Params):
 
 
 class RestartParams(RolloutParams, StackParams):
-    """Dependencies come first. No other service is touched, except those that share a network, IPC or PID namespace
-    with a given one.
+    """Dependencies come first. The step changes no other services, except services that share a network, IPC or PID
+    namespace with one of `services`.
 
-    If the project has changed since the selection, the step inspects the project again, and leaves out services that
-    are no longer stale.
+    If the project has changed since the selection, the step leaves out services that are no longer stale.
     """
 
     project: Annotated[str, Field(min_length=1, description="Name of the project")]
-    services: Annotated[dict[str, ServiceAction], Field(min_length=1, description="Action for each service")]
+    services: Annotated[
+        dict[str, ServiceAction],
+        Field(min_length=1, description="Action for each service; `do` is up, redeploy or restart"),
+    ]
     index: str = Field("", description="Fingerprint of the project at the selection")
-    asked: bool = Field(default=False, description="Restart the services even if they are not stale")
+    asked: bool = Field(default=False, description="Change the services even if they are not stale")
     retry: bool = Field(default=False, description="Try a version again that has failed before")
     auto_revert: bool = Field(
-        default=True, description="If the services do not become healthy, restore the earlier version at once"
+        default=True, description="If the services do not become healthy, restore the earlier version, and then fail"
     )
 
 
 class RestartResult(Result):
-    """Names of services by action. `moved`: the project has changed since the selection. `left`: no longer stale."""
+    """`services` has the reasons of each service, and `left` the services that were no longer stale. `recreated`,
+    `started`, `created` and `unchanged` list containers. If the project had changed since the selection, `moved` is
+    true. `standing` describes the version that runs now.
+    """
 
     project: str
     moved: bool = False
@@ -126,9 +136,7 @@ class RestartResult(Result):
     started: list[str] = []
     created: list[str] = []
     unchanged: list[str] = []
-    standing: list[dict[str, Any]] = Field(
-        [], description="The version that runs now: images, revision, health, and a sentence"
-    )
+    standing: list[dict[str, Any]] = []
 
 
 _SECRET = frozenset({"registries"})
@@ -145,12 +153,7 @@ CHECK = register(
     summary="Check whether the cached stack inventory of a host is up to date",
     secrets=_SECRET,
     literal=lambda _params: _LITERAL,
-    about=About(
-        changed="never: the operation only reads",
-        undo="none needed",
-        duplicate="inspects again",
-        dry_run="inspects the host and returns the result",
-    ),
+    about=replace(READ_ONLY, duplicate="inspects again", dry_run="inspects the host and returns the result"),
 )
 REBUILD = register(
     name="stacks.rebuild.execute",
@@ -163,9 +166,9 @@ REBUILD = register(
     secrets=_SECRET,
     literal=lambda _params: _LITERAL,
     about=About(
-        changed="a generation was built",
-        undo="restores the previous generation, unless another one was built since",
-        duplicate="waits for the lock of the cache; finds the new generation",
+        changed="the step built a generation of the cache",
+        undo="restores the previous generation; changes nothing if another generation was built since",
+        duplicate="waits for the lock of the cache; uses the new generation, if the first attempt has stored it",
         dry_run="lists the differences between host and cache",
     ),
 )
@@ -181,10 +184,9 @@ RESTART = register(
     literal=lambda _params: _LITERAL,
     about=About(
         changed="a container was created, replaced, started or restarted, or an image was fetched",
-        undo="restores the former configuration, images and running containers from backups; fails if the "
-        "project was changed since",
-        duplicate="waits for the lock of the project; does not repeat actions that are done",
-        dry_run="inspects again, and lists the services to restart, with reasons",
-        retried="an unreachable engine or registry, or a Compose conflict after a crash",
+        undo="restores the former configuration, images and running containers; fails if the project was changed since",
+        duplicate="waits for the lock of the project, and completes the actions of the first attempt",
+        fails=f"if the project has no containers, an image is missing, {NO_WAY}, {UNHEALTHY}",
+        dry_run="inspects again, and lists the services to change, with reasons",
     ),
 )

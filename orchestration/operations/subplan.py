@@ -19,19 +19,19 @@ from longshore.orchestration.operations.base import (
 
 
 class RunParams(Params):
-    """The client reads `plan` at the start of the run, and stores the plan with the run.
+    """The client reads `plan` when it starts the run, and stores the plan with the run.
 
-    The id of the child run is `<run>.<step>`, with `@<number>` for an item.
+    The id of the child run is `<run>.<step>`, with `@<number>` for an item of `foreach`.
     """
 
     plan: str | dict[str, Any] = Field(
         description="An inline plan, the name of a stored plan, or a path relative to the file of this plan"
     )
-    params: dict[str, Any] = Field({}, description="Parameters of the plan")
+    params: dict[str, Any] = Field({}, description="Parameters of that plan")
 
 
 class RunResult(Result):
-    """The outcome of the child run. `steps` has the data of each step, by the name of the step."""
+    """The outcome of the child run. `steps` has the data of each step, by its name."""
 
     run_id: str
     state: str
@@ -53,8 +53,9 @@ RUN = register(
     waits=Waits.RUN,
     about=About(
         changed="a step of the child run changed something",
-        undo="undoes the child run",
+        undo="undoes the child run; fails if an effect of the child run remains",
         duplicate="finds the child run by its id",
+        fails="if the child run does not succeed. After the time limit of the step, the child run is cancelled",
         dry_run="names the plan",
     ),
 )

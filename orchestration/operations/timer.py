@@ -25,7 +25,9 @@ class TimerParams(Params):
     """Either `delay` or `until` is required."""
 
     delay: Duration | None = Field(None, description="Time from the dispatch of the step")
-    until: AwareDatetime | None = Field(None, description="Time with its zone; after this time, the step does not wait")
+    until: AwareDatetime | None = Field(
+        None, description="Time with its zone; if this time has passed, the step does not wait"
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

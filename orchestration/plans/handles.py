@@ -40,7 +40,7 @@ def named_operation(
 
 
 class StepHandle:
-    """A step of a plan under construction, as `Plan.step` and similar methods return it.
+    """A step of a plan under construction; the return value of `Plan.step` and similar methods.
 
     Each method changes the step in its plan and returns the handle, so that calls can be chained:
     `plan.step("ship", "noop.execute").after(charge).retry(2)`. The properties are expressions of the outcome of the
@@ -75,14 +75,14 @@ class StepHandle:
 
     @property
     def changed(self) -> Expression:
-        """Whether the step changed its object, as an Expression."""
+        """Whether the step is changed, as an Expression."""
         return self._outcome("changed")
 
     @property
     def data(self) -> Any:
-        """The data of the step as an Expression: `step.data.result` is what a Celery task returned.
+        """The data of the step as an Expression. `step.data.result` is the value that a Celery task returned.
 
-        Type checkers accept the expression and its parts as any type.
+        Type checkers accept the expression for a parameter of any type.
         """
         return of_step(self.name).data
 
@@ -104,14 +104,14 @@ class StepHandle:
     # --- guards ---------------------------------------------------------------------------------
 
     def when(self, condition: Expression | str, *, reason: str = "") -> Self:
-        """Add a condition for the step to run; `reason` is the skip reason in the report."""
+        """Run the step only if this condition also holds. `reason` is the reason of the skip in the report."""
         known = self.plan.steps[self.name].when
         return self._set(when=[*known, When(if_=as_text(condition), reason=reason)])
 
     def when_fact(self, condition: HostFilter | None = None, /, **conditions: Any) -> Self:
         """Run the step only on the hosts of its target that match the keywords of `HostFilter`.
 
-        A step with the target `_any` runs if some host matches.
+        A step with the target `_any` runs if any host matches.
         """
         return self._set(when_fact=condition or conditions)
 
@@ -155,23 +155,23 @@ class StepHandle:
     # --- targets, items and policies ----------------------------------------------------------------
 
     def foreach(self, items: list[Any] | Expression | str) -> Self:
-        """Run the step for each item, concurrently; parameters read the item as `item`."""
+        """Run the step for each item, concurrently. Templates read the item as `item`."""
         return self._set(foreach=as_data(items))
 
     def inside(self, container: str | Expression) -> Self:
-        """Run the step inside a running container: command, file, node and network operations."""
+        """Run the step inside a running container: for `command`, `file`, `node` and `network` operations."""
         return self._set(in_=Inside(container=str(container)))
 
     def target(self, target: str | Expression) -> Self:
-        """Set the target: `_any` worker, `_all` hosts, one host by its name, or hosts with a label, `key:value`."""
+        """Set the target: `_any` host, `_all` hosts, the name of a host, or a label `key:value` of hosts."""
         return self._set(target=str(target))
 
     def on_no_host(self, policy: OnNoHost) -> Self:
-        """Set the policy for a target without hosts: `fail`, or `skip` the step."""
+        """Set whether the step fails (`fail`) or is skipped (`skip`) if the target has no host."""
         return self._set(on_no_host=policy)
 
     def tolerate(self, number: int | str) -> Self:
-        """Set how many items or hosts may fail: 2, or "10%"."""
+        """Set how many items or hosts may fail while the step succeeds: 2, or "10%"."""
         return self._set(tolerate=number)
 
     def max_parallel(self, number: int) -> Self:
@@ -179,15 +179,15 @@ class StepHandle:
         return self._set(max_parallel=number)
 
     def canary(self, number: int) -> Self:
-        """Run so many items or hosts first; if one of them fails, the others do not run."""
+        """Run this number of items or hosts first. If one of them fails, the others do not run."""
         return self._set(canary=number)
 
     def irreversible(self) -> Self:
-        """Mark the step as the point of no return: once it has succeeded, the run is not undone."""
+        """Mark the step as the point of no return: after the step has succeeded, the run is not undone."""
         return self._set(irreversible=True)
 
     def after(self, *steps: StepHandle | str) -> Self:
-        """Let the step begin after these steps have ended; handles or names."""
+        """Begin the step after these steps, given as handles or names."""
         known = self.plan.steps[self.name].after
         added = [step if isinstance(step, str) else step.name for step in steps]
         return self._set(after=[*known, *(name for name in added if name not in known)])
@@ -202,20 +202,25 @@ class StepHandle:
     ) -> Self:
         """Retry up to `retries` times after the first attempt: `retry(2)` allows three attempts.
 
-        The delay before a retry begins with `initial` and doubles up to `maximum`; without `initial`, there is none.
+        The first delay is `initial`. Each further delay is twice as long, up to `maximum`. By default, retries are
+        immediate.
 
-        Every error is retried that is not marked permanent: with `Permanent` or `Preflight` in an own operation or a
-        Celery task, and by each operation of the catalogue. Without this call, only temporary errors are retried.
+        Without this call, most operations are retried after temporary errors only. With this call, an attempt also
+        follows after these errors:
+
+        * built-in operations – an exit code or HTTP status that is not a success, and an exceeded time limit
+        * operations and Celery tasks of your own – every exception, except `Permanent`, `Preflight`, `InDoubt` and
+          `StepCancelled`
         """
         policy = {"attempts": retries + 1, "initial": initial, "maximum": maximum, "jitter": jitter}
         return self._set(retry=policy)
 
     def on_error(self, policy: OnError) -> Self:
-        """Set the effect of a final failure: `stop` ends the run; `continue` skips the dependent steps only."""
+        """Set the effect of a failure after the last attempt: `stop` ends the run, `continue` skips dependent steps."""
         return self._set(on_error=policy)
 
     def continue_on_error(self) -> Self:
-        """Continue the run without the dependent steps if this step fails."""
+        """If this step fails, continue the run without the dependent steps."""
         return self.on_error("continue")
 
     def timeout(self, duration: float | str) -> Self:
@@ -229,7 +234,7 @@ class StepHandle:
     def undo(self, op: TypedOperation[P], /, *args: P.args, **kwargs: P.kwargs) -> Self: ...
 
     def undo(self, op: str | TypedOperation[Any], /, *args: Any, **params: Any) -> Self:
-        """Set the compensation; `undo("none")` declares that the step needs none. Raises PlanError as `Plan.step`."""
+        """Set the compensation: an operation, or "none" for no compensation. Raises PlanError as `Plan.step` does."""
         op, params = named_operation(self.name, op, args, params)
         return self._set(undo="none" if op == "none" else UndoSpec(op=op, with_=as_data(params)))
 

@@ -232,7 +232,8 @@ def _no_constant(name: str) -> None:
 def parse(text: str, *, source: str = "plan", base_dir: str = ".", check: bool = True) -> Plan:
     """Parse a plan from YAML or JSON text. Raises PlanError with every problem and its line.
 
-    `base_dir` is the folder of relative paths.
+    Relative paths in the plan begin in the folder `base_dir`. `source` is the name of the text in errors. With
+    `check=False`, the plan is not validated beyond its types.
     """
     document = _Document(text, source)
     if not isinstance(document.data, dict):
@@ -328,7 +329,7 @@ def load(name: str, *, check: bool = True) -> Plan:
     """Load a plan from a file, or by name from the folders of `LONGSHORE_PLANS` and from packages.
 
     A package provides a plan with an entry point of the group `longshore.plans`: a Plan, or a function that returns
-    one.
+    one. Raises UnknownName if no such plan exists. With `check`, raises PlanError for an invalid plan.
     """
     path = Path(name)
     if path.is_file() or path.suffix in _SUFFIXES or os.sep in name:

@@ -38,11 +38,11 @@ OnUnknown = Literal["fail", "ask"]
 
 
 class Concurrency(_Model):
-    """A limit on the runs with the same key, of one plan or of several. At the limit, no new run is admitted."""
+    """A limit on the runs with the same key, of one or several plans."""
 
     key: str = Field(min_length=1, description="The key; may use `params`, such as deploy-{{ params.app }}")
     limit: Annotated[int, Field(ge=1)] = Field(
-        1, description="The most runs with the key that may be admitted and not ended at the same time"
+        1, description="The most runs with the key that are admitted and have not ended"
     )
     on_limit: Literal["queue", "skip", "cancel_running"] = Field(
         "queue",
@@ -52,7 +52,7 @@ class Concurrency(_Model):
 
 
 class Plan(_Model):
-    """A DAG of named steps with parameters. `loading.validate` checks a plan before its run."""
+    """A DAG of named steps with parameters. `validate` checks a plan before its run."""
 
     name: str = Field(description="The name of the plan")
     description: str = Field("", description="A description for people")
@@ -62,19 +62,22 @@ class Plan(_Model):
     params: dict[str, Param] = Field(default_factory=dict, description="The parameters of the plan by name")
     on_error: OnError = Field(
         "stop",
-        description="The `on_error` of steps that do not set it. stop: after the failure of a step, no further step "
-        "begins, and the run fails. continue: steps that do not depend on the failed step still run",
+        description="The `on_error` of steps that do not set it. stop: after a failed step, only `always` steps begin, "
+        "and `on_failure` applies. continue: only the steps that depend on the failed step are skipped",
     )
-    on_failure: OnFailure = Field("undo", description="Whether the effects of a failed run are undone or kept")
+    on_failure: OnFailure = Field(
+        "undo",
+        description="Whether the effects of the run are undone or kept, after a cancellation, the time limit of the "
+        "run, or a failure with `on_error: stop`",
+    )
     on_undo_failure: OnUndoFailure = Field(
         "hold",
-        description="hold: if the undo of a step fails, the steps on which this step depends are not undone. "
-        "continue: they are undone",
+        description="If the undo of a step fails, the effects of its dependencies are kept (hold) or undone (continue)",
     )
     on_unknown: OnUnknown = Field(
         "fail",
         description="fail: a step of unknown outcome counts as failed. ask: the run is suspended until a person "
-        "decides about the step",
+        "decides about the step, at most for LONGSHORE_ASK_TIMEOUT",
     )
     target: Annotated[str, BeforeValidator(_as_target)] = Field(
         "_any", description="The `target` of steps that do not set it"
@@ -87,15 +90,14 @@ class Plan(_Model):
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         None,
-        description="Time limit of the run. The time begins when the first level opens. At the limit, running steps "
-        "are asked to stop, no further step begins, and the run fails. The resume of an ended run starts the time "
+        description="Time limit of the run, from the opening of its first level. At the limit, running steps are asked "
+        "to stop, only `always` steps begin, and `on_failure` applies. A resume of the ended run starts the time "
         "again. No limit by default",
     )
     concurrency: Concurrency | None = Field(None, description="A limit on the runs with the same key")
     schedules: dict[ScheduleName, Scheduled] = Field(
         default_factory=dict,
-        description="The schedules by name. They have an effect only if the plan is in a folder of LONGSHORE_PLANS, or "
-        "in a package",
+        description="The schedules by name, for a plan in a folder of LONGSHORE_PLANS or in an installed package",
     )
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 
@@ -124,10 +126,10 @@ class Plan(_Model):
     def step(self, name: str, op: TypedOperation[P], /, *args: P.args, **kwargs: P.kwargs) -> StepHandle: ...
 
     def step(self, name: str, op: str | TypedOperation[Any], /, *args: Any, **params: Any) -> StepHandle:
-        """Add a step; keywords are the parameters of its operation, which is given by its name or as the function.
+        """Add a step. `op` is the name of the operation, or the operation itself; keywords are its parameters.
 
-        For a function, type checkers know the parameters; see `longshore.orchestration.template` for templates in
-        their place. Raises PlanError for a name in use, and for a parameter of a function that is missing or unknown.
+        For an operation itself, such as a function with `@operation`, type checkers know the parameters. Wrap templates
+        in `template(…)` then. Raises PlanError if the name is in use, and for missing or unknown parameters.
         """
         if name in self.steps:
             raise PlanError([Problem("the plan has a step of this name", step=name)])
@@ -137,7 +139,7 @@ class Plan(_Model):
         return StepHandle(self, name)
 
     def run_plan(self, name: str, plan: Plan | str, params: Mapping[str, Any] | None = None, /) -> StepHandle:
-        """Add a step that runs another plan as a child run: a plan, the name of a stored one, or its file."""
+        """Add a step that runs another plan as a child run. `plan` is a Plan, the name of a stored plan, or a path."""
         inline = plan.to_dict() if isinstance(plan, Plan) else plan
         given = {"params": dict(params)} if params else {}
         return self.step(name, "plan.run.execute", plan=inline, **given)
@@ -151,7 +153,10 @@ class Plan(_Model):
         timeout: float | str | None = None,
         on_timeout: Literal["fail", "approve"] = "fail",
     ) -> StepHandle:
-        """Add a step that waits for an approval: `longshore runs approve RUN STEP`."""
+        """Add a step that waits for an approval (`longshore runs approve RUN STEP`).
+
+        `on_timeout` decides whether the step fails or is approved after `timeout`, by default 24 hours.
+        """
         given: dict[str, Any] = {"message": message} if message else {}
         if timeout is not None:
             given["timeout"] = format_duration(parse_duration(timeout))
@@ -169,11 +174,11 @@ class Plan(_Model):
         undo: Signature[Any] | None = None,
         idempotent: bool = False,
     ) -> StepHandle:
-        """Add an existing Celery task as a step; the application's own workers run the task unchanged.
+        """Add a Celery task of the application as a step. The application's workers run the task unchanged.
 
-        `undo` is the signature of the compensation. The `timeout` of an attempt is required: a task without a result
-        in that time is `unknown`. An `idempotent` task of an application with `longshore.orchestration.celery.install`
-        runs again after the loss of its worker. See `longshore.orchestration.operations.celery_task`.
+        `undo` is the signature of the compensation. `timeout` limits each attempt; a task that has not ended in this
+        time is `unknown`. With `idempotent`, the task runs again after the loss of its worker, if the application calls
+        `install`.
         """
         back = as_params(undo) if undo is not None else None
         params = as_params(signature) | ({"idempotent": True} if idempotent else {})
@@ -192,18 +197,21 @@ class Plan(_Model):
         idempotent: Collection[Any] = (),
         timeout: float | str = "1h",
     ) -> Self:
-        """A plan of the tasks of a Celery canvas of any shape; the application's own workers run them unchanged.
+        """A plan with the tasks of a Celery canvas as steps. The application's workers run the tasks unchanged.
 
-        `args` are those of `signature.delay`. The result of a task becomes the first argument of the next one, as
-        Celery does it. Countdowns and etas become steps that wait without a worker; `timeout` is that of each task.
-        `undo` maps a task, or its name, to its compensation: a task, which is called with the same arguments; a
-        signature, whose templates may use `data.result`; or "none". Compensations of
-        `longshore.orchestration.celery.compensates` need no entry. In an application with `install`, the tasks in
-        `idempotent`, or their names, run again after the loss of their worker. Without a `name`, the plan is named
-        after its tasks.
+        The result of a task becomes the first argument of the next task, as in Celery. A countdown or eta becomes a
+        step that waits without a worker.
 
-        Raises UsageError for an option that a step cannot keep, for an argument that is not JSON, and for a name in
-        `undo` or `idempotent` that no task has.
+        * `args` – the arguments of `signature.delay`
+        * `name` – the name of the plan; by default, the names of its tasks
+        * `undo` – for each task or its name, the compensation: a task, which gets the same arguments; a signature,
+          whose templates may use `data.result`; or "none". Compensations of `compensates` need no entry.
+        * `idempotent` – tasks or their names. In an application that calls `install`, they run again after the loss of
+          their worker.
+        * `timeout` – the time limit of each task
+
+        Raises UsageError if a task has an option that a step cannot keep, or an argument that is not JSON; and for a
+        name in `undo` or `idempotent` that no task has.
         """
         from longshore.orchestration.operations.canvas import convert  # noqa: PLC0415 - Celery is imported only here
 
@@ -226,20 +234,22 @@ class Plan(_Model):
     # --- data -------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON types; `Plan.model_validate` restores it without loss."""
+        """The plan as a mapping of JSON types. `Plan.model_validate` restores the plan."""
         return self.model_dump(mode="json")
 
     def to_json(self) -> str:
+        """The plan as JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     def to_yaml(self) -> str:
+        """The plan as YAML text."""
         data = self.to_dict()
         # PyYAML writes these characters unescaped and reads them as line ends.
         fragile = set("\x85\u2028\u2029\ufeff").intersection(json.dumps(data, ensure_ascii=False))
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=not fragile)
 
     def digest(self, params: Mapping[str, Any], files: Mapping[str, str]) -> str:
-        """SHA-256 of the normalised plan, its parameters and its files' contents; equal digests mean equal starts."""
+        """The SHA-256 of the plan, its parameters and the contents of its files. Equal starts have equal digests."""
         return digest_of(canonical_text(self.to_dict()), params, files)
 
     def __eq__(self, other: object) -> bool:

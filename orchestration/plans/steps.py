@@ -178,8 +178,8 @@ class Step(_Model):
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The parameters of the operation")
     after: Annotated[list[str], BeforeValidator(_as_list), _NAMES] = Field(
         default_factory=list,
-        description="The steps that must end before this step begins. If one of them fails, this step is skipped, "
-        "unless it has `always` or a guard on failures",
+        description="The dependencies: the steps that must end before this step begins. If one of them fails, this "
+        "step is skipped, except with `always` or a guard that reads failures",
     )
     when: Annotated[list[When], BeforeValidator(_as_conditions), PlainSerializer(_shortest), _OneOrSeveral()] = Field(
         default_factory=list, description="Conditions. If one of them is false, the step is skipped"
@@ -202,8 +202,8 @@ class Step(_Model):
     )
     when_fact: HostFilter | None = Field(
         None,
-        description="The step runs only on hosts that fulfil these conditions. With the target _any, the step runs on "
-        "any host if at least one host fulfils them",
+        description="The step is skipped on hosts that do not fulfil these conditions. With the target _any, the step "
+        "runs on any host if at least one host fulfils them",
     )
     in_: Inside | None = Field(
         None,
@@ -211,13 +211,14 @@ class Step(_Model):
         description="The container in which the step runs, for the operations command.*, file.*, node.* and network.*",
     )
     tolerate: Annotated[str | None, BeforeValidator(_as_tolerance)] = Field(
-        None, description="The number of items or hosts that may fail while the step succeeds: 2, or 10%. By default 0"
+        None,
+        description="The units (items and hosts) that may fail while the step still succeeds: 2, or 10%. By default 0",
     )
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="The most items or hosts that run at the same time. No limit by default"
+        None, description="The most units that run at the same time. No limit by default"
     )
     canary: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="The number of items or hosts that run first. If one of them fails, the others do not run"
+        None, description="The number of units that run first. If one of them fails, the others do not run"
     )
     retry: Retry | None = Field(
         None,
@@ -229,14 +230,17 @@ class Step(_Model):
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         None,
-        description="Time limit of each attempt at the step, and of the wait for an outcome after `Delayed`. The "
-        "default is LONGSHORE_STEP_TIMEOUT (1h), except for approvals, timers and child runs",
+        description="Time limit of each attempt. After the error Delayed, also the time limit of the wait for the "
+        "outcome. The default is LONGSHORE_STEP_TIMEOUT (1h), except for approvals, timers and child runs",
     )
     undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
         None, description="The undo of the step. By default, the undo of the operation; `none`: the step has no undo"
     )
-    always: bool = Field(default=False, description="Whether the step also runs if the run fails or is cancelled")
+    always: bool = Field(
+        default=False,
+        description="Whether the step also runs after a failure or a cancellation. Such a step is never undone",
+    )
     irreversible: bool = Field(
-        default=False, description="Point of no return: if the step has succeeded, the run is not undone any more"
+        default=False, description="Point of no return: after this step has succeeded, no step of the run is undone"
     )
     description: str = Field("", description="A description for people")

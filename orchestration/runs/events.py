@@ -17,9 +17,9 @@ _BLOCK = 2.0
 class Event:
     """One event of a run, such as the end of a step.
 
-    `id` is its id in the stream, which serves as a cursor; `at` is in ms of Redis's clock.
-    `fields` depend on the event: `step` (a name, `copy[17]` for an item), `steps` (names), `attempt`, `status`,
-    `error`, …
+    `id` is the id of the event in the stream, and serves as a cursor. `at` is in ms of Redis's clock. The `fields`
+    depend on the event: `step` (a name, such as `copy`, or `copy[17]` for an item), `steps` (names), `attempt`,
+    `status`, `error`, …
     """
 
     id: str

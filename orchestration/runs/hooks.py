@@ -53,15 +53,18 @@ def _nothing(*_: Any) -> None:
 class Hooks:
     """Functions of an application that Longshore calls for the events of a run. Each hook is optional.
 
-    * `before_plan(summary)` – a PlanSummary; `after_plan(report)` – a Report
-    * `before_level(level, steps, parallel)` – the level, from 0, and the names of its steps
-    * `after_level(level, results)` – the StepReports of the level, skipped steps included
-    * `before_step(name)` – not called for a skipped step; `after_step(result)` – a StepReport
-    * `on_retry(name, attempt, error)` – the attempt that failed, from 1; called before the delay
+    * `before_plan(summary)`, with a PlanSummary, and `after_plan(report)`, with a Report
+    * `before_level(level, steps, parallel)` – the number of the level, from 0; the names of its steps; and whether
+      there are several
+    * `after_level(level, results)` – the StepReports of the level, including skipped steps
+    * `before_step(name)` – not for a skipped step
+    * `after_step(result)` – a StepReport
+    * `on_retry(name, attempt, error)` – the failed attempt, from 1; called before the delay
     * `on_skip(name, reason)`
     * `on_undo(result)` – a StepReport whose `undo` has ended; once for each step
 
-    An exception propagates to the caller of `watch` or `wait`; a worker logs the exception and the run continues.
+    `event` is the event of the present call. An exception of a hook reaches the caller of `watch` or `wait`. A worker
+    logs the exception of a hook, and the run continues.
     """
 
     before_plan: Callable[[PlanSummary], object] = _nothing

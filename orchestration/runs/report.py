@@ -40,7 +40,17 @@ if TYPE_CHECKING:
 class Report(_Part):
     """The state of a run and of its steps.
 
-    `exit_code`, the exit status of the command line, is None while the run is live.
+    * `run_id`, `plan`, `params`, `actor` – the run, the name of its plan, its parameters, and the person who started it
+    * `state`, `cause` – the state, and the reason why the run left `running` early
+    * `exit_code` – the exit code of `longshore run`; None while the run is live
+    * `summary` – the outcome in a few words
+    * `started_at`, `duration_s` – the start, and the seconds until the end or until now
+    * `error` – the error of the run, with the name of the step
+    * `steps` – the StepReports, in the order of the plan
+    * `left_over` – the steps whose effect remains, although the run did not succeed
+    * `in_doubt` – the effects that may exist, although the run did not succeed
+    * `production` – for each project, a sentence on the version that runs after a failure
+    * `job` – the outcome of a job; None for other runs
     """
 
     run_id: str
@@ -80,7 +90,7 @@ class Report(_Part):
         return self.state in TERMINAL
 
     def step(self, name: str) -> StepReport:
-        """The report of one step. Raises KeyError where the plan has no such step."""
+        """The report of one step. Raises KeyError if the plan has no such step."""
         for step in self.steps:
             if step.name == name:
                 return step
@@ -89,7 +99,7 @@ class Report(_Part):
     def decode(self, name: str, model: type[T]) -> T:
         """The data of one step as the type `model`.
 
-        Raises DecodeError where the plan has no such step, or the data does not match the type.
+        Raises DecodeError if the plan has no such step, or the data does not match the type.
         """
         try:
             return self.step(name).decode(model)

@@ -50,7 +50,7 @@ class HostReport(_Part):
     data: dict[str, Any] = {}
 
     def decode(self, model: type[T]) -> T:
-        """The data of the host as the type `model`. Raises DecodeError where the data does not match the type."""
+        """The data of the host as the type `model`. Raises DecodeError if the data does not match the type."""
         return results.decode(model, self.data, f"host {self.host!r}")
 
 
@@ -73,8 +73,15 @@ class ItemReport(_Part):
 class StepReport(_Part):
     """The state, result and error of one step, in the report of a run.
 
-    `duration_s` runs from the first claim to the outcome, delays between attempts included. For a step that was fanned
-    out, `items` lists its units in order, and `data` is `{"results": [...]}` with the data of each.
+    * `name`, `op`, `level` – the step, its operation, and the number of its level
+    * `status`, `changed`, `attempts` – the StepState, whether the step changed something, and the number of attempts
+    * `duration_s` – the seconds from the first claim to the outcome, including delays between attempts
+    * `undo` – the UndoState and the error of the undo; None without an undo
+    * `reason` – why the step was skipped, did not run, or waits
+    * `error`, `data` – the error and the data of the step
+    * `hosts` – the results by host
+    * `items` – for a step with `foreach` or several hosts, the reports of its units. `data` is then
+      `{"results": [...]}`, with the data of each unit.
     """
 
     name: str
@@ -93,13 +100,13 @@ class StepReport(_Part):
     items: list[ItemReport] = []
 
     def decode(self, model: type[T]) -> T:
-        """The data of the step as the type `model`; for a step on several hosts, the data of the first host.
+        """The data of the step as the type `model`. For a step on several hosts, the data of the first host.
 
-        Raises DecodeError where the data does not match the type.
+        Raises DecodeError if the data does not match the type.
         """
         data = self.data if self.data or not self.hosts else self.hosts[0].data
         return results.decode(model, data, f"step {self.name!r}")
 
     def failures(self) -> list[ItemReport]:
-        """The failed and unknown items, tolerated ones included."""
+        """The units that failed or are unknown, including tolerated ones."""
         return [item for item in self.items if item.status in guards.FAILED]

@@ -42,7 +42,7 @@ class ScheduleListing:
 class Schedules:
     """Lists, triggers, pauses and resumes the schedules of an installation.
 
-    The declarations come from the settings file and the stored plans of this process, the times from Redis.
+    The declarations come from the settings and the stored plans of this process, and the times from Redis.
     """
 
     def __init__(self, client: Client) -> None:
@@ -53,7 +53,7 @@ class Schedules:
         return ScheduleMarks(self._client.store)
 
     def list(self) -> ScheduleListing:
-        """All schedules, also those of jobs and of entries of other beats."""
+        """All schedules, including schedules of jobs, and schedules that only another process declares."""
         known, errors = declared(self._client.settings)
         marks, paused, now = self._marks.marks(), self._marks.paused(), self._client.store.now()
         by_name = {each.name: each for each in known}
@@ -73,30 +73,30 @@ class Schedules:
         return ScheduleListing(found, errors)
 
     def status(self, name: str) -> ScheduleStatus:
-        """The schedule of that name. Raises UnknownName."""
+        """The schedule of this name. Raises UnknownName if no such schedule exists."""
         for each in self.list().schedules:
             if each.name == name:
                 return each
         raise unknown(self._client.settings, name)
 
     def trigger(self, name: str) -> Run:
-        """Start the plan of a declared schedule now, in a run of its own; its times do not change.
+        """Start the plan of a declared schedule now. The times of the schedule do not change.
 
-        Raises UnknownName, and as `Client.start`.
+        Raises UnknownName if this process does not declare the schedule, and raises as `Client.start` does.
         """
         schedule = find(self._client.settings, name)
         run_id = f"{name[:100]}.by-hand-{uuid4().hex[:8]}"
         return self._client.start(schedule.loaded(), schedule.when.params, run_id=run_id)
 
     def pause(self, name: str) -> bool:
-        """Pause a schedule until it is resumed; returns whether that changed it. Raises UnknownName.
+        """Pause a schedule until `resume`. Returns False if the schedule was paused already. Raises UnknownName.
 
         Times that pass during the pause do not count as missed.
         """
         return self._set_paused(name, paused=True)
 
     def resume(self, name: str) -> bool:
-        """Resume a paused schedule; returns whether that changed it. Raises UnknownName."""
+        """Resume a schedule. Returns False if the schedule was not paused. Raises UnknownName."""
         return self._set_paused(name, paused=False)
 
     def _set_paused(self, name: str, *, paused: bool) -> bool:

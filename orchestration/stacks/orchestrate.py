@@ -106,7 +106,10 @@ Progress = Callable[[str], None]
 
 
 class Stacks:
-    """Checks and rebuilds the inventories of hosts, and restarts stale services; `orchestrate` does all three."""
+    """Checks and rebuilds the inventories of hosts, and restarts stale services; `orchestrate` does all three.
+
+    A host has one cached inventory. The cache is up to date if the inventory equals the present state of the host.
+    """
 
     def __init__(self, client: Client, rules: StackRules | None = None) -> None:
         client.ensure_server()
@@ -117,8 +120,9 @@ class Stacks:
     # --- the hosts ----------------------------------------------------------------------------------
 
     def hosts(self, wanted: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
-        """The hosts that can be inspected, and the reasons of known or requested hosts that cannot. Raises UnknownName
-        for an unknown host, and WaitTimeout where no host with an engine is known.
+        """The hosts that can be inspected; and the other hosts, each with the reason why not.
+
+        Raises UnknownName for an unknown host, and WaitTimeout if no host with an engine is known.
         """
         requested = list(dict.fromkeys([wanted] if isinstance(wanted, str) else wanted))
         until = time.monotonic() + _PATIENCE
@@ -148,7 +152,7 @@ class Stacks:
     # --- the phases ---------------------------------------------------------------------------------
 
     def check(self, hosts: Iterable[str] = (), *, registry: bool = False, state: bool = False) -> Checked:
-        """Check whether the caches match the hosts. Changes nothing. `state`: with the inventories."""
+        """Check whether the caches are up to date. Changes nothing. With `state`, also returns the inventories."""
         available, unavailable = self.hosts(hosts)
         found = [HostCheck(host, valid=False, error=why) for host, why in unavailable.items()]
         if available:
@@ -159,9 +163,9 @@ class Stacks:
         return Checked(tuple(sorted(found, key=lambda one: one.host)))
 
     def rebuild_plan(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True, asked: int = 0) -> Plan:
-        """The plan that caches the inventories of these hosts; `fresh`: without reuse of cached data.
+        """The plan that caches the inventories of these hosts. With `fresh`, cached data are not reused.
 
-        `asked`, in ms of Redis's clock: reuse the result of a rebuild that another run has begun since then.
+        `asked` is a time in ms of Redis's clock. If another run began a rebuild after this time, its result is reused.
         """
         more: dict[str, Any] = {"ttl": self._client.settings.cache_ttl}
         more |= {"fresh": True} if fresh else {}
@@ -169,7 +173,7 @@ class Stacks:
         return self._plan("orchestrate-rebuild", REBUILD.name, hosts, registry, **more)
 
     def rebuild(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True, asked: int = 0) -> Report:
-        """Rebuild the caches of these hosts; the report has one step per host, independent of the others."""
+        """Rebuild the caches of these hosts. The report has one step for each host."""
         plan = self.rebuild_plan(hosts, registry=registry, fresh=fresh, asked=asked)
         run = self._client.start(plan)
         while True:
@@ -185,8 +189,10 @@ class Stacks:
                 return report
 
     def refresh(self, ticket: str) -> Run:
-        """Start a rebuild of outdated caches, and return its run at once. `ticket` is the id of an earlier such run,
-        or a text that concurrent callers share in order to share one run.
+        """Start a rebuild of outdated caches, and return its run at once.
+
+        If `ticket` is the id of an existing run, returns this run. With any other text, concurrent callers with the
+        same `ticket` share one run.
         """
         if self._store.body(ticket) is not None:
             return self._client.get(ticket)
@@ -195,7 +201,7 @@ class Stacks:
         return self._client.start(plan, run_id=f"orchestrate-refresh-{ticket}-{digest_of(plan.to_dict())[:8]}")
 
     def selection_of(self, report: Report) -> Selection:
-        """The stale services after such a rebuild."""
+        """The stale services after the rebuild with this report."""
         _, unavailable = self.hosts()
         return self._from_cache([step.name for step in report.steps], unavailable | failures(report), (), None)
 
@@ -209,10 +215,12 @@ class Stacks:
         retry: bool = False,
         read_only: bool = False,
     ) -> Selection:
-        """Select the stale services. Hosts without a usable cache are rebuilt first, unless `read_only`.
+        """Select the stale services. Missing and invalid caches are rebuilt first, unless `read_only` is set.
 
-        `labels` are `key` or `key=value` of the containers, all of which must match; `image`: the services that run
-        this image, stale or not; `retry`: also versions that have failed before.
+        * `labels` – only services whose containers have all these labels, each as `key` or `key=value`
+        * `image` – the services that run this image, whether stale or not
+        * `registry` – also compare image tags with their registries
+        * `retry` – also select versions that have failed before
         """
         available, unavailable = self.hosts(hosts)
         # A rebuild caches the answers of registries, so that each is queried once.
@@ -231,7 +239,7 @@ class Stacks:
         return [host for host in hosts if report.step(host).changed], failures(report)
 
     def cached(self, host: str) -> tuple[Inventory | None, str]:
-        """The cached inventory of a host; or None, and the reason."""
+        """The cached inventory of a host and ''; or None and the reason."""
         caches = Caches(self._store)
         found = caches.get(STACK_CACHE + host)
         if why := found.problem(caches.now()):
@@ -246,7 +254,7 @@ class Stacks:
     def start(
         self, selection: Selection, options: RolloutOptions, *, asked: bool = False, run_id: str | None = None
     ) -> Run:
-        """Start the restart of the selected services and return its run. Concurrent equal calls share one run."""
+        """Start a run that restarts the selected services. Concurrent calls with the same selection share one run."""
         plan = self.plan(selection, options, asked=asked)
         run = self._client.start(plan, run_id=run_id) if run_id is not None else self._shared(selection, plan)
         now = dict.fromkeys((one.host for one in selection.chosen), run.id)
@@ -277,13 +285,18 @@ class Stacks:
         watch: Callable[[Run], Report] | None = None,
         **options: Unpack[RolloutOptions],
     ) -> Orchestrated:
-        """Find the services that differ from their files and images, and restart them; waits for the end.
+        """Find the stale services, restart them, and wait for the end.
 
-        `hosts`, `labels` (`key`, `key=value`) and `image` choose among them; `registry` asks registries whether tags
-        have moved; `retry` tries versions again that have failed before. At most `max_parallel` stacks are restarted
-        at once, `canary` stacks first. `on_failure` is `keep` (a failed stack is undone by itself) or `undo` (all are
-        undone). Concurrent calls share one rebuild and one run. `Orchestrated.exit_code` is that of the command.
-        `watch` waits for the report in place of `Run.wait`. Raises WaitTimeout where no host answers.
+        Concurrent calls share one rebuild and one run. `Orchestrated.exit_code` is the exit code of
+        `longshore orchestrate`. Raises WaitTimeout if no host answers.
+
+        * `hosts` – only these hosts
+        * `labels`, `image`, `registry`, `retry` – as for `select`
+        * `max_parallel` – the number of stacks that are restarted at the same time
+        * `canary` – the number of stacks that are restarted before the others
+        * `on_failure` – after a failure, `keep` the restarted stacks, or `undo` all stacks. The failed stack itself is
+          reverted in both cases.
+        * `progress` – receives a line for each phase; `watch` replaces `Run.wait`
         """
         hosts = list(hosts)
         self.wait_for_active_runs(hosts, progress)
@@ -320,19 +333,19 @@ class Stacks:
         return self.ended(report, selection, tuple(built))
 
     def active_runs(self, hosts: Sequence[str] = ()) -> list[str]:
-        """Live runs that restart services on these hosts (default: all), and so change their inventories."""
+        """The live runs that restart services on these hosts, by default on all hosts."""
         known = self._store.call(self._store.client.hgetall, self._store.keys.active_rollouts)
         found = sorted({run_id for host, run_id in known.items() if not hosts or host in hosts})
         return [run_id for run_id in found if (self._store.state(run_id) or RunState.FAILED) not in TERMINAL]
 
     def wait_for_active_runs(self, hosts: Sequence[str] = (), progress: Progress = lambda _line: None) -> None:
-        """Wait for the end of these runs."""
+        """Wait for the end of the runs that `active_runs` returns."""
         for run_id in self.active_runs(hosts):
             progress(f"check: waiting for the end of run {run_id}, which restarts services on these hosts")
             self._client.get(run_id).wait()
 
     def ended(self, report: Report, selection: Selection, rebuilt: tuple[str, ...] = ()) -> Orchestrated:
-        """The outcome of the run that restarted services."""
+        """The outcome of an orchestration, from the report of the run that restarted services."""
         code = report.exit_code or (3 if selection.incomplete else 0)
         stacks = stacks_of(report.steps)
         if report.exit_code == 0:

@@ -35,12 +35,16 @@ _NEVER = "0001-01-01T00:00:00Z"
 
 @dataclass
 class MemoryEngine:
-    """A Docker engine in memory. `exit_codes`, by image, end a container at start; `outputs` holds output by image."""
+    """A Docker engine in memory.
+
+    * `exit_codes` – by image: a container of this image exits at its start, with this code
+    * `outputs` – by image: the output of its containers
+    * `registry` – by name: the id of the image that a pull returns; with the id '', the pull fails half way
+    """
 
     url: str = "memory://"
     exit_codes: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, Output] = field(default_factory=dict)
-    #: The registry: image ids by name. The download of a name with the id '' fails half way.
     registry: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

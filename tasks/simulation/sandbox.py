@@ -113,7 +113,10 @@ class _Staged(Implementation[Params]):
 
 @dataclass(frozen=True)
 class Done:
-    """The result of one operation that ran in a sandbox outside of a plan, with its journal."""
+    """The result of one operation that ran in a sandbox without a plan, with its journal.
+
+    `before` is the state before the operation, and `outcome` has `changed` and `data`.
+    """
 
     sandbox: Sandbox
     operation: str
@@ -132,12 +135,16 @@ class Done:
 class Sandbox:
     """Runs plans in memory, for tests, without Redis, workers or Docker.
 
-    Steps of `noop`, `docker` (on `engine`) and own operations are run; steps of any other family are pretended: they
-    succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them, with placeholders
-    for secrets; `approve_all` approves every step that waits for a person. `hosts` are names, or names with labels; the
-    tasks of `app` are called.
+    The sandbox runs operations of your own, `noop.execute`, and `docker.*` on the MemoryEngine `engine`. Steps of all
+    other operations are pretended: they succeed, are changed, and return the data that `give` sets.
 
-    Time passes only while the run waits for it. Each method below names a step, or `step[3]` for one item of it.
+    * `hosts` – names of hosts, or a mapping of names to labels
+    * `pretend` – pretend all steps, with invented values for secrets
+    * `approve_all` – approve every step that waits for an approval
+    * `app` – a Celery app, whose tasks the sandbox calls
+
+    `done` and `undone` list the steps that were run and undone, in order. Time passes only while a run waits. The
+    methods `fail` to `reject` take the name of a step, or `step[3]` for one of its items.
     """
 
     def __init__(
@@ -180,7 +187,7 @@ class Sandbox:
         return self.scripts.setdefault(step, Script())
 
     def fail(self, step: str, error: str | OperationError = "made to fail", *, times: int | None = None) -> None:
-        """Make a step fail: always, or `times` times in a row and then no more."""
+        """Make a step fail: always, or only the first `times` times."""
         raised = error if isinstance(error, OperationError) else Unsuccessful(error)
         script = self._script(step)
         if times is None:
@@ -189,6 +196,7 @@ class Sandbox:
             script.errors += [raised] * times
 
     def fail_undo(self, step: str, error: str = "its undo was made to fail") -> None:
+        """Make the undo of a step fail."""
         self.undo_scripts.setdefault(step, Script()).always = OperationError(error)
 
     def hang(self, step: str) -> None:
@@ -196,7 +204,7 @@ class Sandbox:
         self._script(step).hangs = True
 
     def vanish(self, step: str, times: int = 1) -> None:
-        """Kill the worker after the effect of the step and before its outcome is recorded, `times` times."""
+        """Make the first `times` workers of a step die after its effect, before they record its outcome."""
         self._script(step).vanishes = times
 
     def give(self, step: str, data: Mapping[str, Any] | None = None, *, changed: bool = True) -> None:
@@ -205,14 +213,15 @@ class Sandbox:
         script.data, script.changed = dict(data or {}), changed
 
     def approve(self, step: str, note: str = "") -> None:
-        """Approve the step when it waits."""
+        """Approve a step as soon as it waits."""
         self._decisions[step] = ("approve", note)
 
     def reject(self, step: str, note: str = "") -> None:
+        """Reject a step as soon as it waits."""
         self._decisions[step] = ("reject", note)
 
     def set_clock(self, seconds: float) -> None:
-        """Make Redis's clock jump, forward or back, like a clock that is set by hand."""
+        """Set Redis's clock forward by `seconds`, or back by a negative number."""
         self.store.jump(seconds)
 
     # --- a run ------------------------------------------------------------------------------------
@@ -225,9 +234,10 @@ class Sandbox:
         run_id: str | None = None,
         hooks: Hooks | None = None,
     ) -> Report:
-        """Run a plan to its end.
+        """Run a plan to its end, and return the report.
 
-        Raises PlanError and ParamsError like `Client.start`, and AssertionError if the run is stuck.
+        Raises PlanError and ParamsError as `Client.start` does, UnknownName if a step given to another method is not in
+        the plan, and AssertionError if the run makes no progress.
         """
         self._known(plan)
         run_id = run_id or f"{plan.name}-{next(self._numbers)}"
@@ -261,15 +271,17 @@ class Sandbox:
                 )
 
     def report(self, run_id: str) -> Report:
+        """The report of a run of this sandbox."""
         run, steps = self.store.everything(run_id)
         return report.build(run_id, self.plans.get(run_id).plan, run, steps, self.store.now())
 
     def events(self, run_id: str) -> list[Event]:
+        """The events of a run of this sandbox."""
         return events.read(self.store, run_id, self.plans.get(run_id).plan)
 
     @contextmanager
     def engine_in_use(self) -> Iterator[None]:
-        """Make Docker operations of this process act on the sandbox's engine inside the context."""
+        """A context manager. Inside, Docker operations of this process act on `engine`."""
         before = factory._factory
         factory.use_engines(lambda _url: self.engine)
         try:
@@ -402,7 +414,7 @@ class Sandbox:
         )
 
     def staged(self, name: str) -> Implementation[Any]:
-        """The implementation of an operation in the sandbox."""
+        """The implementation that the sandbox uses for an operation."""
         operation = find(name)
         if name.startswith(("approval.", "plan.", "timer.")):
             return implementation(name)
@@ -413,7 +425,7 @@ class Sandbox:
     # --- one operation ----------------------------------------------------------------------------
 
     def act(self, op: str, /, **params: Any) -> Done:
-        """Run one real operation outside of a plan, after its journal. Raises the operation's errors."""
+        """Run one operation without a plan. Nothing is pretended. Raises the errors of the operation."""
         done, values = implementation(op), find(op).params.model_validate(params)
         context = Context(run_id="sandbox", step=f"step-{next(self._numbers)}", plan="sandbox")
         with self.engine_in_use():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
+from longshore.orchestration.store import lua
 from tests.faults.conftest import FIGURES
 from tests.store.guards.marks import mutants
 
@@ -14,31 +16,59 @@ HEAD = """\
 # Fault injection
 
 `make faults` injects faults into real workers, messages, connections and Redis, and writes this page. Each section has
-the latest results of one test. `make help` shows how to repeat the faults of a seed. `make test` runs a
-short form of the tests.
+the latest results of one test. `make faults LONGSHORE_FAULTS_SEED=n` repeats the random choices of a seed. `make test`
+runs a short form of the tests.
 
-The operations of the runs write each effect into a log outside of Redis. A report that contradicts this log, or a run
-that has not ended, is a *broken rule*. Where a section has final states of many runs, except for random plans, every
-third run fails on purpose and ends `undone`. A run with a step of unknown outcome ends `undone`, too.
+The operations of the runs write each effect into a log outside of Redis. A *broken rule* is a report that contradicts
+this log, or a run that has not ended. A *doubled* message is sent twice.
+
+In sections with the final states of many runs, every third run fails on purpose and ends `undone`. A run with a step of
+unknown outcome ends `undone`, too. The random plans are an exception: they end in all states.
 
 """
 CRASHES = """\
 ## Crash points
 
-At each point of the code (`tasks/crash_points.py`), the process of a worker is killed, once for each kind of step.
-*recovered*: the run then ends in the right state, without a lost or duplicated effect. An empty cell: this kind of step
-does not reach the point.
+The process of a worker is killed at each point of a step or run in `tasks/crash_points.py`, once for each kind of step.
+For example, at `step.acted`, the operation has acted, and the outcome is not recorded yet. *recovered*: the run then
+ends in the right state, without a lost or doubled effect. An empty cell: this kind of step does not reach the point.
+The last three points are tried in one run that is suspended, fails and is resumed.
 
 """
 GUARDS = """\
 ## The guards of the scripts
 
-A [guard](../contributing.md#guards-of-the-scripts) is a condition that keeps a script from a wrong change.
-`tests/store/test_guards.py` removes each guard in turn; the scenario with the name of the rule then fails.
+A [guard](../contributing.md#guards-of-the-scripts) is a condition that keeps a Lua script of Longshore from a wrong
+change in Redis. `tests/store/test_guards.py` removes each guard in turn. The test with the name of the guard then
+fails. The guards are listed by script (`orchestration/store/lua`), with these terms:
 
-| script | rule | guard |
-|---|---|---|
+- A *reopened* run has ended, and a command continues or undoes the run. The command begins a new *epoch*.
+- A *released* run is no longer suspended.
+- A *parked* step waits without a worker: for a person, a time, a child run or a task of an application.
+- A *task* is a Celery task of an application.
+- A *held back* unit waits for other units of its step.
+
+The [glossary](../concepts/glossary.md) defines the other terms.
 """
+#: The headings of the tests, by name of the test.
+TITLES = {
+    "killed client leaves a complete run or none": "Clients are killed while they start runs",
+    "random plans survive lost writes stopped workers and clock jumps": (
+        "Random plans outlive lost writes, sleeping workers and clock jumps"
+    ),
+    "rolling restart of workers under load repeats no step": "A rolling restart of all workers repeats no step",
+    "run ends after its only worker is killed and restarted": "The only worker is killed in a step and started again",
+    "run stays consistent under random commands of eight processes": "Eight processes send random commands to one run",
+    "runs continue after redis is down for longer than leases": "Redis is down for longer than a lease",
+    "runs of a blocked service resume at different times": "Fifty runs wait for a service that is down",
+    "runs survive a full redis": "Redis is full for a second at a time",
+    "runs survive all faults at once": "Runs outlive everything at once",
+    "runs survive cut connections": "Connections to Redis are cut again and again",
+    "runs survive killed workers a redis restart and duplicated messages": (
+        "Runs outlive killed workers, a Redis restart and doubled messages"
+    ),
+    "step longer than the visibility timeout runs once": "A step longer than the visibility timeout runs once",
+}
 
 
 def figures(folder: Path) -> str:
@@ -56,7 +86,8 @@ def figures(folder: Path) -> str:
             continue
         rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in stored["figures"].items())
         about = f"{stored['about']}\n\n" if stored["about"] else ""
-        parts.append(f"## {stored['test'].capitalize()}\n\n{about}| seed | {stored['seed']} |\n|---|---|\n{rows}\n")
+        title = TITLES.get(stored["test"], stored["test"].capitalize())
+        parts.append(f"## {title}\n\n{about}| seed | {stored['seed']} |\n|---|---|\n{rows}\n")
     return "\n".join([*parts, *_matrix(crashes)])
 
 
@@ -78,9 +109,20 @@ def _cell(value: object) -> str:
 
 
 def guards() -> str:
-    """The table of the marked guards of the scripts."""
-    rows = [f"| {m.script} | {m.rule} | `{m.guard.replace('|', chr(92) + '|')}` |" for m in mutants()]
-    return GUARDS + "\n".join(rows) + "\n"
+    """The marked guards: a list for each script, below its name and purpose."""
+    found: dict[str, dict[str, None]] = {}
+    for mutant in mutants():
+        found.setdefault(mutant.script, {})[mutant.rule.replace("redis", "Redis")] = None
+    parts = [GUARDS]
+    for script, rules in found.items():
+        parts += ["\n".join([f"`{script}`: {_purpose(script)}", "", *(f"- {rule}" for rule in rules)]) + "\n"]
+    return "\n".join(parts)
+
+
+def _purpose(script: str) -> str:
+    """The beginning of the header of a script."""
+    first = re.split(r"[:,.;]", lua.text(script).removeprefix("-- "), maxsplit=1)[0]
+    return " ".join(first.replace("\n--", " ").split())
 
 
 def page(measured: str) -> str:

@@ -196,7 +196,7 @@ class Chaos:
 def test_random_plans_survive_lost_writes_stopped_workers_and_clock_jumps(
     place: Installation, own_redis: servers.RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """A fault happens every two seconds. The test resumes runs that are `suspended` or `undo_failed`."""
+    """A fault happens every two seconds. The test resumes `suspended` and `undo_failed` runs."""
     # given
     place.options["lease"] = "2s"
     for number in range(form.of(2, 4)):
@@ -228,7 +228,7 @@ def test_random_plans_survive_lost_writes_stopped_workers_and_clock_jumps(
     figures("final states", chaos.states())
     figures("runs that Redis lost", chaos.lost)
     figures("runs resumed by the test", len(+chaos.resumed))
-    moved = {"messages duplicated": messages.duplicated, "messages lost": messages.lost}
+    moved = {"messages doubled": messages.duplicated, "messages lost": messages.lost}
     moved["messages reordered"] = messages.shuffled
     figures("faults", dict(injector.injected) | moved)
     figures("broken rules", len(found))

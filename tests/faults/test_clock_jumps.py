@@ -39,7 +39,7 @@ def slow(folder: Path) -> Plan:
 def test_runs_continue_when_the_clock_is_set_and_a_worker_dies(
     place: Installation, own_redis: servers.RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """While steps run, a worker is killed, and Redis's clock is set by one to 48 hours."""
+    """While steps run, a worker is killed, and Redis's clock is set forward or back by 1 to 48 hours."""
     # given
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "2").start(wait=False)

@@ -92,7 +92,7 @@ def four_workers(place: Installation) -> None:
 def test_runs_survive_killed_workers_a_redis_restart_and_duplicated_messages(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """A worker is killed every two seconds."""
+    """A worker is killed every two seconds, and every tenth message is doubled. Redis is restarted once."""
     # given four workers, and runs of which every third fails
     four_workers(place)
     injector = FaultInjector(place, form.seed, own_redis)
@@ -117,7 +117,7 @@ def test_runs_survive_killed_workers_a_redis_restart_and_duplicated_messages(
     figures("final states", load.states())
     figures(
         "faults",
-        dict(injector.injected) | {"messages duplicated": messages.duplicated, "messages in all": messages.seen},
+        dict(injector.injected) | {"messages doubled": messages.duplicated, "messages in all": messages.seen},
     )
     figures("broken rules", len(broken))
     assert broken == []
@@ -126,7 +126,7 @@ def test_runs_survive_killed_workers_a_redis_restart_and_duplicated_messages(
 def test_runs_survive_all_faults_at_once(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """A fault happens every second."""
+    """A worker or process is stopped or killed every second. Messages are doubled and lost."""
     # given
     four_workers(place)
     injector = FaultInjector(place, form.seed, own_redis)
@@ -150,7 +150,7 @@ def test_runs_survive_all_faults_at_once(
     figures("runs", len(load.runs))
     figures("final states", load.states())
     figures(
-        "faults", dict(injector.injected) | {"messages duplicated": messages.duplicated, "messages lost": messages.lost}
+        "faults", dict(injector.injected) | {"messages doubled": messages.duplicated, "messages lost": messages.lost}
     )
     figures("broken rules", len(broken))
     assert broken == []

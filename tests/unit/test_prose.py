@@ -18,8 +18,6 @@ from longshore.orchestration.cli.main import cli
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("orchestration", "tasks", "workers")
 TESTS = ("tests", "benchmarks", "examples")
-#: The page that lists words that are no longer used.
-GLOSSARY = "glossary.md"
 
 OPENINGS = re.compile(r"(?:it|what|those|who|that which|somebody|nobody|whoever)\b", re.IGNORECASE)
 WORDS = re.compile(
@@ -131,7 +129,7 @@ def test_texts_and_names_of_tests_name_their_subject(read: Callable[[Path], Iter
 
 
 def test_pages_name_their_subject() -> None:
-    pages = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != GLOSSARY)]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     assert len(pages) > 20
 
     assert {str(page.relative_to(ROOT)): listed for page in pages if (listed := wrong(paragraphs(page)))} == {}

@@ -101,16 +101,20 @@ class Health(Params):
 
 
 class CreateParams(Params):
-    """The path of a bind must exist. A missing volume is created."""
+    """The step creates missing volumes. A container of this name that another run has created with the same parameters
+    and image is kept.
+    """
 
     image: Annotated[str, Field(min_length=1, description="An image on the host")]
-    name: str | None = Field(None, description="By default derived from run and step")
-    command: list[Text] | None = Field(None, description="In place of the image's command")
-    entrypoint: list[Text] | None = Field(None, description="In place of the image's entrypoint")
+    name: str | None = Field(None, description="Name; by default derived from run and step")
+    command: list[Text] | None = Field(None, description="Replaces the command of the image")
+    entrypoint: list[Text] | None = Field(None, description="Replaces the entrypoint of the image")
     env: dict[str, Text] = Field({}, description="Environment variables")
-    labels: dict[str, Text] = Field({}, description="Labels, except longshore.*")
-    volumes: list[Mount] = Field([], description="source:target[:ro], or mappings")
-    networks: list[Network] = Field([], description="Names, or mappings; by default the engine's default network")
+    labels: dict[str, Text] = Field({}, description="Labels; names that begin with longshore. are reserved")
+    volumes: list[Mount] = Field([], description="Each as source:target[:ro] or a mapping")
+    networks: list[Network] = Field(
+        [], description="Each as a name or a mapping; by default the engine's default network"
+    )
     ports: list[Text] = Field([], description="80, 8080:80 or 127.0.0.1:8080:80, each also with /udp")
     user: Text | None = Field(None, description="user[:group] in the container")
     workdir: str | None = Field(None, description="Working directory")
@@ -120,7 +124,7 @@ class CreateParams(Params):
     memory: Text | None = Field(None, description="Memory limit: 64m, 1g, or bytes")
     cpus: Annotated[float, Field(gt=0)] | None = Field(None, description="CPU limit, such as 1.5")
     dns: list[str] = Field([], description="Name servers")
-    health: Health | None = Field(None, description="Health check, in place of the image's")
+    health: Health | None = Field(None, description="Replaces the health check of the image")
     log: Log = Field(Log(), description="Log driver; by default json-file with 3 files of 10 MB")
 
     @field_validator("name")
@@ -167,7 +171,7 @@ class CreateParams(Params):
 
 
 class StartParams(OfContainer):
-    """The container must exist."""
+    """The step does not wait until the container is healthy; use `docker.wait.get`."""
 
 
 class StopParams(OfContainer):
@@ -177,9 +181,9 @@ class StopParams(OfContainer):
 
 
 class RemoveParams(OfContainer):
-    """The container is renamed and kept for the undo, until `longshore gc` removes the container."""
+    """The container gets another name, so that the undo can restore it. Later, `longshore gc` deletes the container."""
 
-    force: bool = Field(default=False, description="Stop a running container first, in place of an error")
+    force: bool = Field(default=False, description="If the container runs, stop it first")
     grace: Duration | None = Field(None, description=GRACE)
 
 
@@ -193,7 +197,7 @@ class ContainerResult(Result):
 
 
 class CreateResult(Result):
-    """The created container. `attached`: an earlier attempt of this step created the container."""
+    """If an earlier attempt of this step created the container, `attached` is true."""
 
     id: str
     name: str
@@ -203,14 +207,14 @@ class CreateResult(Result):
 
 
 class StopResult(ContainerResult):
-    """`killed`: the container did not exit within `grace`, and got KILL."""
+    """If the container did not exit within `grace`, and got KILL, `killed` is true."""
 
     exit_code: int | None = None
     killed: bool = False
 
 
 class RemoveResult(Result):
-    """`kept_as`: the new name of the kept container."""
+    """`kept_as` is the new name of the container."""
 
     id: str | None = None
     name: str | None = None
@@ -218,13 +222,13 @@ class RemoveResult(Result):
 
 
 class RestartParams(OfContainer):
-    """A stopped container is started. Changes of Compose files are not applied; use `compose.up.execute` for those."""
+    """A stopped container is started. The step does not apply changes of Compose files; use `compose.up.execute`."""
 
     grace: Duration | None = Field(None, description=GRACE)
 
 
 class RenameParams(OfContainer):
-    """The container keeps its id. In its networks, the new name applies."""
+    """The container keeps its id, and has the new name in its networks."""
 
     name: str = Field(description="The new name")
 
@@ -243,7 +247,7 @@ class RenameResult(Result):
 
 
 class UpdateParams(OfContainer):
-    """Omitted limits stay as they are."""
+    """At least one value is required. Omitted values stay as they are."""
 
     restart: str | None = Field(None, description=_POLICIES)
     memory: Text | None = Field(None, description="Memory limit: 64m, 1g, or bytes; 0 for none")
@@ -268,7 +272,7 @@ class UpdateParams(OfContainer):
 
 
 class UpdateResult(Result):
-    """The limits after the step; `memory` in bytes."""
+    """The values after the step; `memory` is in bytes."""
 
     id: str
     name: str
@@ -279,7 +283,8 @@ class UpdateResult(Result):
 
 
 _CONVERGES: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
-_FOUND_AS_WANTED = "finds the container as requested"
+_MISSING = "if the container does not exist"
+_ONE_OFF = "belongs to a step `docker.run.execute`"
 
 CREATE = docker_operation(
     "create.execute",
@@ -288,8 +293,10 @@ CREATE = docker_operation(
     "Create a container without starting it",
     About(
         changed="the step created the container",
-        undo="removes the container and the volumes that the step created; volumes that may contain data stay",
+        undo="removes the container and the volumes that the step created; if the container was started since, its "
+        "volumes stay",
         duplicate="finds the container by its labels",
+        fails="if the image or the path of a bind does not exist, or a different container has the name",
     ),
     secrets=frozenset({"env"}),
     **_CONVERGES,
@@ -302,7 +309,8 @@ START = docker_operation(
     About(
         changed="the container did not run",
         undo="stops the container, if it did not run before",
-        duplicate="finds the container started since the step began, even if it has exited",
+        duplicate="does not start a container again that was started since the step began",
+        fails=f"{_MISSING}, is paused, or {_ONE_OFF}",
     ),
     **_CONVERGES,
 )
@@ -314,7 +322,8 @@ STOP = docker_operation(
     About(
         changed="the container ran",
         undo="starts the container if it ran before, and pauses it if it was paused",
-        duplicate=_FOUND_AS_WANTED,
+        duplicate="finds the container stopped, or stops it",
+        fails=f"{_MISSING}, or was created with --rm",
     ),
     **_CONVERGES,
 )
@@ -325,8 +334,9 @@ RESTART = docker_operation(
     "Stop a container and start it again",
     About(
         changed="always",
-        undo="stops the container if it did not run before; starts it if the restart left it stopped",
-        duplicate="finds the container started since the step began",
+        undo="stops the container if it did not run before; starts it if it ran before and does not run now",
+        duplicate="does not restart a container that was started since the step began",
+        fails=f"{_MISSING}, is paused, was created with --rm, or {_ONE_OFF}",
     ),
     kind=Kind.ACTS,
     undo=Undo.FULL,
@@ -338,8 +348,9 @@ REMOVE = docker_operation(
     "Remove a container",
     About(
         changed="the container existed",
-        undo="restores the name of the kept container, and starts the container if it ran",
-        duplicate=_FOUND_AS_WANTED,
+        undo="restores the name of the container, and starts it if it ran; fails if another container has the name",
+        duplicate="finds the container renamed, or renames it",
+        fails="if the container runs without `force`, or was created with --rm",
     ),
     **_CONVERGES,
 )
@@ -350,8 +361,9 @@ RENAME = docker_operation(
     "Rename a container",
     About(
         changed="the name differed",
-        undo="restores the old name; fails if another container uses it",
-        duplicate=_FOUND_AS_WANTED,
+        undo="restores the old name; fails if another container has that name",
+        duplicate="finds the container renamed, or renames it",
+        fails=f"{_MISSING}, or another container has the new name",
     ),
     **_CONVERGES,
 )
@@ -359,11 +371,12 @@ UPDATE = docker_operation(
     "update.execute",
     UpdateParams,
     UpdateResult,
-    "Change a container's restart policy and limits while it runs",
+    "Change the restart policy and the limits of a container, without a restart",
     About(
         changed="one of the given values differed",
-        undo="restores the former values; fails if they were changed since",
-        duplicate=_FOUND_AS_WANTED,
+        undo="restores the former values; fails if one was changed since",
+        duplicate="changes the values that still differ",
+        fails=f"{_MISSING}, or the engine does not apply a value",
     ),
     **_CONVERGES,
 )

@@ -12,14 +12,16 @@ from longshore.orchestration.operations.docker.fields import docker_operation
 
 
 class GcParams(Params):
-    """A backup is removed if the record of its run was deleted, and the backup is older than `older_than`."""
+    """A backup is an image tag, a container, a stored configuration or a receipt. The step removes a backup if its run
+    is no longer in Redis, and the backup is older than `older_than`.
+    """
 
     older_than: Annotated[Duration, Field(ge=0)] | None = Field(
-        None, description="Least age of a backup; by default LONGSHORE_RETENTION"
+        None, description="Minimum age of a backup; by default LONGSHORE_RETENTION"
     )
     every_run: bool = Field(
         default=False,
-        description="Also remove backups that may belong to another installation on the engine",
+        description="Also remove backups of unknown runs, which another installation may still need",
     )
 
 
@@ -37,10 +39,10 @@ GC = docker_operation(
     "gc.execute",
     GcParams,
     GcResult,
-    "Remove backups that no undo needs any more",
+    "Remove backups of runs that Redis no longer has",
     About(
         changed="a backup was removed",
-        undo="none: the runs of the backups are deleted",
+        undo="none",
         duplicate="removes the remaining backups",
     ),
     kind=Kind.CONVERGES,

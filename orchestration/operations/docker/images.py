@@ -23,20 +23,22 @@ class OfRegistry(Params):
     """Parameters of an operation that queries a registry."""
 
     image: Ref
-    auth: Login | None = Field(None, description="By default the worker's docker configuration")
+    auth: Login | None = Field(None, description="Registry credentials; by default the worker's docker configuration")
 
 
 class PullParams(OfRegistry):
-    """The former image keeps a backup tag until `longshore gc`, so that an undo needs no download."""
+    """If the tag moves, its former image keeps a backup tag, so that the undo needs no download. Later, `longshore gc`
+    removes the backup tag.
+    """
 
     policy: Literal["always", "missing", "never"] = Field(
-        "always", description="missing: pull only if the host lacks the image; never: the image must exist"
+        "always", description="missing: pull only if the host lacks the image; never: do not pull"
     )
-    platform: str | None = Field(None, description="os/architecture; an image for another platform is an error")
+    platform: str | None = Field(None, description="os/architecture, such as linux/arm64")
 
 
 class PullResult(Result):
-    """`before_id`: the image that the tag referred to before; null for none."""
+    """`before_id` is the image of the tag before the step; null for none."""
 
     image: str
     image_id: str
@@ -51,7 +53,7 @@ class PushParams(OfRegistry):
 
 
 class PushResult(Result):
-    """`before`: the former digest of the tag at the registry."""
+    """`digest` is the digest of the tag at the registry after the step, and `before` the former one."""
 
     image: str
     image_id: str
@@ -60,10 +62,10 @@ class PushResult(Result):
 
 
 class BuildParams(Params):
-    """The folder is on the worker's host."""
+    """The step sends the folder to the engine, without the files that .dockerignore excludes."""
 
     image: Ref
-    context: str = Field(description="Absolute path of the folder; .dockerignore applies")
+    context: str = Field(description="Absolute path of the folder on the worker's host")
     dockerfile: str = Field("Dockerfile", description="Path relative to the folder")
     args: dict[str, str] = Field({}, description="Build arguments")
     target: str | None = Field(None, description="Build stage")
@@ -80,14 +82,14 @@ class BuildParams(Params):
 
 
 class TagParams(Params):
-    """The image must be on the host."""
+    """If the tag moves, its former image keeps a backup tag for the undo."""
 
     image: Ref
     name: str = Field(min_length=1, description="The new tag")
 
 
 class TagResult(Result):
-    """`before_id`: the image that the tag referred to before; null for none."""
+    """`before_id` is the image of the tag before the step; null for none."""
 
     name: str
     image_id: str
@@ -95,14 +97,16 @@ class TagResult(Result):
 
 
 class ImageRemoveParams(Params):
-    """The step removes one tag. An image without another tag keeps a backup tag, which `longshore gc` removes."""
+    """The step removes the given tag, or all tags if `image` is an id. The image keeps a backup tag, which
+    `longshore gc` removes later.
+    """
 
     image: Ref
     force: bool = Field(default=False, description="Remove the tag even if containers use the image")
 
 
 class ImageRemoveResult(Result):
-    """The removed tags. `kept_as`: the backup tag."""
+    """`untagged` lists the removed tags. `kept_as` is the backup tag."""
 
     image: str
     image_id: str | None = None
@@ -111,11 +115,13 @@ class ImageRemoveResult(Result):
 
 
 class DigestParams(OfRegistry):
-    """Nothing is downloaded."""
+    """The step does not download the image."""
 
 
 class DigestResult(Result):
-    """`local`: digests of the image on the host. `stale`: they differ; null without an image on the host."""
+    """`digest` is that of the registry; `local` lists the digests of the image on the host. If `digest` is not among
+    `local`, `stale` is true; if the host lacks the image, `stale` is null.
+    """
 
     image: str
     digest: str
@@ -123,9 +129,9 @@ class DigestResult(Result):
     stale: bool | None = None
 
 
-_REGISTRY_ERRORS = "temporary errors: an unreachable registry or engine, a rate limit, or an interrupted download"
+_REFUSED = "if the registry has no such image, or refuses the access"
+_MOVED_TAG = "restores the former tag, or removes a new one; fails if the tag was moved since"
 _CONVERGES: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
-_NAMED_AS_WANTED = "finds the tag at the image of the first attempt"
 
 PULL = docker_operation(
     "pull.execute",
@@ -133,11 +139,11 @@ PULL = docker_operation(
     PullResult,
     "Pull an image from its registry",
     About(
-        changed="the tag refers to another image",
-        undo="restores or removes the tag; layers stay on disk",
-        duplicate=_NAMED_AS_WANTED,
-        dry_run="compares the registry's digest with the local ones; unknown if the registry is unreachable",
-        retried=_REGISTRY_ERRORS,
+        changed="the tag refers to another image than before",
+        undo=f"{_MOVED_TAG}. Layers stay on disk",
+        duplicate="pulls again; the host already has the complete layers",
+        fails=f"{_REFUSED}; if the image is for another `platform`; with `policy: never`, if the host lacks the image",
+        dry_run="compares the digests on the host with that of the registry",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.PARTIAL,
@@ -150,10 +156,10 @@ PUSH = docker_operation(
     "Push an image to its registry",
     About(
         changed="the registry had another image for the tag, or none",
-        undo="none: a push cannot be reverted, and clients may have pulled the image",
-        duplicate="finds the image at the registry",
-        dry_run="compares the registry's digest with the local ones",
-        retried=_REGISTRY_ERRORS,
+        undo="none: another host may have pulled the image",
+        duplicate="pushes again, unless the registry has the image",
+        fails="if the image is not on the host, or the registry refuses the access",
+        dry_run="compares the digests on the host with that of the registry",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.NONE,
@@ -165,10 +171,11 @@ BUILD = docker_operation(
     TagResult,
     "Build an image from a folder",
     About(
-        changed="the tag refers to another image",
-        undo="restores or removes the tag; layers and cache stay on disk",
-        duplicate="builds again; the engine's cache returns the same image",
-        dry_run="shows the build; the resulting image is not known in advance",
+        changed="the tag refers to another image than before",
+        undo=f"{_MOVED_TAG}. Layers and build cache stay on disk",
+        duplicate="builds again, with the cache of the engine",
+        fails="if the folder or the Dockerfile does not exist, or the build fails",
+        dry_run="shows the build",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.PARTIAL,
@@ -180,8 +187,9 @@ TAG = docker_operation(
     "Tag an image",
     About(
         changed="the tag referred to another image, or did not exist",
-        undo="restores or removes the tag; fails if the tag was moved since",
-        duplicate=_NAMED_AS_WANTED,
+        undo=_MOVED_TAG,
+        duplicate="finds the tag at the image, or moves the tag",
+        fails="if the image is not on the host",
     ),
     **_CONVERGES,
 )
@@ -189,11 +197,12 @@ IMAGE_REMOVE = docker_operation(
     "image-remove.execute",
     ImageRemoveParams,
     ImageRemoveResult,
-    "Remove an image",
+    "Remove tags of an image",
     About(
-        changed="the image existed",
-        undo="restores the tag from the backup tag",
-        duplicate="finds the image removed",
+        changed="the image existed under this name or id",
+        undo="restores the tags; fails if one refers to another image now",
+        duplicate="removes the remaining tags",
+        fails="if `image` is a digest; without `force`, also if a container uses the image and `image` is its last tag",
     ),
     **_CONVERGES,
 )
@@ -206,8 +215,8 @@ DIGEST = docker_operation(
         changed="never: the operation only reads",
         undo="none needed",
         duplicate="queries again",
+        fails=_REFUSED,
         dry_run="shows the query",
-        retried=_REGISTRY_ERRORS,
     ),
     kind=Kind.READ_ONLY,
     undo=Undo.NONE,

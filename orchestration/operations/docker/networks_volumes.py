@@ -17,23 +17,27 @@ _Name = Annotated[
 
 
 class NetworkParams(Params):
-    """A missing network is not an error."""
+    """If the network does not exist, the result has `exists: false`."""
 
     name: _Name
 
 
 class NetworkCreateParams(NetworkParams):
-    """An existing network with equal driver, `internal` and subnet is kept; a different one is an error."""
+    """The step keeps an existing network of this name, if its driver, `internal` and `subnet` are as given."""
 
     driver: str = Field("bridge", description="Driver")
-    internal: bool = Field(default=False, description="Without external access")
+    internal: bool = Field(default=False, description="Isolate the network from the outside")
     subnet: str | None = Field(None, description="Such as 10.9.0.0/24; by default the engine's choice")
     labels: dict[str, str] = Field({}, description="Labels")
     options: dict[str, str] = Field({}, description="Options of the driver")
 
 
+class NetworkRemoveParams(NetworkParams):
+    """The result describes the network after the step: `exists` is false."""
+
+
 class NetworkResult(Result):
-    """`containers`: names of the connected containers."""
+    """`containers` lists the names of the connected containers."""
 
     exists: bool = True
     id: str | None = None
@@ -46,13 +50,13 @@ class NetworkResult(Result):
 
 
 class VolumeParams(Params):
-    """A missing volume is not an error."""
+    """If the volume does not exist, the result has `exists: false`."""
 
     name: _Name
 
 
 class VolumeCreateParams(VolumeParams):
-    """An existing volume with equal driver and options is kept; a different one is an error."""
+    """The step keeps an existing volume of this name, if its driver and options are as given."""
 
     driver: str = Field("local", description="Driver")
     options: dict[str, str] = Field({}, description="Options of the driver")
@@ -60,7 +64,7 @@ class VolumeCreateParams(VolumeParams):
 
 
 class VolumeRemoveParams(VolumeParams):
-    """The data are lost for good. Confirm the loss with `data_loss: true`."""
+    """The data cannot be restored. Confirm their loss with `data_loss: true`."""
 
     data_loss: bool = Field(default=False, description="Must be true if the volume exists")
 
@@ -77,7 +81,7 @@ class VolumeResult(Result):
 
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE}
-_MADE_BY_LABEL = "finds the object by its labels"
+_USED = "if a container, even a stopped one, uses the"
 
 NETWORK_CREATE = docker_operation(
     "network-create.execute",
@@ -86,21 +90,24 @@ NETWORK_CREATE = docker_operation(
     "Create a network",
     About(
         changed="the step created the network",
-        undo="removes the network, if the step created it; fails while containers are connected",
-        duplicate=_MADE_BY_LABEL,
+        undo="removes the network, if the step created it; fails while a container, even a stopped one, uses it",
+        duplicate="finds the network by its label",
+        fails="if a network of this name has another driver, `internal` or subnet",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.FULL,
 )
 NETWORK_REMOVE = docker_operation(
     "network-remove.execute",
-    NetworkParams,
+    NetworkRemoveParams,
     NetworkResult,
     "Remove a network",
     About(
         changed="the network existed",
-        undo="creates the network again with the same driver, subnet, options and labels, under a new id",
-        duplicate="finds the network removed",
+        undo="creates the network again with the same driver, subnet, options and labels, under a new id; fails if a "
+        "different network has its name",
+        duplicate="finds the network removed, or removes it",
+        fails=f"{_USED} network",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.PARTIAL,
@@ -115,8 +122,9 @@ VOLUME_CREATE = docker_operation(
     "Create a volume",
     About(
         changed="the step created the volume",
-        undo="removes the volume, if the step created it; fails while a container uses it",
-        duplicate=_MADE_BY_LABEL,
+        undo="removes the volume, if the step created it; fails while a container, even a stopped one, uses it",
+        duplicate="finds the volume by its label",
+        fails="if a volume of this name has another driver or other options",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.FULL,
@@ -129,7 +137,8 @@ VOLUME_REMOVE = docker_operation(
     About(
         changed="the volume existed",
         undo="none: the data cannot be restored",
-        duplicate="finds the volume removed",
+        duplicate="finds the volume removed, or removes it",
+        fails=f"{_USED} volume, or without `data_loss: true`",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.NONE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
@@ -22,13 +23,14 @@ from longshore.orchestration.operations.docker.containers import CreateParams
 from longshore.orchestration.operations.docker.fields import ContainerName, docker_operation
 
 KEEP_FAILED = "Keep a failed container after the run, until its undo or `longshore gc`"
+FAILED_RUN = "or the container runs out of memory or exits with a code outside of `ok_codes`"
 
 
 class RunParams(CreateParams):
-    """The step waits for the end of the container, at most for the timeout of the step.
+    """The step waits for the end of the container. The exited container stays until the end of the run, so that a
+    second attempt can find it.
 
-    The exited container stays until the end of the run, so that a second attempt finds the container, and does not run
-    another one. Pass secrets in `files`: `docker inspect` shows the values of `env`.
+    Pass secrets in `files`, because `docker inspect` shows the values of `env`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -49,7 +51,7 @@ class RunParams(CreateParams):
 
 
 class RunResult(Result):
-    """The last 64 KiB of each output stream; `truncated` if there was more."""
+    """`stdout` and `stderr` have the last 64 KiB; if a stream was longer, `truncated` is true."""
 
     id: str
     name: str
@@ -64,28 +66,26 @@ class RunResult(Result):
 
 
 class DockerExecParams(CommandParams):
-    """The program runs without a shell.
-
-    In a container without /bin/sh, Longshore cannot end a program that is cancelled or exceeds its time limit.
-    """
+    """If the container has no /bin/sh, Longshore cannot end a program that is cancelled or exceeds its time limit."""
 
     container: Annotated[ContainerName, Field(description="Name or id")]
     argv: Annotated[list[str], Field(min_length=1, description="The program and its arguments")]
     user: str | None = Field(None, description="user[:group]; by default that of the container")
 
 
+RUN_ABOUT = About(
+    changed="the container ran",
+    undo="stops and removes the container; the effects of its program stay",
+    duplicate="starts no second container: waits for the first one, or reads its exit code",
+    fails=f"if the image is not on the host, another container has the name, {FAILED_RUN}",
+    dry_run="shows the container, and whether image and name are available",
+)
 RUN = docker_operation(
     "run.execute",
     RunParams,
     RunResult,
     "Run a container to completion, once",
-    About(
-        changed="the container ran",
-        undo="stops and removes the container; its effects outside of the container stay",
-        duplicate="finds the container by its label, and waits for it or reads its exit code",
-        dry_run="shows the container, and whether image and name are available",
-        retried="temporary errors; with `retry`, after exit codes, too",
-    ),
+    RUN_ABOUT,
     kind=Kind.ACTS,
     undo=Undo.PARTIAL,
     secrets=frozenset({"env", "files"}),
@@ -95,7 +95,7 @@ EXEC = docker_operation(
     DockerExecParams,
     CommandResult,
     "Run a program inside a running container",
-    COMMAND_ABOUT,
+    replace(COMMAND_ABOUT, fails=f"if the container does not run; {COMMAND_ABOUT.fails}"),
     kind=Kind.ACTS,
     undo=Undo.NONE,
     retry=NO_RETRY,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Params, Result, Undo
+from longshore.orchestration.operations.base import READ_ONLY, Kind, Params, Result, Undo
 from longshore.orchestration.operations.command import OK_CODES, OkCodes
 from longshore.orchestration.operations.docker.fields import OfContainer, docker_operation
 
 
 class ListParams(Params):
-    """The list has the containers that match all given conditions."""
+    """The list has the containers that meet all given conditions."""
 
     state: Literal["running", "stopped", "all"] = Field("running", description="stopped: created or exited containers")
     name: str | None = Field(None, description="Exact name")
@@ -25,9 +26,8 @@ class ListParams(Params):
 
 
 class ListResult(Result):
-    """Each container as `id, name, image, image_id, state, status, labels, created` (seconds since 1970).
-
-    `count` counts all matches, also beyond `limit`.
+    """Each container has `id`, `name`, `image`, `image_id`, `state`, `status`, `labels` and `created` (seconds since
+    1970). `count` counts all matches, even beyond `limit`.
     """
 
     containers: list[dict[str, Any]] = []
@@ -35,11 +35,13 @@ class ListResult(Result):
 
 
 class InspectParams(OfContainer):
-    """A missing container is a result (`exists: false`), not an error."""
+    """If the container does not exist, the result has `exists: false`."""
 
 
 class InspectResult(Result):
-    """`running` is also true while the container is paused or restarts. `full`: the engine's data, without `env`."""
+    """`running` is also true while the container is paused or restarts. `full` is the answer of the engine, without
+    environment variables.
+    """
 
     exists: bool
     id: str | None = None
@@ -61,17 +63,17 @@ class InspectResult(Result):
 
 
 class LogsParams(OfContainer):
-    """The step returns the end of the output."""
+    """`tail`, `since` and `max_bytes` limit the output."""
 
     tail: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Number of the last lines of both streams together; all by default"
+        None, description="Number of last lines, of both streams together; all by default"
     )
-    since: Duration | None = Field(None, description="Only output younger than this")
-    max_bytes: Annotated[int, Field(ge=1, le=1024 * 1024)] = Field(65536, description="Size limit of each stream")
+    since: Duration | None = Field(None, description="Only output that is younger than this")
+    max_bytes: Annotated[int, Field(ge=1, le=1024 * 1024)] = Field(65536, description="Bytes of each stream, at most")
 
 
 class LogsResult(Result):
-    """`truncated`: the output exceeded `max_bytes`."""
+    """If a stream exceeded `max_bytes`, `truncated` is true."""
 
     stdout: str = ""
     stderr: str = ""
@@ -79,20 +81,19 @@ class LogsResult(Result):
 
 
 class WaitParams(OfContainer):
-    """`running`: the container has run for `min_healthy_time` without a restart, whatever its health.
-
-    `healthy`: the health check passes; without a health check, as `running`. `exited`: the container has exited with
-    one of `ok_codes`.
+    """`running`: the container has run for `min_healthy_time` without a restart. `healthy`: its health check passes; a
+    container without a health check only has to be `running`. `exited`: the container has exited with one of
+    `ok_codes`.
     """
 
     until: Literal["healthy", "running", "exited"] = Field("healthy", description="The state to wait for")
-    healthy_deadline: Duration = Field(60.0, description="Longest wait; then the step fails")
+    healthy_deadline: Duration = Field(60.0, description="Longest wait")
     min_healthy_time: Duration = Field(5.0, description="Required time without a restart")
     ok_codes: OkCodes = OK_CODES
 
 
 class WaitResult(Result):
-    """The state of the container; `waited_s` in seconds."""
+    """The state of the container. `waited_s` is in seconds."""
 
     id: str
     name: str
@@ -104,21 +105,29 @@ class WaitResult(Result):
 
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE}
+_MISSING = "if the container does not exist"
 
 LIST = docker_operation("list.get", ListParams, ListResult, "List containers", READ_ONLY, **_LOOKS)
 INSPECT = docker_operation("inspect.get", InspectParams, InspectResult, "Inspect a container", READ_ONLY, **_LOOKS)
-LOGS = docker_operation("logs.get", LogsParams, LogsResult, "Read the logs of a container", READ_ONLY, **_LOOKS)
+LOGS = docker_operation(
+    "logs.get",
+    LogsParams,
+    LogsResult,
+    "Read the end of the logs of a container",
+    replace(READ_ONLY, fails=_MISSING),
+    **_LOOKS,
+)
 WAIT = docker_operation(
     "wait.get",
     WaitParams,
     WaitResult,
     "Wait until a container is healthy, running or exited",
-    About(
-        changed=READ_ONLY.changed,
-        undo=READ_ONLY.undo,
+    replace(
+        READ_ONLY,
         duplicate="waits again",
-        dry_run="shows the current state of the container",
-        retried="temporary errors, but not after an unhealthy container or the end of `healthy_deadline`",
+        fails=f"{_MISSING} or does not reach the state within `healthy_deadline`; earlier if it is unhealthy or has "
+        "exited, and cannot reach the state any more",
+        dry_run="shows the present state of the container",
     ),
     **_LOOKS,
 )

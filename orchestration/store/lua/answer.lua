@@ -8,7 +8,7 @@
 -- RETURNS  1 recorded, 0 the run does not wait for this question
 -- EVENTS   hosts_answered, step_found | item_found for each
 local asking, answered, doubts = unpack(redis.call('HMGET', run, 'asking', 'answered', 'doubts'))
--- guard: an answer counts only for the question that is asked
+-- guard: an answer to an earlier question does not count
 if asking ~= ARGV[1] then
   return 0
 end
@@ -24,7 +24,7 @@ for n = 5, #ARGV, 6 do
     end
     redis.call('HSET', steps, 'fence:' .. i, fence, 'done_at:' .. i, ARGV[2], 'journalled:' .. i, 1)
     redis.call('HSETNX', steps, 'attempts:' .. i, 1)
-    -- guard: an earlier outcome without effect does not stand
+    -- guard: an unrecorded attempt removes the proof that a step had no effect
     redis.call('HDEL', steps, 'no_effect:' .. i, 'reason:' .. i)
     if ARGV[n + 4] ~= '' then
       redis.call('HSETNX', steps, 'rendered:' .. i, ARGV[n + 4])
@@ -38,7 +38,7 @@ end
 if ARGV[4] ~= '' then
   redis.call('HSET', run, 'doubts', (doubts and doubts .. '\n' or '') .. ARGV[4])
 end
--- guard: a record is as new as what a host has seen
+-- guard: the record takes over a higher version that a host has seen
 if (tonumber(redis.call('HGET', run, 'version')) or 0) < tonumber(ARGV[3]) then
   redis.call('HSET', run, 'version', ARGV[3])
 end

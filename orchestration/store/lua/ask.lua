@@ -6,9 +6,9 @@
 -- EVENTS   hosts_asked
 local state, epoch, asking = unpack(redis.call('HMGET', run, 'state', 'epoch', 'asking'))
 if not state
-    -- guard: a reopened run asks nothing that was decided before
+    -- guard: a reopened run asks no question of an older decision
     or (epoch or '0') ~= ARGV[1]
-    -- guard: a question is noted once
+    -- guard: a question is recorded once
     or asking == ARGV[2] then
   return 0
 end

@@ -14,7 +14,7 @@ if held ~= fence then
   return {'no', 'another attempt took its place'}
 end
 -- The message is sent before the step is parked.
--- guard: a task that is not parked yet is not refused
+-- guard: a task whose step is not parked yet is not refused
 if status == (p == '' and 'running' or 'undoing') then
   return {'early', 'its step is not parked yet'}
 end
@@ -28,7 +28,7 @@ if limit <= now then
   return {'no', 'its time limit has passed'}
 end
 if p == ''
-    -- guard: an always task begins in an aborting run
+    -- guard: a task of an always step begins in an aborting run
     and ARGV[7] ~= '1'
     -- guard: a task of an aborting run does not begin; without it: false
     and doing() == 'aborting' then
@@ -37,13 +37,13 @@ end
 local leased = redis.call('ZSCORE', leases, p .. i)
 local of, expected = string.match(begun or '', '^(%d+) (%d+)')
 -- The same delivery begins again where the reply to its first call was lost.
--- guard: a repeated call begins its task again; without it: true
+-- guard: a repeated call of the same delivery is accepted; without it: true
 if not (leased and holder == owner) then
-  -- guard: a copy of a message does not begin its task again
+  -- guard: a copy of a message does not begin the task again
   if of == fence and tries < tonumber(expected) then
     return {'no', 'its message came twice'}
   end
-  -- guard: a retry waits for the end of the delivery before it
+  -- guard: a retry of a task waits for the end of the previous delivery
   if leased then
     return {'early', 'an earlier delivery still runs'}
   end

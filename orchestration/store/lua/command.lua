@@ -42,7 +42,7 @@ if ARGV[2] == 'cancel' then
     emit('run_ended', 'state', 'cancelled', 'cause', 'cancel')
     return answer(ARGV[1], 'done')
   end
-  -- guard: a cancel does not touch a run that has ended
+  -- guard: a cancel does not change a run that has ended
   if doing() ~= 'running' then
     return answer(ARGV[1], 'the run is ' .. state)
   end

@@ -50,7 +50,7 @@ if was == busy then
   -- guard: an attempt that has ended holds no lease
   redis.call('ZREM', leases, p .. i)
 elseif was == 'waiting' then
-  -- guard: a completed step is removed from the waits
+  -- guard: a completed step has no external wait
   redis.call('ZREM', waits, p .. i)
 end
 local total, err, counted = status, ARGV[8], true
@@ -65,7 +65,7 @@ else
   emit_as(version, kind(p, i) .. 'ended', 'step', i, 'host', '', 'status', status, 'error', err)
 end
 if ARGV[9] ~= ''
-    -- guard: the next link of the chain waits for the rest of its level
+    -- guard: the next link of the chain waits for the end of the previous level
     and tonumber(left) <= 0
     -- guard: an aborting run does not open the next link of the chain
     and state == 'running'

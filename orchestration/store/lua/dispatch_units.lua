@@ -5,7 +5,7 @@
 -- RETURNS  ids of the units, separated by spaces; the caller sends their messages
 -- EVENTS   none
 local state = doing()
--- guard: no unit is dispatched in a run that aborts
+-- guard: an aborting run dispatches no unit
 if state ~= 'running' and state ~= 'finishing' then
   return ''
 end

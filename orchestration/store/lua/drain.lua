@@ -14,9 +14,9 @@ for n = 1, #ARGV, 2 do
   local status = redis.call('HGET', steps, 'status:' .. i)
   -- guard: a drain cancels units that were held back; without it: false
   local held_back = not status and whole_of(i)
-  -- guard: a drain leaves a claimed step alone; without it: true
+  -- guard: a drain does not cancel a claimed step; without it: true
   if status == 'ready' or status == 'retrying' or status == 'waiting' or held_back then
-    -- guard: a drain leaves an always step to its turn
+    -- guard: a drain does not cancel an always step
     if ARGV[n + 1] == '1' then
       redis.call('HDEL', steps, 'status:' .. i, 'decision:' .. i, 'sent:' .. i, 'sent_until:' .. i)
       redis.call('ZREM', waits, i)
@@ -34,13 +34,13 @@ for n = 1, #ARGV, 2 do
           redis.call('HSET', steps, 'no_effect:' .. i, 1)  -- its service was down: nothing was ever begun
         end
         why = 'the run was aborted before the step was retried'
-        -- guard: a step that was lost before the abort has to be fenced
+        -- guard: an attempt that was lost before the abort is fenced
         if status == 'ready' then
           redis.call('HINCRBY', run, 'lost', 1)
         end
-        -- guard: a lost step is unknown and not cancelled
+        -- guard: a lost step becomes unknown and not cancelled
         if status == 'ready'
-            -- guard: a step with an open outcome is unknown and not cancelled
+            -- guard: a step with an open outcome becomes unknown and not cancelled
             or redis.call('HEXISTS', steps, 'delayed:' .. i) == 1 then
           final, why = 'unknown', (status == 'ready' and 'its worker was lost' or 'its outcome was not known yet') .. ', and ' .. why
         end

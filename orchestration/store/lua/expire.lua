@@ -13,7 +13,7 @@
 local i, p = ARGV[1], ARGV[2]
 local ends = redis.call('ZSCORE', leases, p .. i)
 if not ends
-    -- guard: an attempt with a live lease keeps its step
+    -- guard: an attempt whose lease has not expired keeps its step
     or tonumber(ends) > now then
   return {'no', ''}
 end
@@ -28,12 +28,12 @@ redis.call('HSET', steps, p .. 'fence:' .. i, string.format('%.0f', math.max(fen
 redis.call('ZREM', leases, p .. i)
 -- The time limit of an application's task, whose step waits while the task runs.
 local limit = redis.call('ZSCORE', waits, p .. i)
--- guard: a lost task is removed from the waits
+-- guard: a lost task has no external wait
 redis.call('ZREM', waits, p .. i)
 local state = doing()
 -- guard: a step that must not be repeated becomes unknown
 if ARGV[3] == '1'
-    -- guard: a step that keeps losing its workers becomes unknown
+    -- guard: a step that loses too many workers becomes unknown
     and lost < tonumber(ARGV[4])
     -- guard: a task that is lost after its time limit is not repeated
     and not (limit and tonumber(limit) <= now) then
@@ -41,7 +41,7 @@ if ARGV[3] == '1'
   if state ~= 'aborting' then
     redis.call('HSET', steps, p .. 'status:' .. i, 'ready', p .. 'sent_until:' .. i, 0, p .. 'sent:' .. i, now)
     return {'again', ''}
-  -- guard: a lost always step of an aborting run runs in its turn
+  -- guard: a lost always step of an aborting run runs later
   elseif ARGV[8] == '1' then
     redis.call('HDEL', steps, 'status:' .. i, 'sent_until:' .. i)
     if not whole_of(i) then
@@ -50,13 +50,13 @@ if ARGV[3] == '1'
     return {'again', ''}
   end
 end
--- guard: a lost undo is fenced by the next one; without it: true
+-- guard: a lost compensation is fenced by the next one; without it: true
 if p == '' then
   -- The lost attempt may resume on its host, where no later attempt of the step will fence it off.
   redis.call('HINCRBY', run, 'lost', 1)
 end
 if p == ''
-    -- guard: a person decides on a step that may have happened; without it: false
+    -- guard: a person decides about a step that may have acted; without it: false
     and ARGV[9] ~= ''
     -- guard: a person is asked only in a running run
     and state == 'running' then

@@ -10,7 +10,7 @@
 --          released, and the run has left the live runs
 -- EVENTS   run_ended
 local state, epoch, left, cause, version = unpack(redis.call('HMGET', run, 'state', 'epoch', 'left', 'cause', 'version'))
--- guard: a run ends only from the state that was seen
+-- guard: a run ends only from the state that the worker has read
 if state ~= ARGV[1]
     -- guard: a run does not end while an attempt runs
     or redis.call('ZCARD', leases) > 0 then

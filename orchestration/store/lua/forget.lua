@@ -7,13 +7,13 @@
 local state = redis.call('HGET', run, 'state')
 local rests = state == 'succeeded' or state == 'partial' or state == 'failed' or state == 'undone'
               or state == 'undo_failed' or state == 'cancelled'
--- guard: a live run is not forgotten
+-- guard: a live run is not deleted
 if state and not rests then
   return 0
 end
 redis.call('DEL', run, steps, leases, events, waits)
 for _, key in ipairs(apart) do
-  -- guard: a forgotten run leaves no side record
+  -- guard: a deleted run leaves no side record
   redis.call('DEL', key)
 end
 return 1

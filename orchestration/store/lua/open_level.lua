@@ -25,7 +25,7 @@ if state ~= ARGV[1]
     or (epoch or '0') ~= ARGV[5] then
   return 0
 end
--- guard: a level waits for the one before
+-- guard: a level waits for the previous level
 if state ~= 'aborting' and tonumber(open) > 0 then
   return 0
 end
@@ -35,7 +35,7 @@ if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
 end
 for n = 8, 7 + 3 * tonumber(ARGV[7]), 3 do
   local known, stored = unpack(redis.call('HMGET', steps, 'fan_out:' .. ARGV[n], 'fan_out_stored:' .. ARGV[n]))
-  -- guard: a level opens only with all items of its own decision; without it: false
+  -- guard: a level opens only with all items of one decision; without it: false
   if not known and stored ~= ARGV[n + 1] .. ' ' .. ARGV[n + 2] then
     return 0
   end
@@ -92,7 +92,7 @@ local function fan_out(i, units, at_once, tolerated, canaries, skips, items, fir
       item, host = unpack(redis.call('HMGET', steps, 'item:' .. id, 'host:' .. id))
       reason = why[(item or '') .. '\n' .. (host or '')]
     end
-    -- guard: a unit whose host skips it gets no message
+    -- guard: a skipped unit gets no message
     if reason then
       status = 'skipped'
       redis.call('HSET', steps, 'status:' .. id, status, 'reason:' .. id, reason)
@@ -104,7 +104,7 @@ local function fan_out(i, units, at_once, tolerated, canaries, skips, items, fir
       skipped = skipped + 1
     end
   end
-  -- guard: no more units are dispatched than may run at once; without it: open
+  -- guard: no more units are dispatched than may run at the same time; without it: open
   local begin = math.min(at_once, open)
   -- guard: a step has no more canaries than units
   canaries = math.min(canaries, open)

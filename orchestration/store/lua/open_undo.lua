@@ -21,7 +21,7 @@ if state == 'aborting' then
     return 0
   end
   emit('run_undoing')
--- guard: a level of the compensation waits for the one above
+-- guard: a level of the compensation waits for the previous level
 elseif tonumber(redis.call('HGET', run, 'left')) > 0 then
   return 0
 end

@@ -1,4 +1,4 @@
--- The prelude of every script: its keys, Redis's clock, and shared functions; `emit` and `emit_as` alone write events.
+-- The code before every script: its keys, Redis's clock, and shared functions; `emit` and `emit_as` alone write events.
 --
 -- The id of a step is its index; that of a unit of a fanned-out step is `<index>.<unit>`.
 --
@@ -49,7 +49,7 @@ local function handled(id)
   local a, b = string.match(last, '(%d+)-(%d+)')
   local c, d = string.match(id, '(%d+)-(%d+)')
   a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
-  -- guard: commands of one millisecond have an order; without it: c < a or (c == a and d == b)
+  -- guard: commands of the same millisecond have an order; without it: c < a or (c == a and d == b)
   return c < a or (c == a and d <= b)
 end
 
@@ -170,7 +170,7 @@ local function ended(prefix, id, status, err)
   if bad then
     redis.call('HSETNX', steps, 'error:' .. step, err)
     if tonumber(redis.call('HGET', steps, 'canaries:' .. step) or 0) > 0 then
-      -- guard: a failed canary leaves the held back units alone
+      -- guard: held back units do not run after a failed canary
       leave_the_rest(step)
     end
   end
@@ -266,7 +266,7 @@ local function next_units(id)
     -- The unit was a canary. The other units wait for all canaries, and then as many begin as may run concurrently.
     if redis.call('HINCRBY', steps, 'canaries:' .. step, -1) > 0 then
       local later = tonumber(redis.call('HGET', steps, 'canaries_held:' .. step))
-      -- guard: no more canaries are dispatched than were chosen; without it: 1
+      -- guard: no more canaries are dispatched than the plan allows; without it: 1
       free = math.min(1, later)
       redis.call('HSET', steps, 'canaries_held:' .. step, later - free)
     else
@@ -321,7 +321,7 @@ local function claim_step(i, p, owner, task_id, lease_ms, host, stays, version, 
     -- guard: a compensation has a higher fence than its step
     highest = math.max(highest, tonumber(other) or 0)
     -- guard: a fence grows although the clock went back; without it: string.format('%.0f', clock[1] * 1000000 + clock[2])
-    -- guard: a fence is not granted again after redis lost it; without it: string.format('%.0f', highest + 1)
+    -- guard: a fence that redis has lost is not granted again; without it: string.format('%.0f', highest + 1)
     fence = string.format('%.0f', math.max(highest + 1, clock[1] * 1000000 + clock[2]))
     attempt, started = (attempt or 0) + 1, started or now
     local fields = {p .. 'status:' .. i, busy, p .. 'fence:' .. i, fence, p .. 'owner:' .. i, owner,
@@ -334,7 +334,7 @@ local function claim_step(i, p, owner, task_id, lease_ms, host, stays, version, 
     redis.call('HSET', steps, unpack(fields))
     if resent then
       -- The message has arrived, so the resends of the next attempt are counted from zero; their grace doubles each time.
-      -- guard: the messages of each attempt are counted anew
+      -- guard: the count of messages begins again with each attempt
       redis.call('HDEL', steps, p .. 'resent:' .. i)
     end
     version = (version or 0) + 1

@@ -12,7 +12,7 @@ end
 local state, epoch = unpack(redis.call('HMGET', run, 'state', 'epoch'))
 -- guard: only a run that ended without success is resumed
 if (state ~= 'failed' and state ~= 'partial' and state ~= 'cancelled')
-    -- guard: a run is resumed only in the epoch that was seen
+    -- guard: a run is resumed only in the epoch that the worker has read
     or (epoch or '0') ~= ARGV[4] then
   emit('command', 'kind', 'refuse', 'actor', ARGV[2], 'reason', ARGV[3])
   return answer(ARGV[1], 'the run is ' .. state)

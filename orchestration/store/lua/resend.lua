@@ -12,7 +12,7 @@ local claims = {}
 for n = 4, #ARGV, 3 do
   local i, host, queued = ARGV[n], ARGV[n + 1], ARGV[n + 2]
   -- A step is not refused while the same workers claim other steps of the run.
-  -- guard: a claim on another host does not count as a sign of life; without it: 'claimed'
+  -- guard: a claim on another host does not extend the claim timeout; without it: 'claimed'
   local last = host == '' and 'claimed' or 'claimed@' .. host
   claims[last] = claims[last] or tonumber(redis.call('HGET', run, last) or 0)
   local claimed = claims[last]
@@ -23,9 +23,9 @@ for n = 4, #ARGV, 3 do
   if status == 'ready' or status == 'retrying' then
     if now - math.max(tonumber(sent), claimed) >= tonumber(ARGV[3]) then
       found[#found + 1] = '!' .. i
-    -- guard: a message under way is not doubled
+    -- guard: a message that may still arrive is not sent again
     elseif (tonumber(due) or sent + ARGV[2]) <= now
-        -- guard: a message that waits in its queue is not doubled
+        -- guard: a message that waits in its queue is not sent again
         and queued == ''
         -- guard: a retry is not sent before it is due
         and tonumber(not_before or 0) <= now then

@@ -19,7 +19,7 @@ local of, at = string.match(due or '', '^(%d+) (%d+)$')
 local limit = tonumber(redis.call('ZSCORE', waits, p .. i))
 local next_send = of == fence and tonumber(at) or limit - tonumber(delay) + grace
 -- Where Redis's clock was set back, the time lies further ahead than any grace.
--- guard: a task whose message is under way is not sent again
+-- guard: a task whose message may still arrive is not sent again
 if next_send > now and next_send <= now + 600000 + grace then
   return {'0', string.format('%.0f', next_send)}
 end

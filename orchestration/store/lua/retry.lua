@@ -32,7 +32,7 @@ end
 local due = now + tonumber(ARGV[4])
 if ARGV[9] ~= '' then
   redis.call('HSETNX', steps, p .. 'delayed:' .. i, now)
-  -- guard: a step with an open outcome becomes unknown in the end
+  -- guard: a step whose outcome stays open becomes unknown
   if due - tonumber(redis.call('HGET', steps, p .. 'delayed:' .. i)) > tonumber(ARGV[9]) then
     return -2
   end
@@ -41,7 +41,7 @@ if ARGV[10] ~= '' then
   redis.call('HSET', steps, p .. 'service:' .. i, ARGV[10])
   redis.call('HINCRBY', steps, p .. 'blocked:' .. i, 1)
 end
--- guard: an attempt in vain does not count
+-- guard: an attempt that did not act does not count
 if ARGV[8] == '1' then
   redis.call('HINCRBY', steps, p .. 'free_attempts:' .. i, 1)
 end
@@ -50,7 +50,7 @@ redis.call('HSET', steps, p .. 'status:' .. i, 'retrying', p .. 'not_before:' ..
            p .. 'sent:' .. i, due, p .. 'delay:' .. i, ARGV[4])
 -- guard: a retried step holds no lease
 redis.call('ZREM', leases, p .. i)
--- guard: a retried step is removed from the waits
+-- guard: a retried step has no external wait
 redis.call('ZREM', waits, p .. i)
 emit(kind(p, i) .. 'retrying', 'step', i, 'error', ARGV[6], 'delay_ms', ARGV[4],
      'attempt', redis.call('HGET', steps, p .. 'attempts:' .. i), 'in_vain', ARGV[8])

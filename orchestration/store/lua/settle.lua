@@ -7,7 +7,7 @@
 -- EVENTS   receipts_compared
 local state, epoch, lost, doubts = unpack(redis.call('HMGET', run, 'state', 'epoch', 'lost', 'doubts'))
 if not state
-    -- guard: a reopened run is not settled by an older decision
+    -- guard: a question of a reopened run is not ended by an older decision
     or (epoch or '0') ~= ARGV[1]
     -- guard: an attempt that was lost meanwhile does not count as fenced
     or (lost or '0') ~= ARGV[2] then

@@ -1,4 +1,4 @@
--- Move the times that a run waits for by the jumps of Redis's clock since the last move.
+-- Move the times that a run waits for, by the jumps of Redis's clock since the last move.
 -- A time that was written after the jump stays: no time may lie farther ahead than its own delay.
 --
 -- FROM     any state, as of an earlier jump
@@ -8,7 +8,7 @@
 -- EVENTS   clock_jumped
 local known, sum, timeout = unpack(redis.call('HMGET', run, 'jumps', 'jumped', 'timeout'))
 if redis.call('EXISTS', run) == 0
-    -- guard: a jump moves a run once
+    -- guard: a clock jump moves the deadlines of a run once
     or tonumber(ARGV[1]) <= tonumber(known or 0) then
   return 0
 end

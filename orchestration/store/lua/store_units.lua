@@ -6,7 +6,7 @@
 -- RETURNS  1 stored, or the step has units already; 0 a concurrent transition or decision was first
 -- EVENTS   none
 local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'level', 'epoch'))
--- guard: items are stored only for the state that was seen
+-- guard: items are stored only for the state that the worker has read
 if state ~= ARGV[1] or level ~= ARGV[2] or (epoch or '0') ~= ARGV[3] then
   return 0
 end

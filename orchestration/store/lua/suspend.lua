@@ -6,11 +6,11 @@
 -- RETURNS  1 suspended, 0 the run cannot be suspended now
 -- EVENTS   run_suspended, run_regressed (where the run cannot be suspended)
 local state, epoch = unpack(redis.call('HMGET', run, 'state', 'epoch'))
--- guard: only the epoch that was seen is suspended
+-- guard: a run is suspended only in the epoch that the worker has read
 if ARGV[4] ~= '' and (epoch or '0') ~= ARGV[4] then
   return 0
 end
--- guard: a lost version is not reached again
+-- guard: later versions are higher than all lost ones
 if ARGV[5] ~= '' and tonumber(redis.call('HGET', run, 'version') or 0) < tonumber(ARGV[5]) then
   -- Later versions are higher than all lost ones.
   redis.call('HSET', run, 'version', ARGV[5])
@@ -22,7 +22,7 @@ end
 if state == 'suspended' and ARGV[1] == 'breaker' then
   return 1
 end
--- guard: a resting or finishing run is not suspended
+-- guard: an ended or finishing run is not suspended
 if state ~= 'running' and state ~= 'aborting' and state ~= 'undoing' and state ~= 'suspended' then
   if ARGV[5] ~= '' and state then
     emit('run_regressed', 'error', ARGV[2])

@@ -7,11 +7,11 @@
 -- RETURNS  1 resumed, 0 a concurrent transition was first
 -- EVENTS   command, run_resumed
 local state, was, hold, epoch = unpack(redis.call('HMGET', run, 'state', 'suspended_state', 'hold', 'epoch'))
--- guard: a run that continues is not released again
+-- guard: only a suspended run is released
 if state ~= 'suspended'
     -- guard: a breaker does not release a run that waits for a person
     or hold ~= ARGV[1]
-    -- guard: a run is released only in the epoch that was seen
+    -- guard: a run is released only in the epoch that the worker has read
     or (epoch or '0') ~= ARGV[2]
     -- guard: a command releases a run once
     or (ARGV[5] ~= '' and handled(ARGV[5])) then
@@ -21,7 +21,7 @@ local p, due = ARGV[3], now + tonumber(ARGV[4])
 for n = 8, #ARGV do
   local i = ARGV[n]
   local status = redis.call('HGET', steps, p .. 'status:' .. i)
-  -- guard: a release leaves a running step alone; without it: true
+  -- guard: a release does not change a running step; without it: true
   if status == 'ready' or status == 'retrying' then
     redis.call('HSET', steps, p .. 'sent:' .. i, due, p .. 'sent_until:' .. i, due, p .. 'not_before:' .. i, due,
                p .. 'delay:' .. i, ARGV[4])

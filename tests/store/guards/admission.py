@@ -50,7 +50,7 @@ def a_run_is_submitted_once(stored: StoredRun) -> None:
 
 
 @scenario
-def no_more_runs_wait_than_may(stored: StoredRun) -> None:
+def no_more_runs_wait_than_the_limit_allows(stored: StoredRun) -> None:
     queue = empty_queue(stored)
     for name in "abc":
         submit(queue, name)
@@ -59,7 +59,7 @@ def no_more_runs_wait_than_may(stored: StoredRun) -> None:
 
 
 @scenario
-def commands_of_a_forgotten_run_are_deleted(stored: StoredRun) -> None:
+def commands_of_a_deleted_run_with_the_same_id_are_deleted(stored: StoredRun) -> None:
     queue = empty_queue(stored)
     stored.redis.xadd(stored.store.keys.of("a").commands, {"kind": "cancel"})
     submit(queue, "a")
@@ -82,7 +82,7 @@ def a_run_gets_its_first_message(stored: StoredRun) -> None:
 
 
 @scenario
-def a_released_run_is_not_admitted(stored: StoredRun) -> None:
+def a_run_that_has_ended_is_not_admitted(stored: StoredRun) -> None:
     queue = empty_queue(stored)
     wanted = submit(queue, "a")
     queue.release("a", wanted)
@@ -98,7 +98,7 @@ def a_run_is_admitted_once(stored: StoredRun) -> None:
 
 
 @scenario
-def a_child_run_takes_no_place(stored: StoredRun) -> None:
+def a_child_run_does_not_count_for_the_limit(stored: StoredRun) -> None:
     queue = empty_queue(stored, max_runs=1)
     queue.admit("top", submit(queue, "top"))
     assert queue.admit("low", submit(queue, "low", parents=["top"])) == ""
@@ -106,21 +106,21 @@ def a_child_run_takes_no_place(stored: StoredRun) -> None:
 
 
 @scenario
-def no_more_runs_are_live_than_may(stored: StoredRun) -> None:
+def no_more_runs_are_admitted_than_the_limit_allows(stored: StoredRun) -> None:
     queue = empty_queue(stored, max_runs=1)
     queue.admit("a", submit(queue, "a"))
     assert queue.admit("b", submit(queue, "b")) == "all"
 
 
 @scenario
-def no_more_runs_of_a_plan_are_live_than_may(stored: StoredRun) -> None:
+def no_more_runs_of_a_plan_are_admitted_than_its_limit_allows(stored: StoredRun) -> None:
     queue = empty_queue(stored, max_runs_per_plan=1)
     queue.admit("a", submit(queue, "a"))
     assert queue.admit("b", submit(queue, "b")) == "plan"
 
 
 @scenario
-def a_child_run_takes_no_place_of_its_plan(stored: StoredRun) -> None:
+def a_child_run_does_not_count_for_the_limit_of_its_plan(stored: StoredRun) -> None:
     queue = empty_queue(stored, max_runs_per_plan=1)
     queue.admit("top", submit(queue, "top"))
     assert queue.admit("low", submit(queue, "low", parents=["top"])) == ""
@@ -134,7 +134,7 @@ def a_child_run_does_not_wait_for_the_key_of_its_parents(stored: StoredRun) -> N
 
 
 @scenario
-def no_more_runs_hold_a_key_than_may(stored: StoredRun) -> None:
+def no_more_runs_get_a_concurrency_key_than_its_limit_allows(stored: StoredRun) -> None:
     queue = empty_queue(stored)
     queue.admit("a", submit(queue, "a", "k"))
     assert queue.admit("b", submit(queue, "b", "k")) == "key"
@@ -175,7 +175,7 @@ def a_sweep_starts_an_admitted_run(stored: StoredRun) -> None:
 
 
 @scenario
-def runs_get_a_place_in_the_order_of_their_requests(stored: StoredRun) -> None:
+def runs_are_admitted_in_the_order_of_their_requests(stored: StoredRun) -> None:
     queue = empty_queue(stored, max_runs=1)
     first, _, third = submit(queue, "a"), submit(queue, "b"), submit(queue, "c")
     queue.admit("a", first)
@@ -185,7 +185,7 @@ def runs_get_a_place_in_the_order_of_their_requests(stored: StoredRun) -> None:
 
 
 @scenario
-def runs_of_a_plan_get_a_place_in_the_order_of_their_requests(stored: StoredRun) -> None:
+def runs_of_a_plan_are_admitted_in_the_order_of_their_requests(stored: StoredRun) -> None:
     queue = empty_queue(stored, max_runs_per_plan=1)
     first, _, third = submit(queue, "a"), submit(queue, "b"), submit(queue, "c")
     queue.admit("a", first)
@@ -195,7 +195,7 @@ def runs_of_a_plan_get_a_place_in_the_order_of_their_requests(stored: StoredRun)
 
 
 @scenario
-def runs_get_a_key_in_the_order_of_their_requests(stored: StoredRun) -> None:
+def runs_get_a_concurrency_key_in_the_order_of_their_requests(stored: StoredRun) -> None:
     queue = empty_queue(stored)
     first, _, third = submit(queue, "a", "k"), submit(queue, "b", "k"), submit(queue, "c", "k")
     queue.admit("a", first)

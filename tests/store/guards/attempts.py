@@ -107,7 +107,7 @@ def a_fence_grows_although_the_clock_went_back(stored: StoredRun) -> None:
 
 
 @scenario
-def a_fence_is_not_granted_again_after_redis_lost_it(stored: StoredRun) -> None:
+def a_fence_that_redis_has_lost_is_not_granted_again(stored: StoredRun) -> None:
     stored.begin(0)
     before = int(stored.claim(0).fence)
     stored.redis.hdel(stored.keys.steps, "fence:0")
@@ -116,7 +116,7 @@ def a_fence_is_not_granted_again_after_redis_lost_it(stored: StoredRun) -> None:
 
 
 @scenario
-def the_messages_of_each_attempt_are_counted_anew(stored: StoredRun) -> None:
+def the_count_of_messages_begins_again_with_each_attempt(stored: StoredRun) -> None:
     """The delay of a resent message doubles each time, which must not delay the next attempt."""
     stored.begin(0)
     stored.age(LEASE + 1)
@@ -163,7 +163,7 @@ def an_attempt_that_has_ended_holds_no_lease(stored: StoredRun) -> None:
 
 
 @scenario
-def a_completed_step_is_removed_from_the_waits(stored: StoredRun) -> None:
+def a_completed_step_has_no_external_wait(stored: StoredRun) -> None:
     stored.begin(0, 1)
     fence = stored.claim(0).fence
     stored.park(0, fence)
@@ -189,7 +189,7 @@ def a_failure_aborts_a_suspended_run(stored: StoredRun) -> None:
 
 
 @scenario
-def the_next_link_of_the_chain_waits_for_the_rest_of_its_level(stored: StoredRun) -> None:
+def the_next_link_of_the_chain_waits_for_the_end_of_the_previous_level(stored: StoredRun) -> None:
     stored.begin(0, 2)
     stored.complete(0, stored.claim(0).fence, next_link=1)
     assert stored.step("status:1") is None
@@ -336,7 +336,7 @@ def a_step_of_an_aborting_run_is_not_retried(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_with_an_open_outcome_becomes_unknown_in_the_end(stored: StoredRun) -> None:
+def a_step_whose_outcome_stays_open_becomes_unknown(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 0, 0, "not yet", ask_for=10.0) == 1
     again = stored.claim(0, owner="second")
@@ -345,7 +345,7 @@ def a_step_with_an_open_outcome_becomes_unknown_in_the_end(stored: StoredRun) ->
 
 
 @scenario
-def an_attempt_in_vain_does_not_count(stored: StoredRun) -> None:
+def an_attempt_that_did_not_act_does_not_count(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 0, 0, "down", counts=False)
     again = stored.claim(0, owner="second")
@@ -360,7 +360,7 @@ def a_retried_step_holds_no_lease(stored: StoredRun) -> None:
 
 
 @scenario
-def a_retried_step_is_removed_from_the_waits(stored: StoredRun) -> None:
+def a_retried_step_has_no_external_wait(stored: StoredRun) -> None:
     stored.begin(0)
     fence = stored.claim(0).fence
     stored.park(0, fence)

@@ -22,7 +22,7 @@ def a_jump_is_counted_once(stored: StoredRun) -> None:
 
 
 @scenario
-def a_jump_moves_a_run_once(stored: StoredRun) -> None:
+def a_clock_jump_moves_the_deadlines_of_a_run_once(stored: StoredRun) -> None:
     """A sweeper that is late does not move it back to an earlier jump either."""
     stored.begin(0)
     assert stored.store.shift(stored.run_id, 2, HOUR)

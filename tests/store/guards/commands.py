@@ -48,7 +48,7 @@ def a_command_is_carried_out_once(stored: StoredRun) -> None:
 
 
 @scenario
-def commands_of_one_millisecond_have_an_order(stored: StoredRun) -> None:
+def commands_of_the_same_millisecond_have_an_order(stored: StoredRun) -> None:
     stored.lay("running")
     stored.store.carry_out(stored.run_id, "1-10", {"kind": "none"}, 2, [])
     assert stored.store.carry_out(stored.run_id, "1-9", {"kind": "cancel"}, 2, []) == "old"
@@ -71,7 +71,7 @@ def the_first_decision_on_a_step_counts(stored: StoredRun) -> None:
 
 
 @scenario
-def a_cancel_does_not_touch_a_run_that_has_ended(stored: StoredRun) -> None:
+def a_cancel_does_not_change_a_run_that_has_ended(stored: StoredRun) -> None:
     stored.lay("succeeded", left=0)
     stored.store.carry_out(stored.run_id, "1-1", {"kind": "cancel"}, 2, [])
     assert stored.run("state") == RunState.SUCCEEDED
@@ -105,7 +105,7 @@ def only_a_run_that_ended_without_success_is_resumed(stored: StoredRun) -> None:
 
 
 @scenario
-def a_run_is_resumed_only_in_the_epoch_that_was_seen(stored: StoredRun) -> None:
+def a_run_is_resumed_only_in_the_epoch_that_the_worker_has_read(stored: StoredRun) -> None:
     failed(stored)
     stored.put(epoch=1)
     assert resume(stored) != "done"
@@ -160,14 +160,14 @@ def a_step_that_was_compensated_is_not_resolved(stored: StoredRun) -> None:
 
 
 @scenario
-def a_run_that_has_begun_is_not_held(stored: StoredRun) -> None:
+def a_run_that_has_begun_gets_no_reason_to_wait(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.hold(stored.run_id, "the run waits for admission")
     assert stored.run("hold_reason") is None
 
 
 @scenario
-def a_run_is_held_once_for_one_reason(stored: StoredRun) -> None:
+def a_reason_to_wait_is_recorded_once(stored: StoredRun) -> None:
     stored.create()
     for _ in range(2):
         stored.store.hold(stored.run_id, "the run waits for admission")
@@ -178,14 +178,14 @@ def a_run_is_held_once_for_one_reason(stored: StoredRun) -> None:
 
 
 @scenario
-def a_live_run_is_not_forgotten(stored: StoredRun) -> None:
+def a_live_run_is_not_deleted(stored: StoredRun) -> None:
     stored.begin(0)
     assert not stored.store.forget(stored.run_id)
     assert stored.run("state") == RunState.RUNNING
 
 
 @scenario
-def a_forgotten_run_leaves_no_side_record(stored: StoredRun) -> None:
+def a_deleted_run_leaves_no_side_record(stored: StoredRun) -> None:
     failed(stored)
     stored.redis.xadd(stored.keys.commands, {"kind": "cancel"})
     assert stored.store.forget(stored.run_id)

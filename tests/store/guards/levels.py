@@ -35,7 +35,7 @@ def a_reopened_run_is_not_finished_by_an_older_decision(stored: StoredRun) -> No
 
 
 @scenario
-def a_level_waits_for_the_one_before(stored: StoredRun) -> None:
+def a_level_waits_for_the_previous_level(stored: StoredRun) -> None:
     stored.begin(0)
     assert not stored.open_level(RunState.RUNNING, 1, [1])
 
@@ -49,13 +49,13 @@ def always_steps_wait_for_running_attempts(stored: StoredRun) -> None:
 
 
 @scenario
-def a_unit_whose_host_skips_it_gets_no_message(stored: StoredRun) -> None:
+def a_skipped_unit_gets_no_message(stored: StoredRun) -> None:
     stored.fan_out(3, skip={1: "it is drained"})
     assert [stored.step(f"status:0.{n}") for n in range(3)] == ["ready", "skipped", "ready"]
 
 
 @scenario
-def no_more_units_are_dispatched_than_may_run_at_once(stored: StoredRun) -> None:
+def no_more_units_are_dispatched_than_may_run_at_the_same_time(stored: StoredRun) -> None:
     stored.fan_out(3, at_once=1)
     assert [stored.step(f"status:0.{n}") for n in range(3)] == ["ready", None, None]
 
@@ -106,7 +106,7 @@ def opened(stored: StoredRun, token: str, units: int) -> bool:
 
 
 @scenario
-def items_are_stored_only_for_the_state_that_was_seen(stored: StoredRun) -> None:
+def items_are_stored_only_for_the_state_that_the_worker_has_read(stored: StoredRun) -> None:
     stored.create()
     assert not store(stored, "a", 0, ("1", ""), state="running")
 
@@ -136,7 +136,7 @@ def no_unit_keeps_the_host_of_another_decision(stored: StoredRun) -> None:
 
 
 @scenario
-def a_level_opens_only_with_all_items_of_its_own_decision(stored: StoredRun) -> None:
+def a_level_opens_only_with_all_items_of_one_decision(stored: StoredRun) -> None:
     stored.create()
     assert store(stored, "a", 0, ("1", ""))
     assert not opened(stored, "a", 2)
@@ -146,7 +146,7 @@ def a_level_opens_only_with_all_items_of_its_own_decision(stored: StoredRun) -> 
 
 
 @scenario
-def no_unit_is_dispatched_in_a_run_that_aborts(stored: StoredRun) -> None:
+def an_aborting_run_dispatches_no_unit(stored: StoredRun) -> None:
     stored.fan_out(1001)
     abort(stored)
     assert stored.store.dispatch_units(stored.run_id, 0) == []
@@ -178,7 +178,7 @@ def the_compensation_waits_for_running_attempts(stored: StoredRun) -> None:
 
 
 @scenario
-def a_level_of_the_compensation_waits_for_the_one_above(stored: StoredRun) -> None:
+def a_level_of_the_compensation_waits_for_the_previous_level(stored: StoredRun) -> None:
     stored.lay("undoing", left=1, undo_level=1)
     assert not stored.open_undo(0, [0])
 
@@ -187,7 +187,7 @@ def a_level_of_the_compensation_waits_for_the_one_above(stored: StoredRun) -> No
 
 
 @scenario
-def a_run_ends_only_from_the_state_that_was_seen(stored: StoredRun) -> None:
+def a_run_ends_only_from_the_state_that_the_worker_has_read(stored: StoredRun) -> None:
     stored.lay("undoing", left=0)
     assert not stored.store.finish(stored.run_id, RunState.RUNNING, RunState.SUCCEEDED, [])
 
@@ -232,7 +232,7 @@ def a_failed_canary_is_not_tolerated(stored: StoredRun) -> None:
 
 
 @scenario
-def a_failed_canary_leaves_the_held_back_units_alone(stored: StoredRun) -> None:
+def held_back_units_do_not_run_after_a_failed_canary(stored: StoredRun) -> None:
     stored.fan_out(3, canary=1)
     assert stored.complete("0.0", stored.claim("0.0").fence, "failed", error="broken").next_units == ()
     assert [stored.step(f"status:0.{n}") for n in range(3)] == ["failed", "not_run", "not_run"]
@@ -255,7 +255,7 @@ def a_unit_that_has_ended_is_not_dispatched_again(stored: StoredRun) -> None:
 
 
 @scenario
-def no_more_canaries_are_dispatched_than_were_chosen(stored: StoredRun) -> None:
+def no_more_canaries_are_dispatched_than_the_plan_allows(stored: StoredRun) -> None:
     stored.fan_out(4, at_once=2, canary=2)
     assert stored.complete("0.0", stored.claim("0.0").fence).next_units == ()
     assert stored.step("status:0.2") is None

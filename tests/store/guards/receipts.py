@@ -33,7 +33,7 @@ def found(fence: int, status: str = "unknown") -> UnrecordedAttempt:
 
 
 @scenario
-def a_reopened_run_asks_nothing_that_was_decided_before(stored: StoredRun) -> None:
+def a_reopened_run_asks_no_question_of_an_older_decision(stored: StoredRun) -> None:
     aborting(stored)
     stored.put(epoch=1)
     with stored.unchanged():
@@ -41,7 +41,7 @@ def a_reopened_run_asks_nothing_that_was_decided_before(stored: StoredRun) -> No
 
 
 @scenario
-def a_question_is_noted_once(stored: StoredRun) -> None:
+def a_question_is_recorded_once(stored: StoredRun) -> None:
     aborting(stored)
     assert ask(stored)
     answer(stored)
@@ -53,7 +53,7 @@ def a_question_is_noted_once(stored: StoredRun) -> None:
 
 
 @scenario
-def an_answer_counts_only_for_the_question_that_is_asked(stored: StoredRun) -> None:
+def an_answer_to_an_earlier_question_does_not_count(stored: StoredRun) -> None:
     aborting(stored)
     ask(stored)
     with stored.unchanged():
@@ -81,7 +81,7 @@ def the_recorded_outcome_of_an_earlier_attempt_stands(stored: StoredRun) -> None
 
 
 @scenario
-def an_earlier_outcome_without_effect_does_not_stand(stored: StoredRun) -> None:
+def an_unrecorded_attempt_removes_the_proof_that_a_step_had_no_effect(stored: StoredRun) -> None:
     aborting(stored)
     stored.put(steps={"status:0": "unchanged", "fence:0": 5, "no_effect:0": 1, "reason:0": "nothing to do"})
     ask(stored)
@@ -90,7 +90,7 @@ def an_earlier_outcome_without_effect_does_not_stand(stored: StoredRun) -> None:
 
 
 @scenario
-def a_record_is_as_new_as_what_a_host_has_seen(stored: StoredRun) -> None:
+def the_record_takes_over_a_higher_version_that_a_host_has_seen(stored: StoredRun) -> None:
     aborting(stored)
     ask(stored)
     answer(stored, version=500)
@@ -101,7 +101,7 @@ def a_record_is_as_new_as_what_a_host_has_seen(stored: StoredRun) -> None:
 
 
 @scenario
-def a_reopened_run_is_not_settled_by_an_older_decision(stored: StoredRun) -> None:
+def a_question_of_a_reopened_run_is_not_ended_by_an_older_decision(stored: StoredRun) -> None:
     aborting(stored)
     seen = stored.record()
     stored.put(epoch=1)
@@ -128,7 +128,7 @@ def the_receipts_of_lost_attempts_alone_are_not_a_full_comparison(stored: Stored
 
 
 @scenario
-def a_lost_undo_is_fenced_by_the_next_one(stored: StoredRun) -> None:
+def a_lost_compensation_is_fenced_by_the_next_one(stored: StoredRun) -> None:
     stored.dispatch("u")
     stored.claim(0, "u")
     stored.end_lease("u0")
@@ -137,7 +137,7 @@ def a_lost_undo_is_fenced_by_the_next_one(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_that_was_lost_before_the_abort_has_to_be_fenced(stored: StoredRun) -> None:
+def an_attempt_that_was_lost_before_the_abort_is_fenced(stored: StoredRun) -> None:
     expired(stored)
     abort(stored)
     stored.store.drain(stored.run_id, [(0, False)])

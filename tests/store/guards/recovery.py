@@ -11,7 +11,7 @@ from tests.store.stored_run import LEASE, StoredRun
 
 
 @scenario
-def an_attempt_with_a_live_lease_keeps_its_step(stored: StoredRun) -> None:
+def an_attempt_whose_lease_has_not_expired_keeps_its_step(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     assert stored.expire(0) == "no"
@@ -42,7 +42,7 @@ def a_step_that_must_not_be_repeated_becomes_unknown(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_that_keeps_losing_its_workers_becomes_unknown(stored: StoredRun) -> None:
+def a_step_that_loses_too_many_workers_becomes_unknown(stored: StoredRun) -> None:
     stored.begin(0)
     for n in range(10):
         stored.claim(0, owner=f"owner-{n}")
@@ -59,14 +59,14 @@ def a_lost_step_of_an_aborting_run_is_not_repeated(stored: StoredRun) -> None:
 
 
 @scenario
-def a_lost_always_step_of_an_aborting_run_runs_in_its_turn(stored: StoredRun) -> None:
+def a_lost_always_step_of_an_aborting_run_runs_later(stored: StoredRun) -> None:
     lost_while_aborting(stored)
     assert stored.expire(0, always=True) == "again"
     assert stored.step("status:0") is None
 
 
 @scenario
-def a_person_decides_on_a_step_that_may_have_happened(stored: StoredRun) -> None:
+def a_person_decides_about_a_step_that_may_have_acted(stored: StoredRun) -> None:
     assert ask_a_person(stored) == "asked"
     assert (stored.step("status:0"), stored.run("state"), stored.run("suspended_state")) == (
         "waiting",
@@ -95,7 +95,7 @@ def a_lost_step_does_not_abort_a_finishing_run(stored: StoredRun) -> None:
 
 
 @scenario
-def a_claim_on_another_host_does_not_count_as_a_sign_of_life(stored: StoredRun) -> None:
+def a_claim_on_another_host_does_not_extend_the_claim_timeout(stored: StoredRun) -> None:
     stored.begin(0, 1)
     stored.age(stored.store.settings.claim_timeout + 1)
     stored.claim(1, host="web2")
@@ -111,14 +111,14 @@ def no_message_is_sent_for_a_claimed_step(stored: StoredRun) -> None:
 
 
 @scenario
-def a_message_that_waits_in_its_queue_is_not_doubled(stored: StoredRun) -> None:
+def a_message_that_waits_in_its_queue_is_not_sent_again(stored: StoredRun) -> None:
     stored.begin(0, 1)
     stored.age(LEASE + 1)
     assert stored.store.resend(stored.run_id, "", [0, 1], queued={0}) == ([1], [])
 
 
 @scenario
-def a_message_under_way_is_not_doubled(stored: StoredRun) -> None:
+def a_message_that_may_still_arrive_is_not_sent_again(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.resend(stored.run_id, "", [0]) == ([], [])
 
@@ -150,7 +150,7 @@ def a_drain_cancels_units_that_were_held_back(stored: StoredRun) -> None:
 
 
 @scenario
-def a_drain_leaves_a_claimed_step_alone(stored: StoredRun) -> None:
+def a_drain_does_not_cancel_a_claimed_step(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     abort(stored)
@@ -159,7 +159,7 @@ def a_drain_leaves_a_claimed_step_alone(stored: StoredRun) -> None:
 
 
 @scenario
-def a_drain_leaves_an_always_step_to_its_turn(stored: StoredRun) -> None:
+def a_drain_does_not_cancel_an_always_step(stored: StoredRun) -> None:
     stored.begin(0)
     abort(stored)
     stored.store.drain(stored.run_id, [(0, True)])
@@ -167,7 +167,7 @@ def a_drain_leaves_an_always_step_to_its_turn(stored: StoredRun) -> None:
 
 
 @scenario
-def a_lost_step_is_unknown_and_not_cancelled(stored: StoredRun) -> None:
+def a_lost_step_becomes_unknown_and_not_cancelled(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     stored.end_lease("0")
@@ -187,7 +187,7 @@ def a_step_whose_service_was_down_had_no_effect(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_with_an_open_outcome_is_unknown_and_not_cancelled(stored: StoredRun) -> None:
+def a_step_with_an_open_outcome_becomes_unknown_and_not_cancelled(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 60, 0, "not yet", ask_for=3600.0)
     abort(stored)
@@ -199,14 +199,14 @@ def a_step_with_an_open_outcome_is_unknown_and_not_cancelled(stored: StoredRun) 
 
 
 @scenario
-def only_the_epoch_that_was_seen_is_suspended(stored: StoredRun) -> None:
+def a_run_is_suspended_only_in_the_epoch_that_the_worker_has_read(stored: StoredRun) -> None:
     stored.begin(0)
     stored.put(epoch=1)
     assert not stored.store.suspend(stored.run_id, "breaker", "it is down", 0)
 
 
 @scenario
-def a_lost_version_is_not_reached_again(stored: StoredRun) -> None:
+def later_versions_are_higher_than_all_lost_ones(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.suspend(stored.run_id, "regressed", "writes were lost", 0, version=100)
     assert int(stored.run("version") or 0) > 100
@@ -228,7 +228,7 @@ def a_breaker_does_not_release_a_run_that_waits_for_a_person(stored: StoredRun) 
 
 
 @scenario
-def a_resting_or_finishing_run_is_not_suspended(stored: StoredRun) -> None:
+def an_ended_or_finishing_run_is_not_suspended(stored: StoredRun) -> None:
     stored.begin(0)
     for state in ("pending", "finishing", "failed", "undone"):
         stored.put(state=state)
@@ -239,14 +239,14 @@ def a_resting_or_finishing_run_is_not_suspended(stored: StoredRun) -> None:
 
 
 @scenario
-def a_run_that_continues_is_not_released_again(stored: StoredRun) -> None:
+def only_a_suspended_run_is_released(stored: StoredRun) -> None:
     stored.begin(0)
     stored.put(suspended_state="undoing", hold="breaker")
     assert not stored.store.unsuspend(stored.run_id, "breaker", 0, "", [])
 
 
 @scenario
-def a_run_is_released_only_in_the_epoch_that_was_seen(stored: StoredRun) -> None:
+def a_run_is_released_only_in_the_epoch_that_the_worker_has_read(stored: StoredRun) -> None:
     suspended(stored)
     stored.put(epoch=1)
     assert not stored.store.unsuspend(stored.run_id, "breaker", 0, "", [])
@@ -265,7 +265,7 @@ def a_command_releases_a_run_once(stored: StoredRun) -> None:
 
 
 @scenario
-def a_release_leaves_a_running_step_alone(stored: StoredRun) -> None:
+def a_release_does_not_change_a_running_step(stored: StoredRun) -> None:
     suspended(stored)
     stored.put(steps={"sent:0": "1"})
     assert stored.store.unsuspend(stored.run_id, "breaker", 0, "", [0, 1])

@@ -51,7 +51,7 @@ def a_task_that_has_begun_is_not_sent_again(stored: StoredRun) -> None:
 
 
 @scenario
-def a_task_whose_message_is_under_way_is_not_sent_again(stored: StoredRun) -> None:
+def a_task_whose_message_may_still_arrive_is_not_sent_again(stored: StoredRun) -> None:
     fence = waiting(stored)
     assert not sends(stored, fence)
     stored.age(LEASE + 2)
@@ -69,7 +69,7 @@ def a_task_begins_only_under_the_current_fence(stored: StoredRun) -> None:
 
 
 @scenario
-def a_task_that_is_not_parked_yet_is_not_refused(stored: StoredRun) -> None:
+def a_task_whose_step_is_not_parked_yet_is_not_refused(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.begin_task(stored.claim(0).fence) == "early"
 
@@ -94,21 +94,21 @@ def a_task_of_an_aborting_run_does_not_begin(stored: StoredRun) -> None:
 
 
 @scenario
-def an_always_task_begins_in_an_aborting_run(stored: StoredRun) -> None:
+def a_task_of_an_always_step_begins_in_an_aborting_run(stored: StoredRun) -> None:
     fence = waiting(stored)
     abort(stored)
     assert stored.store.begin_task(stored.run_id, 0, "", fence, "task@till/1", 0, always=True)[0] == "ok"
 
 
 @scenario
-def a_repeated_call_begins_its_task_again(stored: StoredRun) -> None:
+def a_repeated_call_of_the_same_delivery_is_accepted(stored: StoredRun) -> None:
     fence = begun(stored)
     with stored.emits():
         assert stored.begin_task(fence) == "ok"
 
 
 @scenario
-def a_copy_of_a_message_does_not_begin_its_task_again(stored: StoredRun) -> None:
+def a_copy_of_a_message_does_not_begin_the_task_again(stored: StoredRun) -> None:
     fence = begun(stored)
     assert stored.begin_task(fence, "task@till/2") == "no"
     stored.release_task(fence)
@@ -117,7 +117,7 @@ def a_copy_of_a_message_does_not_begin_its_task_again(stored: StoredRun) -> None
 
 
 @scenario
-def a_retry_waits_for_the_end_of_the_delivery_before_it(stored: StoredRun) -> None:
+def a_retry_of_a_task_waits_for_the_end_of_the_previous_delivery(stored: StoredRun) -> None:
     assert stored.begin_task(begun(stored), "task@till/2", retries=1) == "early"
 
 
@@ -142,7 +142,7 @@ def only_the_owner_releases_the_lease_of_a_task(stored: StoredRun) -> None:
 
 
 @scenario
-def a_lost_task_is_removed_from_the_waits(stored: StoredRun) -> None:
+def a_lost_task_has_no_external_wait(stored: StoredRun) -> None:
     begun(stored)
     stored.end_lease("0")
     assert stored.expire(0) == "again"

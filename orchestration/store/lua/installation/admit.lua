@@ -7,7 +7,7 @@
 -- ARGV[5]  '1' to ignore the limits, then the parent runs
 -- RETURNS  'ok', 'gone' the run was released, or the limit that is reached: 'all', 'plan', 'key', 'lock'
 local run = ARGV[1]
--- guard: a released run is not admitted
+-- guard: a run that has ended is not admitted
 if redis.call('HEXISTS', KEYS[2], run) == 0 then
   return 'gone'
 end
@@ -53,31 +53,31 @@ end
 -- A run that resumes is admitted beyond the limits.
 if ARGV[5] ~= '1' then
   if ARGV[2] ~= '' then
-    -- guard: no more runs are live than may; without it: false
+    -- guard: no more runs are admitted than the limit allows; without it: false
     local full = redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[2])
-    -- guard: runs get a place in the order of their requests; without it: full
+    -- guard: runs are admitted in the order of their requests; without it: full
     full = full or behind(KEYS[9])
     if full
-        -- guard: a child run takes no place
+        -- guard: a child run does not count for the limit
         and not part then
       return refuse('all', KEYS[9])
     end
   end
   if ARGV[3] ~= '' then
-    -- guard: no more runs of a plan are live than may; without it: false
+    -- guard: no more runs of a plan are admitted than its limit allows; without it: false
     local full = redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[3])
-    -- guard: runs of a plan get a place in the order of their requests; without it: full
+    -- guard: runs of a plan are admitted in the order of their requests; without it: full
     full = full or behind(KEYS[10])
     if full
-        -- guard: a child run takes no place of its plan
+        -- guard: a child run does not count for the limit of its plan
         and not part then
       return refuse('plan', KEYS[10])
     end
   end
   if ARGV[4] ~= '' then
-    -- guard: no more runs hold a key than may; without it: false
+    -- guard: no more runs get a concurrency key than its limit allows; without it: false
     local full = redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[4])
-    -- guard: runs get a key in the order of their requests; without it: full
+    -- guard: runs get a concurrency key in the order of their requests; without it: full
     full = full or behind(KEYS[11])
     if full
         -- guard: a child run does not wait for the key of its parents
@@ -100,7 +100,7 @@ if ARGV[5] ~= '1' then
 end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
--- guard: a child run takes no place; without it: true
+-- guard: a child run does not count for the limit; without it: true
 if not part then
   redis.call('ZADD', KEYS[3], now, run)
   redis.call('SADD', KEYS[4], run)

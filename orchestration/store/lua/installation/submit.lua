@@ -14,12 +14,12 @@ if there then
   return {'there', there}
 end
 local waiting = redis.call('ZCARD', KEYS[3])
--- guard: no more runs wait than may
+-- guard: no more runs wait than the limit allows
 if ARGV[5] ~= '' and waiting >= tonumber(ARGV[5]) then
   return {'full', waiting}
 end
 redis.call('SET', KEYS[1], ARGV[2])
--- guard: commands of a forgotten run are deleted
+-- guard: commands of a deleted run with the same id are deleted
 redis.call('DEL', KEYS[6])  -- the commands of a pruned run of this id
 redis.call('HSET', KEYS[4], ARGV[1], ARGV[4])
 local order = redis.call('INCR', KEYS[5])

@@ -19,7 +19,7 @@ from tornado.web import ErrorHandler
 
 from longshore.orchestration import Plan
 from longshore.orchestration import cli as cli_package
-from longshore.orchestration.cli import audit, doctor, runs
+from longshore.orchestration.cli import audit, doctor, run_reports, runs
 from longshore.orchestration.cli import run as run_command
 from longshore.orchestration.cli.console import PlainConsole
 from longshore.orchestration.cli.main import call, cli
@@ -134,7 +134,7 @@ class _Run:
 @pytest.fixture
 def hostile_client(monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(get=lambda _run: _Run(), runs=lambda _limit: [_Run()], store=None)
-    for module in (runs, audit, doctor, run_command):
+    for module in (run_reports, runs, audit, doctor, run_command):
         monkeypatch.setattr(module, "client", lambda: found)
     from datetime import UTC, datetime
 
@@ -178,7 +178,7 @@ def test_error_is_always_one_line(capsys: pytest.CaptureFixture[str], monkeypatc
     def fails(*_: Any) -> None:
         raise UsageError(HOSTILE)
 
-    monkeypatch.setattr(runs, "client", fails)
+    monkeypatch.setattr(run_reports, "client", fails)
     call(["runs", "events", "r"])
     harmless(capsys.readouterr().err, lines=1)
     call(["runs", "events", "r", "-v"])
