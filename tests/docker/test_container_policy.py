@@ -137,7 +137,7 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
         engine.create_container(IMAGE, ["true"], name=name, labels={"mine": "1"})
     client = place.client()
 
-    def kept() -> tuple[set[str], set[str]]:
+    def backups() -> tuple[set[str], set[str]]:
         tags = {t for image in engine.images() for t in image["RepoTags"] or () if t.startswith("longshore-keep/")}
         found = {row["Names"][0].strip("/") for row in engine.containers(all=True, filters={"label": "mine"})}
         return {t for t in tags if "away-" in t or t == foreign_tag}, {n for n in found if n.startswith("los-gc-")}
@@ -145,7 +145,7 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
     try:
         place.worker("one", "-c", "2").start()
 
-        def away(name: str) -> str:
+        def run_with_backups(name: str) -> str:
             plan = Plan(f"away-{name}")
             plan.step("tag", "docker.tag.execute", image=IMAGE, name=tag).undo("none")
             plan.step("untag", "docker.image-remove.execute", image=tag).after("tag")
@@ -156,10 +156,10 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
             assert report.state == "succeeded", report
             return run.id
 
-        forgotten, known = away(names[0]), away(names[1])
+        forgotten, known = run_with_backups(names[0]), run_with_backups(names[1])
         assert client.get(forgotten).prune() == "done"
 
-        tags, containers = kept()
+        tags, containers = backups()
         assert len(containers) == 2
         assert (
             place.longshore("gc", "-o", "json").json["steps"][0]["status"] == "unchanged"
@@ -168,11 +168,11 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
         assert dry_run.code == 0, dry_run.err
         assert f"{names[0]}--longshore-" in dry_run.out
         assert names[1] not in dry_run.out
-        assert kept() == (tags, containers)
+        assert backups() == (tags, containers)
 
         done = place.longshore("gc", "--older-than", "0s")
         assert done.code == 0, done.err
-        left, still = kept()
+        left, still = backups()
         assert {name.partition("--")[0] for name in still} == {names[1]}
         assert foreign_tag in left  # a backup of another installation
         assert all(forgotten not in name for name in left)
@@ -194,5 +194,5 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
         for row in engine.containers(all=True, filters={"label": "mine"}):
             engine.remove_container(row["Id"], force=True)
         own = {tag for image in engine.images() for tag in image["RepoTags"] or () if tag.startswith("los-gc-")}
-        for tag in kept()[0] | own:  # without those of other tests, which share the engine
+        for tag in backups()[0] | own:  # without those of other tests, which share the engine
             engine.remove_image(tag)

@@ -9,7 +9,7 @@ import pytest
 
 from longshore.orchestration.errors import OperationError, Preflight
 from tests.docker.stack import Stack, stack
-from tests.docker.test_way_back import BAD, by_hand, release
+from tests.docker.test_way_back import BAD, release, start_manually
 
 pytestmark = pytest.mark.docker
 assert stack
@@ -38,7 +38,7 @@ def test_revert_of_a_manually_started_stack_restores_its_copied_files(
 ) -> None:
     monkeypatch.setenv("PW_OF_SHOP", "correct-horse")
     write(stack, COPIED)
-    by_hand(stack)
+    start_manually(stack)
     monkeypatch.delenv("PW_OF_SHOP")
     was, files = stack.state()["containers"], copied(stack)
     assert files == ["helloa bcorrect-horseof a file", "0"]
@@ -61,7 +61,7 @@ def test_unset_variable_of_a_secret_fails_before_the_first_change(
 ) -> None:
     monkeypatch.setenv("PW_OF_SHOP", "correct-horse")
     write(stack, COPIED)
-    by_hand(stack)
+    start_manually(stack)
     monkeypatch.delenv("PW_OF_SHOP")
     write(stack, COPIED | {"environment": {"TAG": "2"}})
     was, ids = stack.state(), stack.ids()

@@ -34,13 +34,13 @@ def test_undo_of_up_leaves_a_tag_that_was_moved_outside_of_the_run(stack: Stack,
     stack.new_image()
     up = stack.up()
     up.act()
-    theirs = new_image(f"{PREFIX}theirs:1")
-    stack.engine.tag(theirs, stack.name, "app")
+    foreign_image = new_image(f"{PREFIX}foreign:1")
+    stack.engine.tag(foreign_image, stack.name, "app")
     was = {row["Id"] for row in stack.containers()}
 
     assert up.undo().changed
 
-    assert stack.engine.inspect_image(stack.ref)["Id"] == theirs
+    assert stack.engine.inspect_image(stack.ref)["Id"] == foreign_image
     assert {stack.engine.inspect_container(row["Id"])["Image"] for row in stack.containers()} == {stack.v1}
     assert stack.ids() != was
 
@@ -51,10 +51,10 @@ def test_undo_of_a_pull_leaves_a_tag_that_the_step_did_not_move(
     new_image(f"{PREFIX}moved:1")
     tag = step("docker.pull.execute", image=f"{PREFIX}moved:1")
     assert tag.before  # the journal; the attempt is then lost
-    theirs = new_image(f"{PREFIX}moved:1")
+    foreign_image = new_image(f"{PREFIX}moved:1")
     with pytest.raises(OperationError, match="this step has no record"):
         tag.undo()
-    assert engine.inspect_image(f"{PREFIX}moved:1")["Id"] == theirs
+    assert engine.inspect_image(f"{PREFIX}moved:1")["Id"] == foreign_image
 
 
 def test_undo_of_tag_leaves_an_image_without_tags(

@@ -119,7 +119,7 @@ def test_unhealthy_image_is_reverted_and_can_be_retried(place: Installation, two
     assert (shop.state()["db-1"][1], blog.state()["jobs-1"][1]) == (old, other)
 
 
-def test_services_stay_selected_after_a_kill_behind_the_rebuild(
+def test_orchestration_updates_services_after_a_kill_of_the_worker(
     place: Installation, two: tuple[Project, Project]
 ) -> None:
     shop, _ = two

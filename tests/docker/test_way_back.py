@@ -35,7 +35,7 @@ def release(stack: Stack, naming: str, **params: Any) -> Step:
     return stack.up(**{"healthy_deadline": 20, "grace": 0} | NAMINGS[naming](stack) | params)
 
 
-def by_hand(stack: Stack) -> None:
+def start_manually(stack: Stack) -> None:
     """Start the stack with Docker Compose, without Longshore."""
     command = ["docker", "compose", "-p", stack.name, "--project-directory", str(stack.directory)]
     command += ["-f", str(stack.directory / "compose.yml"), "up", "-d"]
@@ -70,7 +70,7 @@ def test_repeated_bad_releases_are_reverted(stack: Stack, naming: str) -> None:
 
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_bad_release_of_a_manually_started_stack_is_reverted(stack: Stack, naming: str) -> None:
-    by_hand(stack)
+    start_manually(stack)
     was = stack.state()["containers"]
 
     for number in range(ROUNDS):
@@ -103,7 +103,7 @@ def test_failed_rollback_is_reverted(stack: Stack, naming: str) -> None:
 
 def test_rollback_to_a_manually_started_stack(stack: Stack) -> None:
     # Given a stack that was started without Longshore, and whose files have changed since
-    by_hand(stack)
+    start_manually(stack)
     first = stack.state()["containers"]
     stack.new_image()
     stack.write(web={"environment": {"TAG": "2"}}, third={})
@@ -127,7 +127,7 @@ def test_release_without_a_way_back_changes_nothing(stack: Stack) -> None:
     stack.write(web={"image": f"{stack.name}:other"})
     stack.engine.tag(stack.new_image(), stack.name, "other")
     stack.engine.tag(stack.v1, stack.name, "app")
-    by_hand(stack)
+    start_manually(stack)
     stack.engine.stop(stack.container("web"), timeout=0)
     stack.engine.remove_image(stack.engine.inspect_container(stack.container("web"))["Image"], force=True)
     stack.write(web={"environment": {"TAG": "2"}})
@@ -169,13 +169,13 @@ def test_revert_restores_every_setting_of_a_container(stack: Stack, who: str) ->
     )  # fmt: skip
     text = (stack.directory / "compose.yml").read_text()
     (stack.directory / "compose.yml").write_text(text[:-1] + ', "networks": {"front": {}, "back": {"internal": true}}}')
-    by_hand(stack) if who == "by hand" else release(stack, "folder").act()
+    start_manually(stack) if who == "by hand" else release(stack, "folder").act()
     web = stack.engine.inspect_container(stack.container("web"))
     cache = next(one["Name"] for one in web["Mounts"] if one["Destination"] == "/cache")
     was = stack.state()
 
     for number in range(2):
-        bad_release_keeping(stack, text, number)
+        act_on_bad_release(stack, text, number)
         # Compose's hash of `side` contains the id of the container whose network it shares.
         hashed = {f"/{stack.container('side')}"} if who == "by Longshore" else set()
         states = [
@@ -200,7 +200,7 @@ def test_revert_restores_every_setting_of_a_container(stack: Stack, who: str) ->
         assert side["HostConfig"]["NetworkMode"] == f"container:{now['Id']}"
 
 
-def bad_release_keeping(stack: Stack, text: str, number: int) -> None:
+def act_on_bad_release(stack: Stack, text: str, number: int) -> None:
     stack.new_image()
     changed = text[:-1] + ', "networks": {"front": {}, "back": {"internal": true}}}'
     changed = changed.replace('"TAG": "1"', f'"TAG": "bad {number}"').replace('["CMD", "true"]', '["CMD", "false"]')
