@@ -133,7 +133,7 @@ class JobStack:
     def is_healthy(self) -> bool:
         return self.running() == RUNNING and self.inspect("db-1")["State"]["Health"]["Status"] == "healthy"
 
-    def workers(self) -> list[str]:
+    def job_containers(self) -> list[str]:
         filters = {"label": f"longshore.job.run-of={self.job}"}
         return [row["Id"] for row in self.engine.containers(all=True, filters=filters)]
 
@@ -147,8 +147,8 @@ class JobStack:
 
     def clear(self) -> None:
         """Remove the containers of the job."""
-        for worker in self.workers():
-            self.engine.remove_container(worker, force=True)
+        for container in self.job_containers():
+            self.engine.remove_container(container, force=True)
         self._remove_description()
 
 

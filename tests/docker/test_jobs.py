@@ -89,7 +89,7 @@ def test_job_stops_the_stack_and_restores_its_state(client: Client, shop: JobSta
     assert began == sorted(began), "dependents start last"
     assert max(shop.finished_at("app-1"), shop.finished_at("app-2")) < shop.finished_at("db-1")
     assert shop.runs() == 1
-    assert shop.workers() == [], "the record has the output"
+    assert shop.job_containers() == [], "the record has the output"
     assert report.step("work").data["stdout"].splitlines()[0] == name
 
 
@@ -127,16 +127,16 @@ def test_stack_is_started_after_a_failed_job_container(place: Installation, work
     assert failed.value.exit_code == failed.value.report.exit_code == 1
     assert failed.value.report.job.exit_code == 7
     assert shop.is_healthy()
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
     kept = Jobs(client).run(shop.job, check=False, keep_failed_worker=True)
     assert kept.job is not None
     assert kept.job.result == "failed"
-    (container,) = shop.workers()
+    (container,) = shop.job_containers()
     watch = JobWatch(client.store, HOST, ("docker",))
     watch.finish()
     watch.finish()
-    assert shop.workers() == [container]
+    assert shop.job_containers() == [container]
     assert shop.engine.inspect_container(container)["Name"].endswith("--kept")
 
 
@@ -195,7 +195,7 @@ def test_dry_run_of_a_job_names_errors_and_changes_nothing(place: Installation, 
         assert done.code == 1, done.out
         assert why in done.out
     assert {service: (shop.inspect(service)["Id"], shop.started_at(service)) for service in RUNNING} == before
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
 def test_stack_is_started_after_a_failed_stop(client: Client, shop: JobStack) -> None:
@@ -271,7 +271,7 @@ def test_new_job_label_of_an_existing_volume_is_an_error(place: Installation, wo
     assert (dry.code, done.code) == (2, 2)
     assert all(why in each.err and "LONGSHORE_JOBS" in each.err for each in (dry, done))
     assert shop.running() == RUNNING
-    assert not shop.workers()
+    assert not shop.job_containers()
 
 
 def test_report_names_a_container_that_does_not_become_healthy(client: Client, shop: JobStack) -> None:
@@ -286,7 +286,7 @@ def test_report_names_a_container_that_does_not_become_healthy(client: Client, s
     assert report.job.down == [f"{shop.name}-db-1"]
     assert report.production[0].startswith(f"{shop.name.upper()} IS DOWN on {IMAGE}: container {shop.name}-db-1 ")
     assert shop.running() == RUNNING, "all other services are started"
-    assert len(shop.workers()) == 1, "the labels of the job container name the services to start"
+    assert len(shop.job_containers()) == 1, "the labels of the job container name the services to start"
 
 
 def test_keep_stopped_leaves_the_stack_stopped(client: Client, shop: JobStack) -> None:
@@ -297,7 +297,7 @@ def test_keep_stopped_leaves_the_stack_stopped(client: Client, shop: JobStack) -
     assert report.job is not None
     assert (report.exit_code, report.job.restart) == (0, "kept_stopped")
     assert shop.running() == []
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
 # --- cancelled ------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_cancel_stops_the_job_container_and_starts_the_stack(
     assert report.job is not None
     assert (report.job.result, report.job.restart, report.exit_code) == ("cancelled", "healthy", 1)
     assert shop.is_healthy()
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
 def test_first_ctrl_c_detaches_and_second_ctrl_c_cancels_the_job(
@@ -346,7 +346,7 @@ def test_job_fails_if_its_container_is_killed(client: Client, shop: JobStack) ->
     shop.up(sleep=60)
     run = Jobs(client).start(shop.job)
     wait_for("the start of the job container", shop.job_is_running)
-    shop.engine.kill(shop.workers()[0])
+    shop.engine.kill(shop.job_containers()[0])
 
     report = run.wait(SOON)
 
@@ -359,7 +359,7 @@ def test_job_fails_if_its_container_is_removed(client: Client, shop: JobStack) -
     shop.up(sleep=60)
     run = Jobs(client).start(shop.job)
     wait_for("the start of the job container", shop.job_is_running)
-    shop.engine.remove_container(shop.workers()[0], force=True)
+    shop.engine.remove_container(shop.job_containers()[0], force=True)
 
     report = run.wait(SOON)
 
@@ -387,7 +387,7 @@ def test_job_agent_starts_a_stack_that_a_job_left_down(
     shop.up(more="rm /mnt/data/log; mkdir /mnt/data/log", labels={"start-timeout": "2s"})
     report = Jobs(client).run(shop.job, run_id=f"{shop.job}-down", check=False)
     assert report.exit_code == 3
-    (container,) = shop.workers()
+    (container,) = shop.job_containers()
 
     done = shop.engine.exec_create(f"{shop.name}-db-1", ["rmdir", "/data/log"])
     shop.engine.exec_start(done["Id"])
@@ -402,7 +402,7 @@ def test_job_agent_starts_a_stack_that_a_job_left_down(
     assert later.job.restart == "healthy"
     watch.finish()
     watch.finish()
-    assert container not in shop.workers()
+    assert container not in shop.job_containers()
 
 
 def test_jobs_of_one_stack_run_one_at_a_time(

@@ -99,7 +99,7 @@ def test_partial_stop_is_reverted(installation: Installation, shop: JobStack, sh
     assert shop.is_healthy()
     assert shop.started_at("web-1") > max(before.values()), "web-1 was stopped and started"
     assert {name: shop.started_at(name) for name in ("db-1", "app-1")}.items() <= before.items(), "never stopped"
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
 def recovered(run: Run, shop: JobStack) -> Any:
@@ -125,7 +125,7 @@ def test_job_runs_once_and_the_stack_is_healthy_after_a_kill(
 
     assert (report.state, report.job.result, report.job.restart) == ("succeeded", "succeeded", "healthy")
     assert shop.runs() == 1
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
 def test_worker_completes_its_job_before_shutdown(installation: Installation, shop: JobStack) -> None:
@@ -160,7 +160,7 @@ def test_job_is_completed_from_labels_after_redis_lost_the_run(installation: Ins
     assert report.job is not None
     assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
     assert shop.runs() == 1
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
 @pytest.mark.parametrize("point", ["job.created", "job.recorded"])
@@ -185,7 +185,7 @@ def test_job_is_completed_from_labels_after_a_kill_and_a_lost_run(
     assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
     assert shop.is_healthy()
     assert shop.runs() == 1
-    assert shop.workers() == []
+    assert shop.job_containers() == []
     if began:
         assert shop.started_at("db-1") == began, "the stack is not stopped a second time"
 
