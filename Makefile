@@ -60,7 +60,7 @@ screenshots: env ## draw docs/screenshots anew: Flower's pages in Chromium, and 
 
 FUZZ_SECONDS ?= 600
 
-fuzz: env ## make up plans, requests, messages, commands and entries, ten minutes each (FUZZ_SECONDS=n)
+fuzz: env ## run each test in tests/fuzz with random input for ten minutes (FUZZ_SECONDS=n)
 	@LONGSHORE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)
 
 lint: env ## ruff, mypy, import-linter
@@ -102,7 +102,7 @@ latest: | .venv-latest/bin/python ## install the newest versions that pyproject.
 	@find orchestration tasks workers -type f ! -name '*.pyc' | LC_ALL=C sort >$@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-# A peer of the benchmarks, which go on without it.
+# A peer of the benchmarks. Without it, the benchmarks have no figures of DBOS.
 .dev/dbos/.made: benchmarks/dbos.txt | .dev/dbos/bin/python
 	@.dev/dbos/bin/python -m pip install --quiet --quiet --disable-pip-version-check -r $< && touch $@ \
 	  || echo "DBOS cannot be installed, so it is not measured"

@@ -1,1 +1,1 @@
-"""Measures Longshore beside Celery and DBOS in one run, and holds its figures against targets: `make bench`."""
+"""Measures Longshore, Celery and DBOS in one run, and compares the figures with targets: `make bench`."""

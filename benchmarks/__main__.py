@@ -1,4 +1,4 @@
-"""`make bench`: measure, print the figures with their targets, and exit 1 where one is missed."""
+"""`make bench`: measure, print the figures with their targets, and exit 1 if a figure misses its target."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.measures import cost, large, recovery, speed, waiting
 from benchmarks.page import COMPARISON, PAGE, page, with_figures
 from benchmarks.table import Figure, Section, as_text, at_most, missed
 
-#: By name: title, function, and whether only `--large` measures it. The last one changes its servers for good.
+#: Title and function of each measure by name, and whether only `--large` measures it. The last one changes the servers.
 MEASURES: dict[str, tuple[str, Callable[[Bench], list[Figure]], bool]] = {
     "idle": ("Idle cost", waiting.idle, False),
     "live": ("Many live runs", waiting.live, False),
@@ -38,7 +38,7 @@ MEASURES: dict[str, tuple[str, Callable[[Bench], list[Figure]], bool]] = {
 
 def main() -> int:
     options = arguments()
-    signal.signal(signal.SIGTERM, _leave)  # the servers end with the run, and their folders go
+    signal.signal(signal.SIGTERM, _leave)  # a signal ends the servers and deletes their folders
     for name in [name for name in os.environ if name.startswith("LONGSHORE_")]:
         del os.environ[name]  # a person's settings
     chosen = options.only or [name for name, (_, _, extra) in MEASURES.items() if options.large or not extra]
@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
 
 
 def measured(bench: Bench, chosen: Sequence[str]) -> list[Section]:
-    """Measure, and print each section at once. A measure that fails is a figure without a value."""
+    """Measure, and print each section at once. A failed measure becomes a figure without a value."""
     sections: list[Section] = []
     scripts: list[tuple[float, str, str]] = []
     for name, (title, measure, _) in MEASURES.items():
@@ -86,7 +86,7 @@ def measured(bench: Bench, chosen: Sequence[str]) -> list[Section]:
         began = time.monotonic()
         try:
             figures = measure(bench)
-        except Exception as error:  # noqa: BLE001 - the other measures go on
+        except Exception as error:  # noqa: BLE001 - the other measures continue
             figures = [Figure(title, f"{type(error).__name__}: {error}"[:300])]
         sections.append(Section(title, figures))
         print(f"{as_text(sections[-1])}\n({time.monotonic() - began:.0f} s)\n", flush=True)

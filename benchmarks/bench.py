@@ -1,4 +1,4 @@
-"""All that the measures of one run share: servers, workers, peers, and the number of rounds."""
+"""The servers, workers and peers that the measures of one run share, and the number of rounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from benchmarks import (
-    operations,  # noqa: F401 - registers the operations, which a client validates
+    operations,  # noqa: F401 - registers the operations for the client
     plans,
 )
 from benchmarks.celery_app import CeleryPeer
@@ -24,7 +24,7 @@ MAX_QUEUED = 200_000
 
 
 class Bench:
-    """Starts each server at its first use, and ends all of them together."""
+    """Starts each server at its first use. `close` ends all servers."""
 
     def __init__(self, folder: Path, rounds: int, *, large: bool) -> None:
         self.folder, self.rounds, self.large = folder, rounds, large
@@ -63,7 +63,7 @@ class Bench:
 
     @cached_property
     def quiet(self) -> Client:
-        """A client of a Redis without workers, where a start shares the processors with nobody."""
+        """A client of a Redis server without workers, which would compete for the processors."""
         site = Site(self.folder, "quiet", "longshore.workers", {})
         self._stack.callback(site.close)
         return self._client(site.server.url)
@@ -83,7 +83,7 @@ class Bench:
     @cached_property
     def celery_site(self) -> Site:
         """Redis and worker of plain Celery."""
-        # With these commands the benchmark asks whether the queue is empty; Celery itself sends none of them.
+        # The benchmark reads the length of the queue with these commands. Celery itself sends none of them.
         polls = ("llen", "hlen")
         site = Site(self.folder, "native", "benchmarks.celery_app", {"BENCH_URL": "{url}"}, polls)
         self._stack.callback(site.close)
@@ -98,7 +98,7 @@ class Bench:
 
     @cached_property
     def dbos(self) -> dict[str, DbosPeer | str]:
-        """DBOS by database, or the reason why it cannot be measured."""
+        """The DBOS peer of each database, or the reason for its absence."""
         found: dict[str, DbosPeer | str] = {}
         for name, url in (("DBOS SQLite", self._sqlite), ("DBOS PostgreSQL", self._postgres)):
             try:
@@ -121,7 +121,7 @@ class Bench:
     # --- measuring ----------------------------------------------------------------------------------
 
     def medians(self, measures: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-        """The median of each measure over all rounds, taken turn and turn about."""
+        """The median of each measure over all rounds. Each round takes all measures in turn."""
         found: dict[str, list[float]] = {name: [] for name in measures}
         for _ in range(self.rounds):
             for name, measure in measures.items():
@@ -130,6 +130,6 @@ class Bench:
 
 
 def quantile(values: list[float], share: float) -> float:
-    """The value below which a share of the values lies."""
+    """The quantile of the values for a share."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

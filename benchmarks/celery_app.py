@@ -28,34 +28,34 @@ def barrier(_results: object = None) -> None:
 
 
 class CeleryPeer:
-    """Celery as an application uses it; each call returns when the work is done."""
+    """The measures of Celery. Each method returns when the work is done."""
 
     def __init__(self, url: str, redis: Redis) -> None:
         app.conf.update(broker_url=url, result_backend=url)
         self._redis = redis
 
     def tasks(self, count: int) -> float:
-        """Independent tasks that keep nothing; seconds."""
+        """The seconds of independent tasks without results."""
         began = time.perf_counter()
         for _ in range(count):
             fire.apply_async()
         return self._until_done() - began
 
     def chains(self, count: int, length: int) -> float:
-        """Chains that keep nothing, all at once; seconds."""
+        """The seconds of concurrent chains without results."""
         began = time.perf_counter()
         for _ in range(count):
             chain(*[fire.si() for _ in range(length)]).apply_async()
         return self._until_done() - began
 
     def chain(self, length: int) -> float:
-        """One chain, to the result of its last task; seconds."""
+        """The seconds of one chain until the result of its last task."""
         began = time.perf_counter()
         chain(*[noop.si() for _ in range(length)]).apply_async().get(timeout=600, interval=0.001)
         return time.perf_counter() - began
 
     def canvas(self, levels: int, width: int) -> float:
-        """Levels that wait for each other, a chord each, with barriers that run every task once; seconds."""
+        """The seconds of consecutive levels, each of them a chord with a barrier."""
         parts: list[Signature[object]] = []
         for _ in range(levels):
             parts += [group(noop.si() for _ in range(width)), barrier.si()]
@@ -67,13 +67,13 @@ class CeleryPeer:
         return took
 
     def round_trip(self) -> float:
-        """One task, to its result; seconds."""
+        """The seconds of one task until its result."""
         began = time.perf_counter()
         noop.delay().get(timeout=600, interval=0.001)
         return time.perf_counter() - began
 
     def _until_done(self) -> float:
-        """The time at which the queue is empty, and stays so while the last link of a chain may be on its way."""
+        """The time at which the queue became empty, if the queue then stays empty for a while."""
         empty_since = None
         while True:
             now = time.perf_counter()

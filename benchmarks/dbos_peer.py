@@ -13,7 +13,7 @@ PYTHON = ROOT / ".dev" / "dbos" / "bin" / "python"
 
 
 class DbosPeer:
-    """One process with DBOS on a database. Raises MissingError where it cannot start."""
+    """A process with DBOS on a database. Raises MissingError if the process does not start."""
 
     def __init__(self, folder: Path, name: str, url: str) -> None:
         if (
@@ -30,7 +30,7 @@ class DbosPeer:
         self._answer()
 
     def workflows(self, count: int, length: int) -> float:
-        """Seconds of workflows of some steps each, all at once."""
+        """The seconds of concurrent workflows of `length` steps each."""
         assert self._process.stdin is not None
         print(json.dumps(["workflows", count, length]), file=self._process.stdin, flush=True)
         return float(self._answer())

@@ -19,13 +19,13 @@ def noop() -> None:
 
 @DBOS.workflow()
 def line(length: int) -> None:
-    """Steps one after the other, each recorded."""
+    """Run recorded steps, one after the other."""
     for _ in range(length):
         noop()
 
 
 def workflows(count: int, length: int) -> float:
-    """Workflows of some steps each, all at once."""
+    """Run concurrent workflows of `length` steps each."""
     began = time.perf_counter()
     for handle in [DBOS.start_workflow(line, length) for _ in range(count)]:
         handle.get_result()

@@ -11,7 +11,7 @@ from longshore.orchestration import Context, Result, operation
 
 @operation("bench.change")
 def change(number: int) -> Result:
-    """Change nothing, and report a change that can be undone."""
+    """Report a change without an effect."""
     return Result(changed=True, data={"number": number})
 
 

@@ -16,9 +16,9 @@ from benchmarks.table import Section, as_markdown, missed, with_unit
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 #: A page with a table of some of the figures.
 COMPARISON = ROOT / "docs" / "concepts" / "comparison.md"
-#: The columns of that table for the peers, counted from the first peer; any other peer is a form of Celery.
+#: The columns of the peers in this table, counted from the first peer. All other peers are kinds of Celery.
 _COLUMNS = {"DBOS SQLite": 1, "DBOS PostgreSQL": 2}
-#: Packages by their names on an index, with the names that people use.
+#: The display names of packages, by their names on an index.
 _PACKAGES = {
     "longshore": "Longshore",
     "celery": "Celery",

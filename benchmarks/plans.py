@@ -1,4 +1,4 @@
-"""The plans that are measured, and their runs."""
+"""The plans of the measures, and their runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from longshore.orchestration import Client, Plan
 from longshore.orchestration.client.run import Run
 
-#: Seconds within which any measured run ends.
+#: Seconds within which each measured run ends.
 PATIENCE = 600.0
 
 
 def grid(levels: int, width: int) -> Plan:
-    """No-ops in levels; each step is after the whole level above it."""
+    """No-ops in levels. Each step depends on all steps of the previous level."""
     plan = Plan(f"grid-{levels}x{width}")
     above: list[str] = []
     for level in range(levels):
@@ -25,7 +25,7 @@ def grid(levels: int, width: int) -> Plan:
 
 
 def keyed(tenant: str) -> Plan:
-    """A run that holds one of two places of a key until it is approved."""
+    """A plan with a concurrency key of limit 2, which waits for an approval."""
     plan = Plan("keyed", concurrency={"key": f"tn-{tenant}", "limit": 2})
     plan.approval("wait")
     return plan
@@ -40,14 +40,14 @@ def ended(runs: Sequence[Run]) -> None:
 
 
 def execute(client: Client, plan: Plan) -> float:
-    """Seconds from the start of a run to its report."""
+    """The seconds from the start of a run to its report."""
     began = time.perf_counter()
     ended([client.start(plan)])
     return time.perf_counter() - began
 
 
 def sagas(client: Client, count: int, length: int) -> float:
-    """Seconds of runs of a chain of no-ops each, all at once."""
+    """The seconds of concurrent runs of a chain of `length` no-ops each."""
     began = time.perf_counter()
     ended([client.start(grid(length, 1)) for _ in range(count)])
     return time.perf_counter() - began

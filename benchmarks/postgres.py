@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own, on a private folder and port."""
+"""A PostgreSQL server with a private folder and port."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PATIENCE = 60.0
 
 
 class Postgres:
-    """PostgreSQL with its own defaults, which write each commit to the disk. Raises MissingError where none starts."""
+    """PostgreSQL with default settings: each commit is written to the disk. Raises MissingError if no server starts."""
 
     def __init__(self) -> None:
         self._initdb, self._postgres = program("initdb"), program("postgres")
         self._user = _plain_user()
-        # Not in the folder of this run, which only its owner can enter.
+        # Outside of the folder of this run, which only its owner can read.
         self._folder = Path(tempfile.mkdtemp(prefix="ls-pg-", dir="/tmp"))
         self._process: subprocess.Popen[bytes] | None = None
         port = free_port()
@@ -56,7 +56,7 @@ class Postgres:
             time.sleep(0.05)
 
     def _as_user(self, *command: str) -> list[str]:
-        """The command as a user other than root, as whom PostgreSQL refuses to run; it ends with this program."""
+        """The prefix of a command that runs as a user other than root, and ends with this process."""
         if shutil.which("setpriv") is None:
             return list(command)
         identity = ["--reuid", self._user, "--regid", self._user, "--clear-groups"] if self._user else []
@@ -81,11 +81,11 @@ def program(name: str) -> str:
         for folder in sorted(Path("/").glob(pattern.lstrip("/")), reverse=True):
             if (folder / name).exists():
                 return str(folder / name)
-    raise MissingError(f"no {name} here: install the server of PostgreSQL")
+    raise MissingError(f"{name} is missing: install the PostgreSQL server")
 
 
 def _plain_user() -> str:
-    """The user to run as; empty for the present one. Raises MissingError where root has no such user."""
+    """The user of the server, or an empty text for the present user. Raises MissingError if no user is found."""
     if os.geteuid():
         return ""
     if shutil.which("setpriv") is None:

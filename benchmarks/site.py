@@ -1,4 +1,4 @@
-"""A Redis server of its own with prefork workers on it, and meters of both."""
+"""A private Redis server with prefork workers, and meters of both."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.servers import RedisServer
 ROOT = Path(__file__).resolve().parent.parent
 #: Processes of a worker.
 CONCURRENCY = 4
-#: Seconds within which a worker is ready, and within which it ends.
+#: Seconds within which a worker has to be ready, and has to end.
 _PATIENCE = 60.0
-#: Microseconds from which on Redis logs a command.
+#: Redis logs commands that take at least this time, in microseconds.
 _SLOW = 1000
-#: Entries that this log holds.
+#: The length of Redis's slow log.
 _SLOW_ENTRIES = 10_000
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Totals of a Redis server: commands with those inside of scripts, bytes received, bytes of memory."""
+    """Totals of a Redis server: commands, including those of scripts, received bytes and bytes of memory."""
 
     commands: int
     bytes_in: int
@@ -38,16 +38,16 @@ class Reading:
 
 
 class Site:
-    """A Redis server and the worker of one Celery app on it."""
+    """A Redis server and a worker of one Celery app."""
 
     def __init__(
         self, folder: Path, name: str, app: str, environment: Mapping[str, str], uncounted: Sequence[str] = ()
     ) -> None:
-        """The worker's `environment` may name the server as `{url}`; readings leave `uncounted` commands out."""
+        """`{url}` in `environment` is the URL of the server. Readings omit the `uncounted` commands."""
         self.name, self.app, self._uncounted = name, app, {f"cmdstat_{command}" for command in uncounted}
         self.folder = folder / name
         self.folder.mkdir()
-        # Stock Redis writes no append-only file.
+        # As Redis by default: no append-only file.
         slow_log = ("--slowlog-log-slower-than", str(_SLOW), "--slowlog-max-len", str(_SLOW_ENTRIES))
         self.server = RedisServer("--appendonly", "no", *slow_log)
         self.server.start()
@@ -61,18 +61,18 @@ class Site:
         self.pid = 0
 
     def start(self) -> None:
-        """Start the worker unless it runs."""
+        """Start the worker if it does not run."""
         if not self._workers:
             self.pid = self.worker(self.name)
 
     def worker(self, name: str, *options: str, processes: int = CONCURRENCY) -> int:
-        """Start a further worker; return the id of its main process, which leads a process group, once it is ready."""
+        """Start another worker, and wait until it is ready. Returns the id of its main process, a group leader."""
         log = self.folder / f"{name}.log"
         command = [
             sys.executable, "-m", "celery", "-A", self.app, "worker", "-c", str(processes), "-n", f"{name}@%h",
             "-l", "INFO", "--without-gossip", "--without-mingle", *options,
         ]  # fmt: skip
-        if shutil.which("setpriv"):  # no worker outlives a benchmark that was killed
+        if shutil.which("setpriv"):  # the worker ends with a killed benchmark
             command = ["setpriv", "--pdeathsig", "TERM", *command]
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -84,7 +84,7 @@ class Site:
                 self._end(process)
                 raise RuntimeError(f"the worker {name} did not start: {log.read_text(errors='replace')[-500:]}")
             time.sleep(0.05)
-        time.sleep(0.5)  # the pool has forked, and the first messages of the worker itself are through
+        time.sleep(0.5)  # until the pool has forked, and the worker has sent its first messages
         self._workers[process.pid] = process
         return process.pid
 
@@ -116,7 +116,7 @@ class Site:
         self.start()
 
     def sync_each_write(self) -> None:
-        """Have Redis write each change to its disk before it answers."""
+        """Configure Redis to write each change to the disk before it answers."""
         self.redis.config_set("appendonly", "yes")
         self.redis.config_set("appendfsync", "always")
         while self.redis.info("persistence")["aof_rewrite_in_progress"]:
@@ -141,15 +141,15 @@ class Site:
         return [self.pid, *map(int, children.stdout.split())]
 
     def resident(self) -> float:
-        """MiB of the worker, memory that its processes share counted once."""
+        """The memory of the worker in MiB. Memory that its processes share counts once."""
         return sum(map(_proportional, self.processes()))
 
     def cpu(self) -> float:
-        """Seconds of processor time of the worker."""
+        """The processor time of the worker in seconds."""
         return sum(map(_cpu, self.processes()))
 
     def longest_script(self) -> tuple[float, str]:
-        """The longest run of a script since the last call, in ms, and its name; 0 where all took less than 1 ms."""
+        """The longest script since the last call, in ms, and its name; 0 if all scripts took less than 1 ms."""
         entries = self.redis.slowlog_get(_SLOW_ENTRIES)
         scripts = [entry for entry in entries if entry["command"].startswith(b"EVALSHA ")]
         self.redis.slowlog_reset()

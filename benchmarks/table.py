@@ -1,4 +1,4 @@
-"""The figures of a run, the targets that they are held against, and the table that shows both."""
+"""The figures of a run, their targets, and the tables of both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HEADINGS = ("figure", "Longshore", "beside", "share", "target", "result")
 
 @dataclass(frozen=True)
 class Target:
-    """A limit of a figure; with `of`, the limit of its share of that peer's figure."""
+    """A limit of a figure or, with `of`, a limit of the figure divided by the figure of this peer."""
 
     limit: float
     at_most: bool
@@ -34,10 +34,10 @@ def at_most(limit: float, of: str = "") -> Target:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of Longshore, with those of its peers in the same unit.
+    """One figure of Longshore, with the figures of its peers in the same unit.
 
-    A text in place of a value is the reason why there is none. A figure without a value counts as missed, and so does
-    one without the value of its target's peer.
+    A text instead of a value is the reason for the missing value. A figure without a value counts as missed, and also a
+    figure whose target names a peer without a value.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Figure:
 
     @property
     def share(self) -> float | None:
-        """The value as a share of the target's peer, or of the first peer; None where one of them is missing."""
+        """The value divided by that of the target's peer, or of the first peer; None if one of them is missing."""
         peer = self.peers.get(self.target.of if self.target and self.target.of else next(iter(self.peers), ""))
         if isinstance(self.value, str) or isinstance(peer, str) or not peer:
             return None
@@ -74,14 +74,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """Figures that were measured under the same conditions."""
+    """Figures of one measure under the same conditions."""
 
     title: str
     figures: Sequence[Figure]
 
 
 def number(value: float) -> str:
-    """Three significant digits, and every digit of the integer part."""
+    """A number with three significant digits, and with all digits of the integer part."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""A thousand watchers of one asyncio process: the latency of events, and of other requests of the same process.
+"""A thousand watchers in one asyncio process: the latency of events, and of other requests of this process.
 
     tests/machine/with-servers --redis-only .venv/bin/python benchmarks/watchers.py [WATCHERS [EVENTS A SECOND]]
 
@@ -28,7 +28,7 @@ def percentile(values: list[float], part: float) -> str:
 
 
 def started(client: Client, number: int) -> list[str]:
-    """Runs whose requests are stored, and which no worker reads."""
+    """Runs with stored requests, without a worker."""
     plan = Plan("watched")
     plan.step("only", "noop.execute")
     return [client.start(plan, run_id=f"watched-{n}").id for n in range(number)]
@@ -50,7 +50,7 @@ async def ticks(gaps: list[float]) -> None:
 
 
 async def requests(run: AsyncRun, took: list[float]) -> None:
-    """Reads of a report, as a handler of requests makes them."""
+    """Read a report repeatedly, as a handler of requests does."""
     while True:
         began = time.perf_counter()
         await run.report()

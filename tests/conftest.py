@@ -1,4 +1,4 @@
-"""Fixtures for real servers. One that is missing skips the test on a laptop, and fails it where CI is set."""
+"""Fixtures of real servers. If a server is missing, the test is skipped; if `CI` is set, the test fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The kinds of tests, those that take longest first: a long module that begins last would keep one process busy alone.
+#: The kinds of tests in the order of their start, the slowest first. A slow module that starts last would run alone.
 KINDS = ("docker", "packaging", "integration", "acceptance", "faults", "store", "unit")
 FIRST = (
     "test_pages.py",
@@ -34,7 +34,7 @@ FIRST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the modules that take longest; pytest-xdist hands out modules in this order."""
+    """Order the modules by duration, the slowest first. pytest-xdist distributes modules in this order."""
     root = Path(__file__).parent
 
     def order(item: pytest.Item) -> tuple[int, int, str]:
@@ -46,13 +46,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def require(reason: str) -> NoReturn:
-    """Something that a test needs is missing."""
+    """Skip the test, or fail it if `CI` is set, because a requirement of the test is missing."""
     if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
 def get(server: Callable[[], T]) -> T:
+    """Return the result of a call. If the call raises `MissingError`, skip or fail the test."""
     try:
         return server()
     except servers.MissingError as missing:
@@ -62,7 +63,7 @@ def get(server: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class ComposeProject:
-    """A name that no other project has, and an empty folder for its files."""
+    """A unique project name, and an empty folder for the files of the project."""
 
     name: str
     directory: Path
@@ -87,7 +88,7 @@ def redis_url(redis_server: servers.RedisServer) -> str:
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[docker.APIClient]:
-    """The Docker engine, with the image `servers.IMAGE` on it."""
+    """A client of the Docker engine. The engine has the image `servers.IMAGE`."""
     client = get(servers.connect_engine)
     try:
         get(lambda: servers.build_image(client))

@@ -1,10 +1,10 @@
-"""Start workers and commands by forking a process that has imported them already.
+"""Start workers and commands by a fork of a process with the modules already imported.
 
-A fresh interpreter spends a second of processor time on imports before a worker or a command does anything, and the
-tests start several hundred of them. `ForkServer` imports the libraries and the modules of Longshore once, none of
-which reads the environment on import, and forks. Each child is a process of its own, with its own environment,
-folder, session and signal handlers, and runs the same entry point as the installed program. The tests of the README,
-of the examples and of the wheel start the installed programs themselves.
+The tests start several hundred workers and commands. In a new interpreter, each of them spends a second of processor
+time on imports. `ForkServer` imports the libraries and the modules of Longshore once, and forks for each request. No
+preloaded module reads the environment on import. Each child has its own environment, folder, session and signal
+handlers, and runs the entry point of the installed program. The tests of the README, of the examples and of the wheel
+start the installed programs instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from typing import Any, TextIO
 
 from longshore.orchestration.settings import get_settings
 
-#: Imported before the first fork. `longshore.workers` reads the settings on import, so a child imports that itself.
+#: Modules that are imported before the first fork. Each child imports `longshore.workers` itself, because that package
+#: reads the settings on import.
 PRELOADED = (
     "celery.bin.worker", "celery.bin.beat", "celery.apps.worker", "celery.apps.beat", "celery.concurrency.prefork",
     "celery.worker.consumer", "celery.worker.strategy", "celery.app.amqp", "celery.app.control", "celery.events.state",
@@ -44,7 +45,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Process:
-    """A child of the fork server, with the part of `subprocess.Popen`'s interface that the tests use."""
+    """A child of the fork server, with the methods of `subprocess.Popen` that the tests use."""
 
     def __init__(self, args: Sequence[str], pid: int, status: int, out: TextIO | None, err: TextIO | None) -> None:
         self.args = list(args)
@@ -60,7 +61,7 @@ class Process:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code; negative for a signal. Raises `subprocess.TimeoutExpired`."""
+        """Return the exit code, negative after a signal. Raises `subprocess.TimeoutExpired`."""
         with self._lock:
             if self.returncode is None:
                 ready, _, _ = select.select([self._status], [], [], timeout)
@@ -109,12 +110,12 @@ class Process:
 
 
 class ForkServer:
-    """One process that forks on request; it ends, with all its children, when the test process ends."""
+    """A process that forks on request. The process and all its children end with the test process."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
-        # The environment of the server is that of the interpreter only: a child gets its own, whole.
+        # Each request has the complete environment of its child.
         command = [sys.executable, "-c", "from tests.fork_server import main; main()", str(theirs.fileno())]
         root = str(Path(__file__).resolve().parents[1])
         self._process = subprocess.Popen(
@@ -132,9 +133,9 @@ class ForkServer:
         new_session: bool = False,
         stdin: str = "",
     ) -> Process:
-        """Fork a child that runs `command`: `celery …` or `longshore …`, without the interpreter.
+        """Fork a child that runs `command`, which is `celery …` or `longshore …`.
 
-        With `log`, both output streams are appended to that file; otherwise they are pipes, as text.
+        With `log`, the child appends both output streams to this file. Without `log`, the streams are text pipes.
         """
         standard_input = os.memfd_create("input")
         os.write(standard_input, stdin.encode())
@@ -158,7 +159,7 @@ class ForkServer:
             for descriptor in given:
                 os.close(descriptor)
         if not answer:
-            raise RuntimeError("the fork server has ended; its output names the reason")
+            raise RuntimeError("the fork server has ended: read its output")
         return Process(command, int(answer), status_read, out, err)
 
     def close(self) -> None:
@@ -167,7 +168,7 @@ class ForkServer:
 
 
 def main() -> None:
-    """The server's own process; in a child, this function returns from the entry point of the command."""
+    """Run the fork server. In a child, run the command of the request."""
     requests = socket.socket(fileno=int(sys.argv[1]))
     _die_with_parent()
     _preload()
@@ -185,14 +186,14 @@ def _preload() -> None:
                 parts = path.relative_to(folder).with_suffix("").parts
                 importlib.import_module(".".join([package, *parts]).removesuffix(".__init__"))
     if get_settings.cache_info().currsize or "longshore.workers" in sys.modules:
-        raise RuntimeError("a preloaded module reads the settings on import: children would not see their own")
-    # Objects that were made before the fork are not touched by the children's collections.
+        raise RuntimeError("a preloaded module reads the settings on import: children would have wrong settings")
+    # The garbage collector of a child skips the objects from before the fork.
     gc.collect()
     gc.freeze()
 
 
 def _serve(requests: socket.socket) -> dict[str, Any] | None:
-    """Fork for each request, report the exit code of each child; a request in a child, None when the tests ended."""
+    """Fork for each request, and report exit codes. Returns the request in a child, and None after the tests."""
     statuses: dict[int, int] = {}
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -235,18 +236,18 @@ def _report_ended(statuses: dict[int, int]) -> None:
 
 
 def _run(request: dict[str, Any]) -> None:
-    """Become the process that was asked for."""
+    """Run the command of a request in this process."""
     _die_with_parent()
     if request["new_session"]:
         os.setsid()
-    # A shell starts background programs with Ctrl-C ignored, and the tests may be such a program.
+    # A shell starts background programs with SIGINT ignored, and the tests may be a background program.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     random.seed()
     added = [request["cwd"], *filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))]
-    # `tests` is importable only where the environment of the child says so.
+    # The child imports `tests` only if PYTHONPATH of its environment allows this.
     root = str(Path(__file__).resolve().parents[1])
     sys.path[:] = added + [path for path in sys.path if path not in {root, ""}]
     program, *arguments = request["command"]

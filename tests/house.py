@@ -1,6 +1,6 @@
 """The packages of the product and the imports between them, as a Mermaid diagram.
 
-`python -m tests.house` prints the diagram of docs/contributing.md. Imports for types and inside functions count.
+`python -m tests.house` prints the diagram of docs/contributing.md, with type-only and function-local imports.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TREES = ("orchestration", "tasks", "workers")
 
 
 def package_of(module: str) -> str | None:
-    """The box that a module belongs to: a package or module below `orchestration` or `tasks`, or all of `workers`."""
+    """The box of a module: a package or module below `orchestration` or `tasks`, or `workers` as a whole."""
     _, tree, *rest = module.split(".")
     if tree == "workers":
         return tree
@@ -22,7 +22,7 @@ def package_of(module: str) -> str | None:
 
 
 def arrows() -> dict[str, set[str]]:
-    """For each package the other packages that it imports."""
+    """The packages that each package imports."""
     graph = grimp.build_graph(*(f"longshore.{tree}" for tree in TREES))
     found: dict[str, set[str]] = {}
     for module in graph.modules:
@@ -34,7 +34,7 @@ def arrows() -> dict[str, set[str]]:
 
 
 def below(package: str, imports: Mapping[str, Iterable[str]]) -> set[str]:
-    """All packages that a package imports, directly or through others."""
+    """All packages that a package imports, directly or indirectly."""
     reached: set[str] = set()
     left = list(imports[package])
     while left:
@@ -46,7 +46,7 @@ def below(package: str, imports: Mapping[str, Iterable[str]]) -> set[str]:
 
 
 def reduced(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The same arrows without each arrow that a chain of others implies."""
+    """The transitive reduction: the arrows without those that a path of other arrows implies."""
     reach = {package: below(package, imports) for package in imports}
     return {
         package: {other for other in others if not any(other in reach[between] for between in others - {other})}
@@ -55,7 +55,7 @@ def reduced(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def diagram() -> str:
-    """Mermaid text: a group for each tree, a box for each package, an arrow for each import that is not implied."""
+    """Mermaid text: a group for each tree, a box for each package, an arrow for each import of the reduction."""
     imports = reduced(arrows())
     lines = ["flowchart TD"]
     for tree in reversed(TREES):
@@ -68,7 +68,7 @@ def diagram() -> str:
 
 
 def _id(package: str) -> str:
-    """An identifier for Mermaid; a group and a box must not share one."""
+    """An identifier for Mermaid, different for a group and a box of the same name."""
     return package.replace(".", "_") if "." in package else f"{package}_all"
 
 

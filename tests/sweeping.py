@@ -1,4 +1,4 @@
-"""One sweep of a coordinator, as the thread of a worker's main process runs it."""
+"""A sweep of a coordinator, as in the sweeper of a worker."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _sweeps: WeakKeyDictionary[Coordinator, Sweep] = WeakKeyDictionary()
 
 
 def sweep(coordinator: Coordinator) -> int:
-    """Sweep once; return how many runs were advanced. A coordinator keeps its sweep."""
+    """Sweep once, and return the number of advanced runs. Each coordinator has one `Sweep` object."""
     return _sweeps.setdefault(coordinator, Sweep(coordinator, patience=0.0)).run()

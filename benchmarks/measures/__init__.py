@@ -1,1 +1,1 @@
-"""What is measured: each module has functions that take the bench and return figures."""
+"""The measures: each module has functions that return figures of a bench."""

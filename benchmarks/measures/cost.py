@@ -12,7 +12,7 @@ from benchmarks.table import Figure, at_most
 
 
 def footprint(bench: Bench) -> list[Figure]:
-    """Commands, those inside of scripts counted, KiB into Redis, and KiB of memory, a step."""
+    """Per step: commands, including those of scripts, KiB that Redis receives, and KiB of memory."""
     site, client = bench.site, bench.client
     wide = _per_step(bench, site, 500, lambda: execute(client, grid(1, 500)))
     runs = _per_step(bench, site, 500, lambda: sagas(client, 100, 5))
@@ -40,7 +40,7 @@ def footprint(bench: Bench) -> list[Figure]:
 
 
 def _per_step(bench: Bench, site: Site, steps: int, work: Callable[[], object]) -> tuple[float, float, float]:
-    """Medians of commands, KiB received and KiB of memory, a step."""
+    """Medians per step of commands, received KiB and KiB of memory."""
     readings: list[tuple[Reading, Reading]] = []
     for _ in range(bench.rounds):
         before = site.read()

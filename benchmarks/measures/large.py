@@ -11,7 +11,7 @@ from longshore.orchestration import Plan
 
 
 def large(bench: Bench) -> list[Figure]:
-    """Rate, start of the first step, memory of the worker, and the longest script of each plan, measured once."""
+    """Rate, start of the first step, memory of the worker and longest script of each plan, measured once."""
     each = Plan("each")
     each.step("each", "noop.execute").foreach(list(range(10_000)))
     shapes = {

@@ -14,12 +14,12 @@ from benchmarks.table import Figure
 from longshore.orchestration import Plan
 from longshore.orchestration.client.run import Run
 
-#: Rounds at most: each lasts as long as a lease.
+#: The most rounds. Each round takes as long as a lease.
 _ROUNDS = 3
 
 
 def recovery(bench: Bench) -> list[Figure]:
-    """A run whose only step is killed once, and succeeds at its second attempt on another process or worker."""
+    """A run with one step. The first attempt is killed, and the second succeeds on another process or worker."""
     site = bench.site
     lease = bench.client.settings.lease
     workers: list[float] = []
@@ -41,7 +41,7 @@ def recovery(bench: Bench) -> list[Figure]:
 
 
 def _interrupted(bench: Bench) -> tuple[Run, int, int]:
-    """A run in the middle of its step, with the ids of its process and of the main process of its worker."""
+    """A run during its step, with the ids of the step's process and of the main process of its worker."""
     folder = bench.folder / f"interrupted-{uuid4().hex[:8]}"
     folder.mkdir()
     plan = Plan("interrupted")
@@ -50,7 +50,7 @@ def _interrupted(bench: Bench) -> tuple[Run, int, int]:
     until = time.monotonic() + plans.PATIENCE
     while (marker := _first(folder)) is None:
         if time.monotonic() > until:
-            raise RuntimeError("the step that is to be killed has not begun")
+            raise RuntimeError("the step has not begun")
         time.sleep(0.02)
     process, worker = map(int, marker.read_text().split())
     return run, process, worker

@@ -24,7 +24,7 @@ def rates(bench: Bench) -> list[Figure]:
 
 
 def rates_on_disk(bench: Bench) -> list[Figure]:
-    """The same with a Redis that writes each change to its disk first. Shares are for reading: no target names them."""
+    """The same rates with a Redis that writes each change to the disk. The shares have no targets."""
     bench.site.sync_each_write()
     bench.celery_site.sync_each_write()
     figures = _rates(bench, {})
@@ -78,7 +78,7 @@ def _rates(bench: Bench, others: Mapping[str, DbosPeer | str]) -> list[Figure]:
 
 
 def latencies(bench: Bench) -> list[Figure]:
-    """One step from its start to the report, the start alone, and the way from one step of a chain to the next."""
+    """One step from its start to the report, the start alone, and the delay between two steps of a chain."""
     client, celery, one = bench.client, bench.celery, grid(1, 1)
     whole: list[float] = []
     starts: list[float] = []
@@ -92,7 +92,7 @@ def latencies(bench: Bench) -> list[Figure]:
         for name, peer in bench.dbos.items():
             if not isinstance(peer, str):
                 others[name].append(1000 * peer.workflows(1, 1))
-    for _ in range(bench.rounds * _SAMPLES):  # apart: the other systems still work after their sample
+    for _ in range(bench.rounds * _SAMPLES):  # separately, because the peers still work after their samples
         began = time.perf_counter()
         run = client.start(one)
         starts.append(1000 * (time.perf_counter() - began))
@@ -127,7 +127,7 @@ def _hops(bench: Bench) -> list[float]:
 
 
 def large_starts(bench: Bench) -> list[Figure]:
-    """`Client.start` of large plans, without a worker beside it."""
+    """`Client.start` of large plans, without a worker."""
     client, thousand, ten_thousand = bench.quiet, grid(1, 1000), grid(1, 10_000)
     client.start(grid(1, 1))
 
@@ -144,7 +144,7 @@ def large_starts(bench: Bench) -> list[Figure]:
 
 
 def undo(bench: Bench) -> list[Figure]:
-    """The undo of a run of 500 changed steps beside the run itself."""
+    """The undo of a run of 500 changed steps, compared with the run."""
     client = bench.client
     plan = Plan("changes")
     for number in range(500):

@@ -1,4 +1,4 @@
-"""Runs that wait: their idle cost, the delay of others behind them, and the reading of many stored runs."""
+"""Waiting runs: their idle cost, and the delay of other runs; and queries of many stored runs."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from longshore.orchestration.store.queue_lengths import queue_lengths
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.control.sweep import postponement
 
-#: Seconds for which an idle worker is watched.
+#: The duration of the measurement of an idle worker, in seconds.
 _WATCHED = 10.0
-#: Seconds within which each new run was looked at by a sweep.
+#: Seconds within which a sweep has found each new run.
 _NEW = 60.0
 _APPROVALS = 2000
 #: Runs with a step in progress; a worker sweeps each of them every third of a lease.
 _LIVE = 5000
 _STORED = 10_000
-#: Milliseconds between two stored runs: all of them are younger than the retention.
+#: Milliseconds between two stored runs, so that all runs are younger than the retention.
 _APART = 30_000
 
 
@@ -69,13 +69,13 @@ def _watched(site: Site, when: str) -> list[Figure]:
     return [
         Figure(f"a worker {when}: memory", site.resident(), "MiB"),
         Figure(f"a worker {when}: processor", 100 * (site.cpu() - cpu) / _WATCHED, "%"),
-        # Three of the commands are the reading itself.
+        # Without the three commands of the measurement.
         Figure(f"a worker {when}: Redis commands", (commands - 3) / _WATCHED, "/s"),
     ]
 
 
 def live(bench: Bench) -> list[Figure]:
-    """The longest interval between two sweeps of a run, where one worker sweeps many with a step in progress."""
+    """The longest interval between two sweeps of a run, if one worker sweeps many runs with a running step."""
     site, client = bench.site, bench.client
     store = client.store
     site.stop()
@@ -83,7 +83,7 @@ def live(bench: Bench) -> list[Figure]:
     site.pid = site.worker("control", "-Q", CONTROL)  # no worker takes the steps: the benchmark claims them
     runs = [client.start(grid(1, 1)).id for _ in range(_LIVE)]
     _settle(bench, lambda: site.redis.zcard(store.keys.live) == _LIVE)
-    # One long lease takes the place of a worker that renews its leases.
+    # Long leases replace a worker that renews its leases.
     busy = Store(store.settings.model_copy(update={"lease": 3600.0}))
     for run_id in runs:
         busy.claim(run_id, 0, "", "busy@bench", uuid.uuid4().hex)
@@ -108,7 +108,7 @@ def live(bench: Bench) -> list[Figure]:
 
 
 def _until_nothing_is_due(bench: Bench) -> None:
-    """Wait, for a time, until no sweep within the watched seconds finds a run: each looks once at a run that is new."""
+    """Wait, for a limited time, until no run is due during the measurement. Each new run is due once."""
     store, until = bench.client.store, time.monotonic() + _NEW
     while time.monotonic() < until:
         first = bench.site.redis.zrange(store.keys.live, 0, 0, withscores=True)
@@ -118,7 +118,7 @@ def _until_nothing_is_due(bench: Bench) -> None:
 
 
 def _settle(bench: Bench, reached: Callable[[], bool]) -> None:
-    """Wait until a state is reached and no message is on its way. Raises RuntimeError where this takes too long."""
+    """Wait until a condition holds and no message is in transit. Raises RuntimeError after the time limit."""
     store, until = bench.client.store, time.monotonic() + plans.PATIENCE
     unacked = f"{store.settings.broker_prefix()}unacked"
     while (
@@ -128,7 +128,7 @@ def _settle(bench: Bench, reached: Callable[[], bool]) -> None:
         or bench.site.redis.zcard(store.keys.inbox)
     ):
         if time.monotonic() > until:
-            raise RuntimeError("the runs that should wait have not all been read")
+            raise RuntimeError("the workers have not read all runs")
         time.sleep(0.1)
 
 
@@ -137,7 +137,7 @@ def behind(bench: Bench) -> list[Figure]:
     site, client = bench.site, bench.client
     site.fresh()
     plan, one, submitted = keyed("a"), grid(1, 1), 0
-    for _ in range(10 * bench.rounds):  # the first runs of a worker take longer than all later ones
+    for _ in range(10 * bench.rounds):  # the first runs of a worker are slower than later runs
         execute(client, one)
     alone = quantile([execute(client, one) for _ in range(40 * bench.rounds)], 0.5)
     figures = [Figure("a run without waiting runs, p50", 1000 * alone, "ms")]
@@ -152,7 +152,7 @@ def behind(bench: Bench) -> list[Figure]:
         median = quantile(delays, 0.5)
         slowest, worst = max(slowest, median), max(worst, *delays)
         figures.append(Figure(f"an unrelated run behind {count:,} waiting runs, p50", 1000 * median, "ms"))
-        # The first two runs with the key begin, and the others are stored, at the same time.
+        # At the same time, the first two runs with the key begin, and the other runs are stored.
         name = f"an unrelated run right after the start of the {count:,} runs, measured once"
         figures.append(Figure(name, 1000 * at_once, "ms"))
     site.fresh()
@@ -168,7 +168,7 @@ def _holds_back(bench: Bench, count: int) -> bool:
 
 
 def admission(bench: Bench, waiting: int = 100_000) -> list[Figure]:
-    """The time in Redis of one release and the admission after it, behind many waiting runs."""
+    """The time in Redis of the release of a key and of the next admission, with many waiting runs."""
     site, client = bench.site, bench.client
     site.stop()
     site.server.flush()

@@ -1,18 +1,18 @@
 """Plays a page of the documents: writes its files, runs its commands and code in order, and compares the output.
 
-What a fence of a page means:
+The fences of a page:
 
-- `title="PATH"`: a file of the reader, in a folder of the page.
-- `sh`: commands, which end without an error. With `title="Terminal 2"`, the commands run in a terminal of that name;
-  with a title that ends in `(stays open)`, they run in the background until the page ends, or until the next block of
-  that terminal, before which they receive Ctrl-C.
-- `console`: commands behind `$ `, each followed by lines of its output. `…` stands for any text, also a line of it;
-  blanks in a row count as one, since the width of a column depends on its values. A command that only reads (`READING`)
-  is repeated until its output is as shown.
+- `title="PATH"`: a file of the user, in the folder of the page.
+- `sh`: commands, which end without an error. With `title="Terminal 2"`, the commands run in a terminal of this name.
+  With a title that ends in `(stays open)`, the commands run in the background until the page ends, or until the next
+  block of this terminal. Before this block, the commands receive Ctrl-C.
+- `console`: commands after `$ `, each followed by lines of its output. `…` matches any text, or any line. Consecutive
+  blanks count as one, because the width of a column depends on its values. A command that only reads (`READING`) is
+  repeated until its output is correct.
 - `python`: code that runs in one interpreter per page.
 - `text` directly after `sh` or `python`: lines of the output, as in `console`. After commands in the background, the
-  page continues once the lines have appeared.
-- `yaml` and `json` without a title: valid text, shown only. Other languages, such as `mermaid`, are shown only.
+  player waits for the lines.
+- `yaml` and `json` without a title: valid text, not executed. Other languages, such as `mermaid`, are ignored.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _FENCE = re.compile(
 )
 _TITLE = re.compile(r'title="([^"]+)"')
 
-#: Where pages say that Redis is.
+#: The URL of Redis on the pages.
 REDIS = "redis://localhost:6379/0"
-#: Seconds within which a command shows the lines that a page shows.
+#: Seconds within which a command prints the lines of a page.
 PATIENCE = 60.0
-#: Commands that a reader repeats until they show them.
+#: Commands that the player repeats until their output is correct.
 READING = re.compile(r"(?:cat|tail|ls|longshore (?:runs (?:show|ls|events|logs)|job ls))\b")
 #: The port of a Redis that a page starts itself; the player chooses a free one.
 OWN_PORT = "6380"
@@ -85,7 +85,7 @@ for wanted in sys.argv[2:]:
 
 
 class PageError(AssertionError):
-    """A page says something that does not hold."""
+    """A command, code or output of a page is wrong."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def missing_line(printed: str, expected: str) -> str | None:
-    """The first expected line that the output lacks; each occurs in it, in this order."""
+    """The first expected line that is missing in the output, or None. The lines have to be in the same order."""
     lines = [re.sub(r"\s+", " ", line.rstrip()) for line in printed.splitlines()]
     at = 0
     for wanted in filter(None, (line.rstrip() for line in expected.splitlines())):
@@ -123,7 +123,7 @@ def missing_line(printed: str, expected: str) -> str | None:
 
 
 class Player:
-    """Plays the blocks of one page in a folder. `redis_url` replaces the URL that pages show."""
+    """Plays the blocks of one page in a folder. `redis_url` replaces the URL on the page."""
 
     def __init__(self, page: Path, folder: Path, redis_url: str, env: dict[str, str]) -> None:
         self.page = page
@@ -140,18 +140,18 @@ class Player:
         self.env = env | own | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.printed = ""
-        #: The log of the last block, if its commands run in the background, and where its output begins.
+        #: The log of the last block and the offset of its output, if its commands run in the background.
         self.log: tuple[Path, int] | None = None
 
     def play(self, chosen: list[Block] | None = None) -> None:
-        """Play all blocks of the page, or those that are given."""
+        """Play all blocks of the page, or the given blocks, and end the processes of the page."""
         try:
-            self.play_on(blocks(self.page) if chosen is None else chosen)
+            self.play_blocks(blocks(self.page) if chosen is None else chosen)
         finally:
             self.close()
 
-    def play_on(self, chosen: list[Block]) -> None:
-        """Play blocks; the processes of the page stay."""
+    def play_blocks(self, chosen: list[Block]) -> None:
+        """Play blocks without an end of the page's processes."""
         for block in chosen:
             self._play(block)
 
@@ -161,7 +161,7 @@ class Player:
             self._end(process, signal.SIGTERM)
 
     def _end(self, process: subprocess.Popen[str], how: signal.Signals) -> None:
-        """End a process and its children by a signal: a server among them has children of its own to end."""
+        """End a process group by a signal, and by SIGKILL after a time limit."""
         until = time.monotonic() + SOON
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
@@ -234,7 +234,7 @@ class Player:
         return self._send(block.title or "shell", f"{{\n{command}\n}} 2>&1 </dev/null; {report}\n")
 
     def _send(self, name: str, text: str) -> int:
-        """Have a shell, or the interpreter, run a text; keep its output, and return the exit code."""
+        """Run a text in a shell or in the interpreter, store the output in `printed`, and return the exit code."""
         if name not in self.processes:
             command = [sys.executable, "-c", _PYTHON] if name == "python" else ["bash"]
             self.processes[name] = subprocess.Popen(

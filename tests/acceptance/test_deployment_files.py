@@ -23,16 +23,16 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.operations]
 
 
-def test_alerts_and_dashboard_name_metrics_that_there_are() -> None:
+def test_alerts_and_dashboard_name_existing_metrics() -> None:
     alerts = yaml.safe_load((ROOT / "compose/alerts.yml").read_text())
     dashboard = json.loads((ROOT / "compose/grafana/longshore.json").read_text())
-    asked = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
-    asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    expressions = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+    expressions += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     text = (ROOT / "orchestration/monitoring/metrics.py").read_text()
     known = set(re.findall(r'"(longshore_\w+)"', text))
     known |= {f"{name}_total" for _, name, _, _ in _COUNTERS}
     known |= {f"{name}{end}" for _, name, _, _ in _HISTOGRAMS for end in ("_bucket", "_sum", "_count")}
-    used = {name for expr in asked for name in re.findall(r"longshore_\w+", expr)}
+    used = {name for expr in expressions for name in re.findall(r"longshore_\w+", expr)}
     assert used <= known, used - known
     assert len(used) > 12
     for rule in (rule for group in alerts["groups"] for rule in group["rules"]):
@@ -40,8 +40,8 @@ def test_alerts_and_dashboard_name_metrics_that_there_are() -> None:
         assert rule["labels"]["severity"] in {"warning", "critical"}
 
 
-def test_the_units_start_commands_that_there_are_and_whatever_falls(tmp_path: Path) -> None:
-    # Given the files that the page writes, and the units that the page enables
+def test_systemd_units_start_existing_commands_and_restart_them(tmp_path: Path) -> None:
+    # Given the files and the units of the page
     page = [block.body for block in blocks(DOCS / "how-to/deployment.md") if block.language == "sh"]
     (settings,) = [body for body in page if "QUEUES=" in body]
     subprocess.run(["sh", "-ec", settings.replace("/etc/longshore", str(tmp_path))], check=True)
@@ -49,7 +49,7 @@ def test_the_units_start_commands_that_there_are_and_whatever_falls(tmp_path: Pa
     assert len(enabled) == 5
     served: list[str] = []
     for name in enabled:
-        # systemd escapes every other character.
+        # systemd escapes all other characters.
         assert re.fullmatch(r"[A-Za-z0-9:_.-]+@?[A-Za-z0-9:_.]*", name)
         family, at, instance = name.partition("@")
         unit = configparser.ConfigParser(strict=False, interpolation=None)
@@ -64,9 +64,9 @@ def test_the_units_start_commands_that_there_are_and_whatever_falls(tmp_path: Pa
         program, *arguments = shlex.split(Template(unit["Service"]["ExecStart"]).substitute(env))
         assert program == "/opt/longshore/bin/longshore"
         get_settings.cache_clear()
-        said = CliRunner(env=env).invoke(cli, ["--dry-run", *arguments])
+        result = CliRunner(env=env).invoke(cli, ["--dry-run", *arguments])
         get_settings.cache_clear()
-        assert said.output.startswith("would run:"), (name, said.output, said.exception)
+        assert result.output.startswith("would run:"), (name, result.output, result.exception)
 
     # Then these workers serve the queues of the workers in Compose
     services = yaml.safe_load((ROOT / "compose/compose.yaml").read_text())["services"]
@@ -74,7 +74,7 @@ def test_the_units_start_commands_that_there_are_and_whatever_falls(tmp_path: Pa
     assert sorted(served) == sorted(queue for queues in composed for queue in queues)
 
 
-def test_every_setting_has_a_meaning_in_the_reference() -> None:
+def test_reference_describes_every_setting() -> None:
     text = (ROOT / "docs" / "reference" / "settings.md").read_text()
     described = re.findall(r"^\| `LONGSHORE_(\w+)` \|.*\| *(\w[^|]*) \|$", text, re.M)
 

@@ -1,4 +1,4 @@
-"""What the documents say is done as they say it."""
+"""The plans of the README, the Python example, the demo, and `longshore dev`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An embedded default of the test's own, ended afterwards."""
+    """An environment with its own embedded server, which the fixture ends."""
     folder = tmp_path_factory.mktemp("s")
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
     env |= {"LONGSHORE_STATE_DIR": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}
@@ -42,25 +42,23 @@ def run(*arguments: str, cwd: Path, env: dict[str, str], timeout: float = 60.0) 
     return subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def parts_of_the_readme() -> tuple[list[Block], list[Block]]:
+def readme_blocks() -> tuple[list[Block], list[Block]]:
     """The blocks of the plan in YAML, and those of the plan in Python."""
     found = blocks(README)
     at = [block.title for block in found].index("buy.py")
     return found[:at], found[at:]
 
 
-def test_the_plan_of_the_readme_runs_and_is_undone_as_it_says(environment: dict[str, str], tmp_path: Path) -> None:
-    part, _ = parts_of_the_readme()
+def test_readme_plan_in_yaml_runs_and_is_undone(environment: dict[str, str], tmp_path: Path) -> None:
+    part, _ = readme_blocks()
 
     Player(README, tmp_path, "", environment).play(part)
 
     assert (tmp_path / "shop" / "schema").read_text() == "1.1\n", "the undo of the second release removed its line"
 
 
-def test_the_python_of_the_readme_runs_and_is_undone_as_it_says(
-    environment: dict[str, str], redis_url: str, tmp_path: Path
-) -> None:
-    _, part = parts_of_the_readme()
+def test_readme_plan_in_python_runs_and_is_undone(environment: dict[str, str], redis_url: str, tmp_path: Path) -> None:
+    _, part = readme_blocks()
     *_, shop = (block for block in blocks(TUTORIAL) if block.title == "shop.py")
     application = [
         shop,
@@ -73,7 +71,7 @@ def test_the_python_of_the_readme_runs_and_is_undone_as_it_says(
     assert (tmp_path / "books.txt").read_text().splitlines()[-1] == "o-9: refunded 42"
 
 
-def test_the_links_of_the_readme_lead_somewhere() -> None:
+def test_readme_links_have_targets() -> None:
     text = README.read_text()
     links = re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', text)
     assert len(links) > 15
@@ -85,7 +83,7 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
             assert anchor in [re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings], target
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_has_at_most_120_lines() -> None:
     assert len(README.read_text().splitlines()) <= 120
 
 
@@ -99,7 +97,7 @@ def test_yaml_and_python_build_the_same_plan() -> None:
     assert built == load(str(ROOT / "examples" / "hello.yaml"))
 
 
-def test_the_example_in_python_runs(environment: dict[str, str], tmp_path: Path) -> None:
+def test_python_example_runs(environment: dict[str, str], tmp_path: Path) -> None:
     done = run(
         sys.executable, str(ROOT / "examples" / "hello.py"), str(tmp_path / "made"), cwd=tmp_path, env=environment
     )
@@ -108,8 +106,8 @@ def test_the_example_in_python_runs(environment: dict[str, str], tmp_path: Path)
     assert (tmp_path / "made" / "result").read_text().startswith("HELLO, WORLD")
 
 
-@pytest.mark.docker  # where there is an engine, it uses it
-def test_the_demo_does_what_it_promises() -> None:
+@pytest.mark.docker  # the demo uses a Docker engine if one responds
+def test_demo_restores_the_state_after_the_failed_release() -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
 
     done = run(sys.executable, str(ROOT / "examples" / "demo" / "demo.py"), cwd=ROOT, env=env, timeout=150)
@@ -118,11 +116,11 @@ def test_the_demo_does_what_it_promises() -> None:
     assert "exactly as before" in done.stdout
 
 
-def test_the_diagram_in_the_documents_is_the_machine() -> None:
+def test_state_diagram_of_the_documents_is_current() -> None:
     assert diagram() in (ROOT / "docs" / "concepts" / "states.md").read_text()
 
 
-def test_dev_runs_alone_and_ends_all_of_its_parts_at_a_sigterm(environment: dict[str, str], tmp_path: Path) -> None:
+def test_second_dev_is_refused_and_sigterm_ends_all_processes(environment: dict[str, str], tmp_path: Path) -> None:
     folder = environment["LONGSHORE_STATE_DIR"]
     with subprocess.Popen(["longshore", "dev"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as dev:
         wait_for("beat", lambda: any("beat" in command for command in processes_that_know(folder).values()))
@@ -134,4 +132,4 @@ def test_dev_runs_alone_and_ends_all_of_its_parts_at_a_sigterm(environment: dict
     assert second.returncode == 2
     assert "a server and a worker run already" in second.stderr
     assert code == 0
-    wait_for("the end of all parts", lambda: processes_that_know(folder) == {})
+    wait_for("the end of all processes", lambda: processes_that_know(folder) == {})

@@ -1,4 +1,4 @@
-"""Each example does what it is there to show; the page of examples has a line for each."""
+"""The results of the examples, and their links on the page of examples."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An embedded default of these tests' own, ended afterwards."""
+    """An environment with its own embedded server, which the fixture ends."""
     folder = tmp_path_factory.mktemp("s")
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
-    # On a busy machine, two commands may be further apart than the default.
+    # On a busy machine, the time between two commands may exceed the default.
     env |= {"LONGSHORE_STATE_DIR": str(folder), "LONGSHORE_IDLE_TIMEOUT": "5m"}
     env |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}
     yield env | {"LONGSHORE_IMPORTS": "shop"}
@@ -68,7 +68,7 @@ def test_basic(environment: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_files(environment: dict[str, str], tmp_path: Path) -> None:
-    """On two hosts: two workers whose node names say so."""
+    """On two hosts, which are two workers with different host names."""
     worker = ["celery", "-A", "longshore.workers", "worker", "--loglevel", "WARNING", "-c", "2"]
     socket = f"unix://{environment['LONGSHORE_STATE_DIR']}/redis.sock"
     done(environment, "runs", "ls")  # starts the embedded server
@@ -103,7 +103,7 @@ def test_files(environment: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_fleet(environment: dict[str, str], tmp_path: Path) -> None:
-    """Three hosts with a role, and one without: the embedded one."""
+    """With three hosts of a role, and the embedded host without a role."""
     socket = f"unix://{environment['LONGSHORE_STATE_DIR']}/redis.sock"
     done(environment, "runs", "ls")  # starts the embedded server
     command = ["longshore", "worker", "-c", "1", "--label", "role=web", "--loglevel", "WARNING"]
@@ -205,7 +205,7 @@ def test_fan_out(environment: dict[str, str], tmp_path: Path) -> None:
 
 def test_results(environment: dict[str, str]) -> None:
     _, out = done(environment, "results.py")
-    # The last words are pydantic's own.
+    # The end of the last line is text of pydantic.
     *lines, last = out.splitlines()
     assert last.startswith("the data of step 'used' does not match Order: number: ")
     assert lines == [
@@ -273,7 +273,7 @@ def test_celery_tasks(environment: dict[str, str], redis_server: RedisServer, tm
 
 
 @pytest.mark.parametrize("path", sorted(FEATURES.iterdir()), ids=lambda path: path.name)
-def test_the_page_of_examples_has_a_line_for_each(path: Path) -> None:
+def test_page_of_examples_links_each_example(path: Path) -> None:
     if path.name != "__pycache__":
         page = (ROOT / "docs/reference/examples.md").read_text()
         assert f"[{path.name}](../../examples/features/{path.name})" in page

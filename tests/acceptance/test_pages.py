@@ -1,4 +1,4 @@
-"""Each page of the site is played: its commands, code and output are as the page shows them."""
+"""Plays each page of the site, and compares the output of its commands and code with the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 #: Pages that need a Docker engine.
 WITH_ENGINE = {"how-to/releases.md", "tutorials/backup-job.md", "tutorials/release.md", "tutorials/stacks.md"}
-#: The image that they use.
+#: The image of these pages.
 IMAGE = "busybox:latest"
 #: Pages whose fences other tests run.
 ELSEWHERE = {
@@ -36,10 +36,10 @@ PLAYED = sorted(
 
 @pytest.fixture
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a reader, with a state folder of its own."""
+    """The environment of a user, with a private state folder."""
     folder = tmp_path_factory.mktemp("p")
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
-    # A reader waits for the default lease after a kill; the test has a shorter one.
+    # With a lease shorter than the default, the test continues earlier after a kill.
     yield env | {"LONGSHORE_STATE_DIR": str(folder), "HOME": str(folder), "LONGSHORE_LEASE": "5s"}
     if pid := embedded.supervisor_pid(folder):
         os.kill(pid, 15)
@@ -48,7 +48,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.docker] * (n in WITH_ENGINE)) for n in PLAYED])
-def test_page_does_what_it_says(
+def test_commands_code_and_output_of_the_page_are_correct(
     name: str, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     projects: list[str] = []
@@ -57,7 +57,7 @@ def test_page_does_what_it_says(
         engine = request.getfixturevalue("engine")
         engine.tag(servers.IMAGE, *IMAGE.split(":"))
         projects = compose_projects(DOCS / name)
-        # Others use the engine at the same time: orchestrations of the page leave their stacks alone.
+        # Other tests share the engine. The rules exclude their stacks from the orchestrations of the page.
         (tmp_path / ".stacks.yaml").write_text(yaml.safe_dump({"only": projects}))
         environment |= {"DOCKER_HOST": servers.engine_url(), "LONGSHORE_STACKS": str(tmp_path / ".stacks.yaml")}
     with get(servers.RedisServer) as server:

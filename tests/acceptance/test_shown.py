@@ -1,4 +1,4 @@
-"""Commands, settings and files that pages show without running them: each name exists, and each value is accepted."""
+"""Commands, settings and files on pages that no test executes: each name exists, and each value is valid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.integration
 ROOT = DOCS.parent
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 SETTING = re.compile(r"\bLONGSHORE_([A-Z][A-Z_]*)(?:=([^\s`…$'\"]+)(?=[\s`]))?")
-#: Beginnings of variables that a user names.
+#: Prefixes of variables with names that users choose.
 OWN = ("SECRET_", "NOTICE_")
 SCALING, REDIS, DEPLOYMENT = (DOCS / "how-to" / f"{name}.md" for name in ("scaling", "redis", "deployment"))
 
@@ -42,7 +42,7 @@ def shown(page: Any, language: str) -> list[Block]:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Page and text of each command in a sentence, and in a fence that no test runs."""
+    """Page and text of each command in a sentence, or in a fence that no test executes."""
     for page in PAGES:
         name = str(page.relative_to(ROOT))
         prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
@@ -58,7 +58,7 @@ def no_child(_: Plan, name: object) -> Plan:
 
 
 def resolved(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The command that words begin with, and its arguments."""
+    """The command and the arguments of a list of words."""
     command: click.Command = cli
     while isinstance(command, click.Group) and words and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]
@@ -100,7 +100,7 @@ def test_extras_on_pages_exist() -> None:
     assert {"embedded", "flower"} <= set(",".join(found).split(",")) <= known
 
 
-def test_plans_that_are_shown_in_part_are_valid() -> None:
+def test_partial_plans_on_pages_are_valid() -> None:
     plans = [part for page in PAGES for block in shown(page, "yaml") for part in yaml.safe_load_all(block.body)
              if isinstance(part, dict) and "steps" in part]  # fmt: skip
     assert plans
@@ -125,12 +125,12 @@ def test_kubernetes_scales_the_worker_by_the_list_of_its_queue(redis_server: ser
     queue = container["args"][container["args"].index("-Q") + 1]
     by_list, by_age = (trigger["metadata"] for trigger in scaled["spec"]["triggers"])
 
-    # The container starts a command, with settings, that exist.
+    # The command and the settings of the container exist.
     assert resolved(container["args"])[0].name == "worker"
     assert {each["name"].removeprefix("LONGSHORE_").lower() for each in container["env"]} <= set(Settings.model_fields)
     assert deployment["spec"]["selector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
     assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    # KEDA asks Redis for the length of a list. Each name of a list is as the page says.
+    # KEDA reads the length of a list in Redis. The names of the lists on the page are correct.
     for namespace, name in (("longshore", by_list["listName"]), ("shop", f"shop:{queue}")):
         assert name == queue or f"`{name}`" in SCALING.read_text()
         settings = Settings(redis_url=redis_server.url, namespace=namespace)
@@ -141,12 +141,12 @@ def test_kubernetes_scales_the_worker_by_the_list_of_its_queue(redis_server: ser
                 app.send_task("shop.pay", queue=queue, connection=connection)
             assert client.llen(name) == 3
             client.delete(name)
-    # Prometheus has the metric.
+    # The metric exists.
     names = {metric.name for metric in Collector(Store(Settings(redis_url=redis_server.url))).collect()}
     assert re.search(r"longshore_\w+", by_age["query"])[0] in names  # type: ignore[index]
 
 
-def test_the_crontab_starts_the_run_of_the_page() -> None:
+def test_crontab_runs_the_command_of_the_page() -> None:
     (block,) = shown(DOCS / "how-to" / "cron-ci.md", "crontab")
     *times, command = block.body.strip().split(maxsplit=5)
     assert len(times) == 5

@@ -1,4 +1,4 @@
-"""The site builds strictly, has each page, and its reference is complete."""
+"""The strict build of the site, its links and pages, and the completeness of the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 
 class Links(HTMLParser):
-    """The ids of a page of the site, and where its links lead."""
+    """The ids and the link targets of a page of the site."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_no_link_of_the_site_is_dead(site: Path) -> None:
+def test_links_of_the_site_have_targets(site: Path) -> None:
     pages = {page: Links(page) for page in site.rglob("*.html") if page.name != "404.html"}
     dead = []
     for page, links in pages.items():
@@ -107,7 +107,7 @@ def test_markdown_of_the_api_has_signatures_instead_of_directives(site: Path) ->
 
 
 def test_pages_of_the_reference_are_current(tmp_path: Path) -> None:
-    # In a process of its own: other tests register operations.
+    # In a separate process, because other tests register operations.
     subprocess.run([sys.executable, "-m", "docs._site.reference", tmp_path], cwd=ROOT, check=True)
 
     assert len(PAGES) > 5

@@ -1,1 +1,1 @@
-"""The operations on a real engine."""
+"""Tests with a real Docker engine."""

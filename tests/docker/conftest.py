@@ -1,4 +1,4 @@
-"""A step as its runner treats it, without the run; and a machine that is clean afterwards."""
+"""A step without a run, as an attempt executes it, and fixtures that remove their objects from the engine."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ OWN_LABEL = f"LABEL {OWNER}"
 
 
 def prune_own_images(engine: docker.APIClient) -> None:
-    """Does what `docker image prune` does to the images that tests of this process made; others share the engine."""
+    """Prune the images of this test process as `docker image prune` does. Other processes share the engine."""
     engine.prune_images(filters={"dangling": True, "label": [OWNER]})
 
 
 class Step:
-    """One step of one run. `before` is read once, and travels through JSON as it does in a run."""
+    """One step of one run. `before` is read once, and encoded as JSON, as in a run."""
 
-    def __init__(self, operation: str, run_id: str, context: dict[str, Any], said: dict[str, Any]) -> None:
+    def __init__(self, operation: str, run_id: str, context: dict[str, Any], params: dict[str, Any]) -> None:
         self.operation = implementation(operation)
-        self.params = find(operation).params.model_validate(said)
+        self.params = find(operation).params.model_validate(params)
         self.context = context
         self.ctx = Context(run_id=run_id, step="step", plan="plan", **context)
         self._before: dict[str, Any] | None = None
         self.outcome: Outcome | None = None
 
     def again(self, attempt: int = 2, **context: Any) -> Step:
-        """The same step at a later attempt, with what the first one journalled."""
+        """The same step at a later attempt, with the journal of the first attempt."""
         other = Step.__new__(Step)
         other.__dict__ = dict(self.__dict__)
         changed = self.context | context | {"attempt": attempt}
@@ -69,8 +69,8 @@ class Step:
         self.operation.operation.result.model_validate(self.outcome.data)
         return self.outcome
 
-    def act_at_once(self, times: int = 2) -> list[Outcome]:
-        """The same delivery, several times at the same moment."""
+    def act_concurrently(self, times: int = 2) -> list[Outcome]:
+        """Execute several deliveries of the step at the same time."""
         before = self.before
 
         def deliver(_: int) -> Outcome:
@@ -108,14 +108,14 @@ def state_dir(engine: docker.APIClient, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def step(engine: docker.APIClient) -> Iterator[MakeStep]:
-    """Makes steps, each of a run of its own; what they leave on the engine is removed."""
+    """A function that makes steps, each of its own run. Their containers, volumes and tags are removed."""
     prefix = f"{PREFIX}{uuid.uuid4().hex[:8]}"
     made = 0
 
-    def make(operation: str, context: dict[str, Any] | None = None, /, **said: Any) -> Step:
+    def make(operation: str, context: dict[str, Any] | None = None, /, **params: Any) -> Step:
         nonlocal made
         made += 1
-        return Step(operation, f"{prefix}-{made}", context or {}, said)
+        return Step(operation, f"{prefix}-{made}", context or {}, params)
 
     yield make
     for container in engine.containers(all=True):
@@ -138,14 +138,14 @@ def registry() -> Iterator[servers.Registry]:
 
 @pytest.fixture(scope="session")
 def closed_registry() -> Iterator[servers.Registry]:
-    """One that asks who is there."""
+    """A registry that requires a login."""
     with get(lambda: servers.Registry(login=True)) as found:
         yield found
 
 
 @pytest.fixture
 def new_image(engine: docker.APIClient) -> Iterator[Callable[[str], str]]:
-    """Lets a name mean an image that is like no other, with a layer of its own; all such names are taken off."""
+    """A function that tags a new image with a unique layer. The tags are removed."""
     names: list[str] = []
 
     def make(ref: str) -> str:
@@ -169,32 +169,32 @@ def new_image(engine: docker.APIClient) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture
-def machine(engine: docker.APIClient) -> Callable[[], dict[str, Any]]:
-    """What there is on the engine, seen from outside."""
+def engine_state(engine: docker.APIClient) -> Callable[[], dict[str, Any]]:
+    """A function that reads the containers, networks, volumes and tags of this test process from the engine."""
 
-    def look() -> dict[str, Any]:
+    def read() -> dict[str, Any]:
         containers = {}
         for row in engine.containers(all=True):
-            with contextlib.suppress(NotFound):  # somebody else's may go while we look
+            with contextlib.suppress(NotFound):  # another process may remove its container
                 raw = engine.inspect_container(row["Id"])
                 state = raw["State"]
-                said = (raw["Name"], state["Running"], state["Paused"], raw["Image"])
+                values = (raw["Name"], state["Running"], state["Paused"], raw["Image"])
                 limits = (raw["HostConfig"][key] for key in ("RestartPolicy", "Memory", "NanoCpus", "PidsLimit"))
-                containers[row["Id"]] = (*said, *map(str, limits))
+                containers[row["Id"]] = (*values, *map(str, limits))
         networks = [network["Name"] for network in engine.networks()]
         volumes = [volume["Name"] for volume in engine.volumes()["Volumes"] or []]
         tags = [f"{tag} {image['Id']}" for image in engine.images() for tag in image["RepoTags"] or []]
         return {
-            "containers": {key: said for key, said in containers.items() if PREFIX in said[0]},
+            "containers": {key: values for key, values in containers.items() if PREFIX in values[0]},
             "names": sorted(name for name in [*networks, *volumes, *tags] if PREFIX in name),
         }
 
-    return look
+    return read
 
 
 @pytest.fixture
 def container(engine: docker.APIClient) -> Iterator[Callable[..., str]]:
-    """Makes containers as somebody else would."""
+    """A function that makes containers without Longshore."""
     names: list[str] = []
 
     def make(*command: str, start: bool = True, **host: Any) -> str:

@@ -1,4 +1,4 @@
-"""A socket before the engine's: to see what is asked, or to answer in its place."""
+"""A proxy before the socket of the engine, which records or answers requests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from tests.servers import engine_url
 
 
-class InBetween:
-    """Passes everything on; requests by way of `answer`."""
+class EngineProxy:
+    """Forwards all data, except the requests that `answer` answers."""
 
     def __init__(self, folder: Path) -> None:
         self.url = f"unix://{folder}/engine.sock"
@@ -24,7 +24,7 @@ class InBetween:
         self._server.close()
 
     def answer(self, request: bytes) -> bytes:
-        """What the engine is not to hear of is answered here."""
+        """Return the response to a request, or nothing if the engine has to respond."""
         return b""
 
     def _serve(self) -> None:
@@ -34,9 +34,9 @@ class InBetween:
                 engine = socket.socket(socket.AF_UNIX)
                 engine.connect(self._engine)
                 for pair in ((client, engine, True), (engine, client, False)):
-                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+                    threading.Thread(target=self._forward, args=pair, daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, asks: bool) -> None:
+    def _forward(self, source: socket.socket, target: socket.socket, asks: bool) -> None:
         with contextlib.suppress(OSError), source:
             while piece := source.recv(1 << 16):
                 if asks and (answer := self.answer(piece)):
@@ -47,7 +47,7 @@ class InBetween:
 
 
 def refusal(why: str) -> bytes:
-    """What an engine says that cannot do it."""
+    """The response of an engine whose action fails."""
     body = json.dumps({"message": why}).encode()
     head = ["HTTP/1.1 500 Internal Server Error", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*head, "", ""]).encode() + body

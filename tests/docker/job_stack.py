@@ -1,7 +1,7 @@
-"""A Compose project of three services and one that somebody has stopped, and jobs that labels describe for it.
+"""A Compose project of three running services and a stopped one, and jobs that labels describe.
 
-The project is brought up once for a module. Each test has a job of its own, described by a container that is never
-started, and finds the project as it was at first.
+The project is started once per module. Each test has its own job, described by the labels of a container that is never
+started. Before each test, the project is in its first state.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from tests.servers import IMAGE, engine_url, remove_project, require_compose
 if TYPE_CHECKING:
     import docker
 
-#: What the work does: it says how much there is in the volume, twice, and that it was there.
+#: The command of a job: it prints the size of a file in the volume twice.
 WORK = "echo $LONGSHORE_JOB_NAME $LONGSHORE_STACK; wc -c </mnt/data/log; sleep {sleep}; wc -c </mnt/data/log; {more}"
 COUNT = "echo run >>/mnt/data/runs"
 RUNNING = ["app-1", "app-2", "db-1", "web-1"]
-#: Seconds within which a stack has to be up again, once a worker is back.
+#: Seconds within which a worker has to start the stack again.
 SOON = 60.0
-#: The volume says for which jobs it is mounted, and its labels cannot change.
+#: The labels of the volume name the jobs that mount it, and cannot change.
 _MOST_JOBS = 60
 _PROJECT = "com.docker.compose.project"
 
 
 class JobStack:
-    """`db` writes ten times a second; `app`, twice, waits until it is healthy; `web` needs `app`; `extra` stands."""
+    """`db` writes a log. Two replicas of `app` need a healthy `db`, and `web` needs `app`. `extra` is stopped."""
 
     def __init__(self, engine: docker.APIClient, project: ComposeProject) -> None:
         self.engine = engine
@@ -43,7 +43,7 @@ class JobStack:
         self.job = ""
 
     def begin(self) -> None:
-        """Have it run, but for `extra`, which somebody stops."""
+        """Start all services, and stop `extra`."""
         service = {"image": IMAGE, "init": True, "command": ["sleep", "9999"], "stop_grace_period": "1s"}
         test = ["CMD", "test", "-f", "/data/log"]
         services: dict[str, dict[str, Any]] = {
@@ -62,7 +62,7 @@ class JobStack:
         volume["longshore.job.mount.mode"] = "rw"
         text = json.dumps({"services": services, "volumes": {"data": {"labels": volume}}})
         (self.project.directory / "compose.yml").write_text(text)
-        self._heal()
+        self._restore()
 
     def next_job(self) -> None:
         self.job = self._job(next(self._numbers))
@@ -70,41 +70,41 @@ class JobStack:
     def _job(self, number: int) -> str:
         return f"job-{self.name}-{number}"
 
-    def up(self, **said: Any) -> None:
-        """Have it run as at first, with a description of the job."""
+    def up(self, **options: Any) -> None:
+        """Restore the first state of the stack, and describe the job."""
         for service in RUNNING:
-            if self._is_there(service) and self.inspect(service)["State"]["Paused"]:
+            if self._exists(service) and self.inspect(service)["State"]["Paused"]:
                 self.engine.unpause(f"{self.name}-{service}")
         if "db-1" in self.running():
-            self.in_db("sh", "-c", "rm -rf /data/runs; test -f /data/log || rm -rf /data/log")
-        if not self.is_well():
-            self._heal()
-        self.describe(**said)
+            self.exec_in_db("sh", "-c", "rm -rf /data/runs; test -f /data/log || rm -rf /data/log")
+        if not self.is_healthy():
+            self._restore()
+        self.describe(**options)
 
     def describe(self, *, sleep: float = 0.3, more: str = COUNT, labels: dict[str, str] | None = None) -> None:
-        """Say anew what the job is."""
-        said = {"enabled": "true", "name": self.job, "worker.image": IMAGE, "stop-timeout": "5s", "grace": "1s"}
-        said["worker.command"] = f"sh -c '{WORK.format(sleep=sleep, more=more)}'"
-        said |= labels or {}
-        described = {f"longshore.job.{key}": value for key, value in said.items() if value}
-        self._forget()
-        # Compose sees only what is labelled as no one-off.
+        """Replace the description of the job."""
+        values = {"enabled": "true", "name": self.job, "worker.image": IMAGE, "stop-timeout": "5s", "grace": "1s"}
+        values["worker.command"] = f"sh -c '{WORK.format(sleep=sleep, more=more)}'"
+        values |= labels or {}
+        described = {f"longshore.job.{key}": value for key, value in values.items() if value}
+        self._remove_description()
+        # Without the label of one-off containers, Compose ignores the container.
         labels = described | {_PROJECT: self.name}
         self.engine.create_container(IMAGE, ["true"], name=f"{self.job}-description", labels=labels)
 
-    def _forget(self) -> None:
+    def _remove_description(self) -> None:
         for row in self.engine.containers(all=True, filters={"label": f"{_PROJECT}={self.name}"}):
             if row["Names"] and row["Names"][0].endswith("-description"):
                 self.engine.remove_container(row["Id"], force=True)
 
-    def _heal(self) -> None:
+    def _restore(self) -> None:
         self.compose("up", "--detach", "--wait")
         self.compose("stop", "--timeout", "1", "extra")
 
-    def _is_there(self, service: str) -> bool:
+    def _exists(self, service: str) -> bool:
         return bool(self.engine.containers(all=True, filters={"name": f"^/{self.name}-{service}$"}))
 
-    def in_db(self, *command: str) -> bytes:
+    def exec_in_db(self, *command: str) -> bytes:
         done = self.engine.exec_create(f"{self.name}-db-1", list(command))
         text: bytes = self.engine.exec_start(done["Id"])
         return text
@@ -130,32 +130,32 @@ class JobStack:
     def finished_at(self, service: str) -> str:
         return str(self.inspect(service)["State"]["FinishedAt"])
 
-    def is_well(self) -> bool:
+    def is_healthy(self) -> bool:
         return self.running() == RUNNING and self.inspect("db-1")["State"]["Health"]["Status"] == "healthy"
 
-    def workers(self) -> list[str]:
+    def job_containers(self) -> list[str]:
         filters = {"label": f"longshore.job.run-of={self.job}"}
         return [row["Id"] for row in self.engine.containers(all=True, filters=filters)]
 
-    def worker_is_running(self) -> bool:
+    def job_is_running(self) -> bool:
         filters = {"label": f"longshore.job.run-of={self.job}"}
         return bool(self.engine.containers(filters=filters))
 
     def runs(self) -> int:
-        """How often the work was done."""
-        return self.in_db("cat", "/data/runs").count(b"run\n")
+        """The number of executions of the job's command."""
+        return self.exec_in_db("cat", "/data/runs").count(b"run\n")
 
     def clear(self) -> None:
-        """Remove what belongs to the job of one test."""
-        for worker in self.workers():
-            self.engine.remove_container(worker, force=True)
-        self._forget()
+        """Remove the containers of the job."""
+        for container in self.job_containers():
+            self.engine.remove_container(container, force=True)
+        self._remove_description()
 
 
 @pytest.fixture(scope="module")
 def module_shop(engine: docker.APIClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobStack]:
     get(require_compose)
-    # Other tests look at all that is called as theirs are.
+    # Without PREFIX in the name: other tests compare all objects with PREFIX.
     stack = JobStack(engine, ComposeProject(f"ljs-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("shop")))
     try:
         stack.begin()

@@ -1,4 +1,4 @@
-"""A Compose project of two services, or three, and how it looks from outside."""
+"""A Compose project of two or three services, and its state on the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLEEP = ["sleep", "600"]
 
 
 class Stack:
-    """A stack of two services, or three, and how it looks from outside."""
+    """A stack of two or three services, and its state on the engine."""
 
     def __init__(self, engine: docker.APIClient, project: ComposeProject, step: MakeStep) -> None:
         self.engine = engine
@@ -47,16 +47,16 @@ class Stack:
         (self.directory / "compose.yml").write_text(text)
         (self.directory / ".env").write_text("TAG=1\n")
 
-    def up(self, **said: Any) -> Step:
-        context = said.pop("context", None)
+    def up(self, **params: Any) -> Step:
+        context = params.pop("context", None)
         base = {"project_dir": str(self.directory), "project": self.name, "min_healthy_time": 0}
-        return self.step("compose.up.execute", context, **base | said)
+        return self.step("compose.up.execute", context, **base | params)
 
-    def other(self, verb: str, **said: Any) -> Step:
-        return self.step(f"compose.{verb}.execute", project=self.name, **said)
+    def other(self, verb: str, **params: Any) -> Step:
+        return self.step(f"compose.{verb}.execute", project=self.name, **params)
 
-    def look(self) -> dict[str, Any]:
-        """What a rollback restores: hashes, images, volumes, and what runs; not container ids."""
+    def state(self) -> dict[str, Any]:
+        """The state that a rollback restores: hashes, images, volumes and states of containers, without ids."""
         rows = [self.engine.inspect_container(row["Id"]) for row in self.containers()]
         label = "com.docker.compose."
         filters = {"label": f"{label}project={self.name}"}
@@ -80,7 +80,7 @@ class Stack:
         }
 
     def owns(self, tag: str) -> bool:
-        """Revisions stay, also where the step that left one is undone."""
+        """Whether a tag is the project's and not of a revision, which remains after the undo of its step."""
         return self.name in tag and ":r" not in tag
 
     def containers(self) -> list[dict[str, Any]]:
@@ -98,13 +98,13 @@ class Stack:
     def container(self, service: str) -> str:
         return f"{self.name}-{service}-1"
 
-    def was_told_to_end(self, service: str) -> bool:
-        """Reports whether the engine has sent a signal to the container, by the events that it remembers."""
+    def was_signalled(self, service: str) -> bool:
+        """Whether the events of the engine contain a signal to the container."""
         filters = {"container": [self.container(service)], "event": ["kill"]}
         return bool(list(self.engine.events(since=0, until=time.time(), filters=filters)))
 
     def new_image(self) -> str:
-        """The stack's image name means another image from now on."""
+        """Move the tag of the stack to a new image."""
         made = self.engine.create_container(IMAGE, ["true"])["Id"]
         try:
             commit = self.engine.commit(made, self.name, "app", changes=f"ENV NEW={time.time_ns()}\n{OWN_LABEL}")
@@ -127,7 +127,7 @@ def stack(engine: docker.APIClient, compose_project: ComposeProject, step: MakeS
 
 @pytest.fixture
 def trio(stack: Stack) -> Stack:
-    """With a third service, that a test may stop."""
+    """The stack with a third service, `jobs`."""
     stack.with_jobs = True
     stack.write()
     return stack

@@ -1,4 +1,4 @@
-"""An installation with one worker, and Compose projects that tests have it look at and bring right."""
+"""An installation with one worker, and Compose projects for tests of the stack commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HOST = "web1"
 QUICK = ("--min-healthy-time", "500ms")
-#: Nobody else's projects are looked at.
+#: The prefix of the projects of this process. The rules exclude all other projects.
 PREFIX = f"los-orc-{uuid.uuid4().hex[:6]}"
 
 
@@ -61,35 +61,35 @@ def project(engine: docker.APIClient, tmp_path: Path) -> Iterator[MakeProject]:
 
 
 def up(*projects: Project) -> None:
-    """Bring up each as its files say, at the same time."""
+    """Start all projects at the same time."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(Project.up, projects))
 
 
 @pytest.fixture
 def two(project: MakeProject) -> tuple[Project, Project]:
-    """Both as their files say."""
+    """Two projects without drift."""
     found = project("shop"), project("blog")
     up(*found)
     return found
 
 
 def selected(place: Installation, **options: Any) -> dict[str, list[str]]:
-    """The reasons by the services' names."""
+    """The reasons of the selection, by name of the service."""
     found = Stacks(place.client()).select(**options)
     assert found.errors == {}
     return {one.name: [reason.text for reason in one.reasons] for one in found.chosen}
 
 
 def restarts(place: Installation) -> list[str]:
-    """Runs that have restarted something, or tried to."""
-    looks = ("orchestrate-rebuild", "orchestrate-refresh")
+    """The ids of runs that have restarts as steps."""
+    rebuilds = ("orchestrate-rebuild", "orchestrate-refresh")
     ids = [run.id for run in place.client().runs(500)]
-    return [run_id for run_id in ids if run_id.startswith("orchestrate-") and not run_id.startswith(looks)]
+    return [run_id for run_id in ids if run_id.startswith("orchestrate-") and not run_id.startswith(rebuilds)]
 
 
 def restarted(place: Installation, before: set[str]) -> list[StepReport]:
-    """The restarts of those runs that came after."""
+    """The restarts of the runs that are not in `before`."""
     steps = [step for run_id in set(restarts(place)) - before for step in place.client().get(run_id).report().steps]
     return [step for step in steps if step.op == "stacks.restart.execute"]
 

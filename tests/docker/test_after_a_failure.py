@@ -1,4 +1,4 @@
-"""What is known after a release has failed: the evidence of its containers, and which version runs in production."""
+"""Reports of failed releases: the evidence of the containers, and the version in production."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def place(module_installation: MakeInstallation) -> Installation:
     return made
 
 
-def up(stack: Stack, **said: Any) -> Plan:
+def up(stack: Stack, **params: Any) -> Plan:
     plan = Plan("release")
     given = {"project_dir": str(stack.directory), "min_healthy_time": 0.5, "healthy_deadline": 20, "grace": 0}
-    plan.step("up", "compose.up.execute", **given | said)
+    plan.step("up", "compose.up.execute", **given | params)
     return plan
 
 
@@ -42,18 +42,18 @@ def release(place: Installation, plan: Plan) -> Report:
     return place.client().start(plan).wait(90)
 
 
-def test_a_failed_health_check_and_a_crash_loop_leave_their_evidence(place: Installation, stack: Stack) -> None:
+def test_evidence_of_a_failed_health_check_and_of_a_crash_loop_is_recorded(place: Installation, stack: Stack) -> None:
     assert release(place, up(stack)).exit_code == 0
-    was = stack.look()["containers"]
+    was = stack.state()["containers"]
 
-    # When a health check prints its reason
+    # When a health check fails with an output
     stack.write(web={"healthcheck": REASON, "command": ["sh", "-c", "echo listening; exec sleep 600"]})
     unwell = release(place, up(stack))
-    # and a container crashes again and again
+    # and a container is in a crash loop
     stack.write(web={"command": ["sh", "-c", TRACEBACK], "restart": "always"})
     crashed = release(place, up(stack, healthy_deadline=4))
 
-    assert stack.look()["containers"] == was
+    assert stack.state()["containers"] == was
     assert unwell.error is not None
     assert "web-1 is unhealthy: cannot reach the database" in unwell.error.message.splitlines()[0]
     (found,) = unwell.step("up").data["evidence"]
@@ -74,7 +74,7 @@ def test_a_failed_health_check_and_a_crash_loop_leave_their_evidence(place: Inst
 
 
 @pytest.mark.parametrize("reverts", [True, False])
-def test_the_report_begins_with_the_version_that_runs(place: Installation, stack: Stack, reverts: bool) -> None:
+def test_report_begins_with_the_running_version(place: Installation, stack: Stack, reverts: bool) -> None:
     assert release(place, up(stack)).exit_code == 0
     stack.write(web={"healthcheck": REASON})
     (plan := Path(stack.directory, "plan.yaml")).write_text(yaml.safe_dump(up(stack, auto_revert=reverts).to_dict()))
@@ -94,7 +94,7 @@ def test_the_report_begins_with_the_version_that_runs(place: Installation, stack
     assert stated["services"]["web"]["image_id"] == stack.v1
 
 
-def test_a_version_that_stays_down_is_named_with_the_way_back(place: Installation, stack: Stack) -> None:
+def test_report_names_a_version_that_is_down_and_the_rollback_command(place: Installation, stack: Stack) -> None:
     assert release(place, up(stack)).exit_code == 0
     stack.write(web={"healthcheck": REASON})
     plan = up(stack)
@@ -112,7 +112,7 @@ def test_a_version_that_stays_down_is_named_with_the_way_back(place: Installatio
     assert stack.running() == {"db", "web"}
 
 
-def test_a_version_that_is_left_after_a_later_failure_is_named_as_well(place: Installation, stack: Stack) -> None:
+def test_report_names_the_version_that_remains_after_a_later_failure(place: Installation, stack: Stack) -> None:
     plan = up(stack)
     plan.step("smoke", "command.exec.execute", argv=["false"]).after("up").undo("none")
     plan.on_failure = "keep"
@@ -123,10 +123,8 @@ def test_a_version_that_is_left_after_a_later_failure_is_named_as_well(place: In
     assert report.production == [f"{stack.name} runs revision 1 ({stack.ref}), healthy"]
 
 
-def test_a_release_without_a_way_back_touches_nothing_and_says_so_in_one_line(
-    place: Installation, stack: Stack
-) -> None:
-    # Given a stopped container whose image somebody removed
+def test_release_without_a_way_back_changes_nothing_and_reports_one_line(place: Installation, stack: Stack) -> None:
+    # Given a stopped container whose image was removed
     assert release(place, up(stack)).exit_code == 0
     other = stack.new_image()
     stack.engine.tag(other, stack.name, "other")
@@ -137,7 +135,7 @@ def test_a_release_without_a_way_back_touches_nothing_and_says_so_in_one_line(
     stack.engine.stop(stack.container("jobs"), timeout=0)
     stack.engine.remove_image(other, force=True)
     stack.write(jobs={"environment": {"A": "b"}}, web={"environment": {"TAG": "2"}})
-    was, ids = stack.look(), stack.ids()
+    was, ids = stack.state(), stack.ids()
     (plan := Path(stack.directory, "plan.yaml")).write_text(yaml.safe_dump(up(stack).to_dict()))
 
     dry = place.longshore("--dry-run", "run", str(plan))
@@ -147,26 +145,26 @@ def test_a_release_without_a_way_back_touches_nothing_and_says_so_in_one_line(
     assert "would fail: no way back: image" in dry.out
     (line,) = [line for line in (done.out + done.err).splitlines() if line.startswith("step up: no way back")]
     assert "nothing was changed: pull or build the image again, or set no_way_back: accept" in line
-    assert (stack.look(), stack.ids()) == (was, ids)
+    assert (stack.state(), stack.ids()) == (was, ids)
     explained = place.longshore("plan", "explain", str(plan)).out
     assert "refuses before its first change if what runs could not be brought back" in explained
     assert release(place, up(stack, no_way_back="accept")).exit_code == 0
 
 
-def migration(stack: Stack, **said: Any) -> Plan:
-    """As a release does it: build, migrate with the new image, bring up."""
+def migration(stack: Stack, **params: Any) -> Plan:
+    """A release that builds an image, runs a migration with this image, and starts the stack."""
     plan = Plan("release")
     image = f"{stack.name}:2"
     build = plan.step("build", "docker.build.execute", context=str(stack.directory), image=image)
     given = {"image": image, "command": ["sh", "-c", "echo no such table; exit 4"], "env": {"STAGE": "release"}}
-    migrate = plan.step("migrate", "docker.run.execute", **given | said).after(build).undo("none")
+    migrate = plan.step("migrate", "docker.run.execute", **given | params).after(build).undo("none")
     plan.step("up", "compose.up.execute", project_dir=str(stack.directory)).after(migrate)
     return plan
 
 
-def test_a_migration_that_fails_leaves_nothing_of_the_run(place: Installation, stack: Stack) -> None:
+def test_failed_migration_leaves_no_change_of_the_run(place: Installation, stack: Stack) -> None:
     assert release(place, up(stack)).exit_code == 0
-    was = stack.look()["containers"]
+    was = stack.state()["containers"]
     (stack.directory / "Dockerfile").write_text(f"FROM {IMAGE}\nENV RELEASE=2\n")
     images = images_of(stack)
 
@@ -174,25 +172,25 @@ def test_a_migration_that_fails_leaves_nothing_of_the_run(place: Installation, s
 
     assert (report.state, report.exit_code) == ("undone", 1), report
     assert report.step("migrate").data["stdout"] == "no such table\n"
-    assert stack.look()["containers"] == was
+    assert stack.state()["containers"] == was
     assert images_of(stack) == images
-    wait_for("the container of the migration to be removed", lambda: not one_offs(stack, report.run_id))
+    wait_for("the container of the migration to be removed", lambda: not one_off_containers(stack, report.run_id))
 
 
-def test_ended_migrations_are_removed_at_the_end_of_the_run(place: Installation, stack: Stack) -> None:
+def test_migration_containers_are_removed_at_the_end_of_the_run(place: Installation, stack: Stack) -> None:
     (stack.directory / "Dockerfile").write_text(f"FROM {IMAGE}\nENV RELEASE=2\n")
     succeeds = release(place, migration(stack, command=["true"]))
     assert succeeds.exit_code == 0
     kept = release(place, migration(stack, keep_failed=True))
     assert (kept.state, kept.exit_code) == ("undone", 1), kept
 
-    wait_for("the container of the migration to be removed", lambda: not one_offs(stack, succeeds.run_id))
-    assert len(one_offs(stack, kept.run_id)) == 1
-    stack.engine.remove_container(one_offs(stack, kept.run_id)[0], force=True)
+    wait_for("the container of the migration to be removed", lambda: not one_off_containers(stack, succeeds.run_id))
+    assert len(one_off_containers(stack, kept.run_id)) == 1
+    stack.engine.remove_container(one_off_containers(stack, kept.run_id)[0], force=True)
 
 
 def images_of(stack: Stack) -> set[str]:
-    """The images of this stack, by name or by Compose's label; other tests use the same engine."""
+    """The images of this stack, by tag or by Compose's label. Other tests share the engine."""
 
     def is_ours(image: dict[str, Any]) -> bool:
         labelled = (image.get("Labels") or {}).get("com.docker.compose.project") == stack.name
@@ -201,5 +199,5 @@ def images_of(stack: Stack) -> set[str]:
     return {image["Id"] for image in stack.engine.images() if is_ours(image)}
 
 
-def one_offs(stack: Stack, run: str) -> list[str]:
+def one_off_containers(stack: Stack, run: str) -> list[str]:
     return [row["Id"] for row in stack.engine.containers(all=True, filters={"label": f"longshore.run={run}"})]

@@ -1,4 +1,4 @@
-"""A version that has failed its health check takes production down once, and not at every orchestration."""
+"""Bad versions: a version that has failed its health check is not started again by an orchestration."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ assert project
 assert rules
 
 
-def test_a_version_that_failed_is_not_tried_again_until_it_changes(
+def test_bad_version_is_not_started_again_until_it_changes(
     place: Installation, project: MakeProject, registry: Registry
 ) -> None:
-    # Given a tag of a registry that moves to a broken image
+    # Given a tag of a registry that moves to an unhealthy image
     shop = project("shop")
     ref = f"{registry.host}/{shop.name}:1"
     shop.engine.tag(IMAGE, f"{registry.host}/{shop.name}", "1")
@@ -33,7 +33,7 @@ def test_a_version_that_failed_is_not_tried_again_until_it_changes(
     push_other(shop, ref, ["sh", "-c", "echo no licence; exit 1"])
     shop.engine.tag(good["web-1"][1], f"{registry.host}/{shop.name}", "1")
 
-    # When it is orchestrated every five minutes
+    # When the stack is orchestrated repeatedly
     codes = [place.longshore("orchestrate", "--registry", *QUICK).code for _ in range(5)]
 
     # Then there was one outage
@@ -45,18 +45,20 @@ def test_a_version_that_failed_is_not_tried_again_until_it_changes(
     assert "this version failed its health check on" in listed.out
     assert "(no licence); to try it again: --retry" in listed.out
     assert f"{shop.name}/web" in place.longshore("select", "--registry", "--retry", "-o", "names").out
-    # and one more for who asks for it
+    # and --retry causes another one
     assert place.longshore("orchestrate", "--registry", "--retry", *QUICK).code == 3
     assert len(set(restarts(place)) - before) == 2
-    # and a new image under the tag is tried
+    # and a new image under the tag is started
     push_other(shop, ref, ["true"])
     shop.engine.tag(good["web-1"][1], f"{registry.host}/{shop.name}", "1")
-    assert place.longshore("rebuild", "--force", "--registry").code == 0  # the last answer is still fresh
+    assert (
+        place.longshore("rebuild", "--force", "--registry").code == 0
+    )  # the last answer of the registry is still in the cache
     assert place.longshore("orchestrate", "--registry", *QUICK).code == 0
     assert shop.state()["web-1"][1] != good["web-1"][1]
 
 
-def test_a_configuration_that_failed_is_not_tried_again(place: Installation, project: MakeProject) -> None:
+def test_bad_configuration_is_not_started_again(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
     assert place.longshore("orchestrate", *QUICK).code == 0
@@ -68,7 +70,7 @@ def test_a_configuration_that_failed_is_not_tried_again(place: Installation, pro
     assert "was reverted" in answers[0].out
     assert "in doubt" not in answers[0].out
     assert selected(place) == {}
-    # and a restart by name restarts the version that runs, and reports the other one
+    # and a restart by name restarts the running version, and reports the bad one
     before = shop.state()["db-1"]
     named = place.longshore("restart", f"{shop.name}/db", *QUICK)
     assert named.code == 0, named.err
@@ -80,7 +82,7 @@ def test_a_configuration_that_failed_is_not_tried_again(place: Installation, pro
 
 
 def push_other(shop: Project, ref: str, check: list[str]) -> None:
-    """The tag means another image at the registry, with that health check."""
+    """Push a new image with a health check under a tag."""
     made = shop.engine.create_container(IMAGE, ["true"])["Id"]
     changes = [f"ENV N={uuid.uuid4().hex}", f"HEALTHCHECK --interval=300ms --retries=1 CMD {json.dumps(check)}"]
     repository, _, tag = ref.rpartition(":")

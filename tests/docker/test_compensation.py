@@ -1,4 +1,4 @@
-"""A failing undo of `up` in `env → build → up → smoke`: what the running version needs is still there."""
+"""A failed undo of `up` in `env → build → up → smoke`: the dependencies of the running version remain."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def place(module_installation: MakeInstallation) -> Installation:
 
 
 def test_failed_undo_of_up_leaves_its_image_name_and_environment(place: Installation, stack: Stack) -> None:
-    # given a running stack, and a release whose `up` cannot be undone
-    said = {"project_dir": str(stack.directory), "project": stack.name, "min_healthy_time": 0.5}
-    assert place.client().run_operation("compose.up.execute", **said).wait(PATIENCE).exit_code == 0
+    # given a running stack, and a release with a failing undo of `up`
+    params = {"project_dir": str(stack.directory), "project": stack.name, "min_healthy_time": 0.5}
+    assert place.client().run_operation("compose.up.execute", **params).wait(PATIENCE).exit_code == 0
     new = stack.new_image()
     stack.engine.tag(stack.v1, stack.name, "app")
     release = Plan("release", sequential=True)
     release.step("env", "file.deploy.execute", path=f"{stack.directory}/.env", content="TAG=2\n")
     release.step("build", "docker.tag.execute", image=new, name=stack.ref)
-    release.step("up", "compose.up.execute", **said).undo("command.exec.execute", argv=["false"])
+    release.step("up", "compose.up.execute", **params).undo("command.exec.execute", argv=["false"])
     release.step("smoke", "command.exec.execute", argv=["false"], changes=False)
 
     # when
     report = place.client().start(release).wait(PATIENCE)
 
-    # then the new version runs, with the name of its image and its file
+    # then the new version runs, with its tag and its file
     running = {row["Image"]: row["ImageID"] for row in stack.containers()}
     assert set(running.values()) == {new}
     assert stack.engine.inspect_image(stack.ref)["Id"] == new
     assert (stack.directory / ".env").read_text() == "TAG=2\n"
-    # and the report names the three steps and why
+    # and the report names the three steps and the reason
     assert (report.state, report.exit_code) == ("undo_failed", 3)
     assert report.left_over == ["env", "build", "up"]
     undos = {step.name: (step.undo.status, step.undo.error) for step in report.steps if step.undo}

@@ -1,4 +1,4 @@
-"""`compose.*`: what each changes, takes back, recognises and foretells."""
+"""The operations `compose.*`: changes, compensation, repeated deliveries and predictions."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ assert trio
 # --- up -----------------------------------------------------------------------------------------------
 
 
-def test_the_first_up_brings_the_stack_up_and_its_undo_takes_it_down_but_for_volumes(stack: Stack) -> None:
-    was = stack.look()
+def test_first_up_starts_the_stack_and_its_undo_removes_all_but_volumes(stack: Stack) -> None:
+    was = stack.state()
     up = stack.up()
-    foretold = up.predict()
-    assert (foretold.changed, foretold.impossible) == (True, None)
-    assert "web: missing" in foretold.action
-    assert stack.look() == was
+    prediction = up.predict()
+    assert (prediction.changed, prediction.impossible) == (True, None)
+    assert "web: missing" in prediction.action
+    assert stack.state() == was
 
     outcome = up.act()
 
@@ -51,54 +51,54 @@ def test_the_first_up_brings_the_stack_up_and_its_undo_takes_it_down_but_for_vol
     assert stack.ids() == ids
 
     assert up.undo().changed
-    assert stack.look() == was | {"volumes": [f"{stack.name}_data"]}
+    assert stack.state() == was | {"volumes": [f"{stack.name}_data"]}
     assert not up.undo().changed
 
 
-def test_the_undo_of_a_release_brings_back_configuration_images_and_what_ran(trio: Stack) -> None:
-    # Given a stack on its first image, one service of which is stopped, its file changed since
+def test_undo_of_a_release_restores_configuration_images_and_running_services(trio: Stack) -> None:
+    # Given a stack with a stopped service, and a change of its file and its image
     trio.up().act()
     trio.engine.stop(trio.container("jobs"))
-    was, ids = trio.look(), trio.ids()
+    was, ids = trio.state(), trio.ids()
     image = trio.new_image()
-    tags = trio.look()["tags"]
+    tags = trio.state()["tags"]
     trio.write(web={"environment": {"TAG": "2"}}, extra={"command": SLEEP})
 
-    # When the release is made
+    # When the release runs
     up = trio.up()
-    foretold = up.predict()
-    assert foretold.undo == "restore the former configuration and images"
+    prediction = up.predict()
+    assert prediction.undo == "restore the former configuration and images"
     outcome = up.act()
 
-    # Then all is new
+    # Then all containers are new
     assert outcome.changed
     assert len(outcome.data["recreated"]) == 3
     assert outcome.data["created"] == [f"{trio.name}-extra-1"]
     assert {row["ImageID"] for row in trio.containers()} == {image}
     assert not ids & trio.ids()
 
-    # And its undo brings back what was, and the names of the images as the step had found them
+    # And its undo restores the containers, and the tags from before the step
     assert up.undo().changed
-    assert trio.look() == was | {"tags": tags}
+    assert trio.state() == was | {"tags": tags}
     assert not up.undo().changed
 
 
-def test_up_is_told_apart_by_what_it_would_do(trio: Stack) -> None:
+def test_prediction_of_up_names_the_change_of_each_service(trio: Stack) -> None:
     trio.up().act()
     trio.write(web={"environment": {"TAG": "2"}})
     trio.engine.stop(trio.container("jobs"))
     was = trio.ids()
 
-    foretold = trio.up().predict()
+    prediction = trio.up().predict()
 
-    assert foretold.changed is True
-    assert "web: configuration changed" in foretold.action
-    assert "jobs: not running" in foretold.action
-    assert " db:" not in foretold.action
+    assert prediction.changed is True
+    assert "web: configuration changed" in prediction.action
+    assert "jobs: not running" in prediction.action
+    assert " db:" not in prediction.action
     assert trio.ids() == was
 
 
-def test_only_the_named_services_and_what_they_need_are_touched(stack: Stack) -> None:
+def test_up_changes_only_the_named_services_and_their_dependencies(stack: Stack) -> None:
     up = stack.up(services=["web"])
     up.act()
     assert stack.running() == {"web", "db"}
@@ -106,40 +106,40 @@ def test_only_the_named_services_and_what_they_need_are_touched(stack: Stack) ->
     assert stack.running() == set()
 
 
-def test_two_deliveries_of_up_at_once_bring_one_stack_up(stack: Stack) -> None:
+def test_concurrent_deliveries_of_up_create_one_stack(stack: Stack) -> None:
     up = stack.up()
-    outcomes = up.act_at_once()
+    outcomes = up.act_concurrently()
     assert all(outcome.changed for outcome in outcomes)
     assert len(stack.containers()) == 2
-    assert stack.look()["networks"] == [f"{stack.name}_default"]
+    assert stack.state()["networks"] == [f"{stack.name}_default"]
 
 
-def test_an_up_that_was_killed_in_the_middle_is_finished_by_the_next_attempt(stack: Stack) -> None:
+def test_next_attempt_completes_a_killed_up(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.write(web={"command": ["sleep", "601"]}, db={"command": ["sleep", "601"]})
     up = stack.up()
-    _kill_in_the_middle(stack, up)
+    _kill_during_recreate(stack, up)
 
     assert up.again(2).act().changed
     assert stack.running() == {"db", "web"}
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
-def test_the_undo_of_an_up_that_was_killed_in_the_middle_heals_it(stack: Stack) -> None:
+def test_undo_of_a_killed_up_restores_the_stack(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.write(web={"command": ["sleep", "601"]}, db={"command": ["sleep", "601"]})
     up = stack.up()
-    _kill_in_the_middle(stack, up)
+    _kill_during_recreate(stack, up)
 
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
-def _kill_in_the_middle(stack: Stack, up: Step) -> None:
-    """SIGKILL to Compose as soon as the first old container is gone or put aside."""
+def _kill_during_recreate(stack: Stack, up: Step) -> None:
+    """Kill Compose as soon as the first old container is removed or renamed."""
     old = stack.ids()
     _ = up.before
 
@@ -162,31 +162,31 @@ def _kill_in_the_middle(stack: Stack, up: Step) -> None:
     worker.join()
 
 
-def test_a_service_that_does_not_get_well_fails_the_step_and_the_undo_heals(stack: Stack) -> None:
+def test_unhealthy_service_fails_the_step_and_the_undo_restores_the_stack(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     check = {"test": ["CMD", "false"], "interval": "200ms", "retries": 1}
     stack.write(web={"healthcheck": check})
     up = stack.up()
     with pytest.raises(OperationError, match=f"container {stack.container('web')} is unhealthy"):
         up.act()
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
-def test_a_service_that_dies_a_moment_later_is_not_taken_for_well(stack: Stack) -> None:
+def test_service_that_exits_within_min_healthy_time_fails_the_step(stack: Stack) -> None:
     stack.write(web={"command": ["sh", "-c", "sleep 1; echo out of luck >&2; exit 4"]})
     with pytest.raises(OperationError, match=r"web-1 exited with code 4: out of luck"):
         stack.up(min_healthy_time="2s").act()
 
 
-def test_a_service_that_keeps_crashing_fails_at_the_deadline(stack: Stack) -> None:
+def test_crash_loop_fails_at_the_healthy_deadline(stack: Stack) -> None:
     stack.write(web={"command": ["false"], "restart": "always"})
     with pytest.raises(OperationError, match=r"not healthy after 2 s.*web-1"):
         stack.up(healthy_deadline="2s", min_healthy_time="1s").act()
 
 
-def test_a_job_that_others_wait_for_may_end(stack: Stack) -> None:
+def test_up_accepts_a_completed_dependency(stack: Stack) -> None:
     done = {"migrate": {"condition": "service_completed_successfully"}}
     stack.write(migrate={"command": ["true"]}, web={"depends_on": done})
     up = stack.up()
@@ -198,7 +198,7 @@ def test_a_job_that_others_wait_for_may_end(stack: Stack) -> None:
     assert stack.engine.inspect_container(stack.container("migrate"))["State"]["FinishedAt"] == ended
 
 
-def test_a_cancelled_up_ends_soon(stack: Stack) -> None:
+def test_cancelled_up_ends_soon(stack: Stack) -> None:
     check = {"test": ["CMD", "false"], "interval": "60s"}
     stack.write(web={"healthcheck": check})
     stop_at = time.monotonic() + 2
@@ -210,7 +210,7 @@ def test_a_cancelled_up_ends_soon(stack: Stack) -> None:
     assert stack.containers() == []
 
 
-def test_undo_leaves_what_somebody_else_has_changed_since(stack: Stack) -> None:
+def test_undo_refuses_a_service_that_was_changed_outside_of_the_run(stack: Stack) -> None:
     stack.up().act()
     stack.write(web={"environment": {"TAG": "2"}})
     up = stack.up()
@@ -224,18 +224,18 @@ def test_undo_leaves_what_somebody_else_has_changed_since(stack: Stack) -> None:
     assert stack.ids() == ids
 
 
-def test_a_stack_brought_up_by_hand_can_be_brought_back_while_its_files_tell_of_it(stack: Stack) -> None:
+def test_undo_restores_a_manually_started_stack_from_its_files(stack: Stack) -> None:
     environment = os.environ | {"DOCKER_HOST": os.environ["LONGSHORE_DOCKER_HOST"]}
     command = ["docker", "compose", "-p", stack.name, "up", "-d"]
     subprocess.run(command, cwd=stack.directory, env=environment, check=True, capture_output=True)
-    was = stack.look()
+    was = stack.state()
     stack.new_image()
-    tags = stack.look()["tags"]
+    tags = stack.state()["tags"]
 
     up = stack.step("compose.up.execute", project=stack.name, min_healthy_time=0)
     assert len(up.act().data["recreated"]) == 2
     assert up.undo().changed
-    assert stack.look() == was | {"tags": tags}
+    assert stack.state() == was | {"tags": tags}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_stack_brought_up_by_hand_can_be_brought_back_while_its_files_tell_of_
         ({}, "compose config"),
     ],
 )
-def test_files_that_cannot_work_fail_before_anything_is_touched(stack: Stack, files: dict[str, str], why: str) -> None:
+def test_invalid_files_fail_before_the_first_change(stack: Stack, files: dict[str, str], why: str) -> None:
     for path in stack.directory.iterdir():
         path.unlink()
     for name, text in files.items():
@@ -263,38 +263,38 @@ def test_files_that_cannot_work_fail_before_anything_is_touched(stack: Stack, fi
     assert (later.changed, later.impossible) == (None, None)
 
 
-def test_a_service_that_is_not_there_is_named_with_those_that_are(stack: Stack) -> None:
+def test_error_of_an_unknown_service_names_the_known_services(stack: Stack) -> None:
     with pytest.raises(Preflight, match=r"has no service 'wob'.*db, web"):
         _ = stack.up(services=["wob"]).before
 
 
-def test_the_kept_file_is_for_the_worker_alone(stack: Stack) -> None:
+def test_revision_file_is_readable_only_by_the_worker(stack: Stack) -> None:
     revision = Path(stack.up().act().data["revision"])
     assert revision.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
-    "said", [{}, {"project_dir": "here"}, {"project": "Shop"}, {"project": "shop", "colour": "red"}]
+    "params", [{}, {"project_dir": "here"}, {"project": "Shop"}, {"project": "shop", "colour": "red"}]
 )
-def test_parameters_that_make_no_sense_are_refused(said: dict[str, Any]) -> None:
+def test_invalid_parameters_of_up_are_rejected(params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        find("compose.up.execute").params.model_validate(said)
+        find("compose.up.execute").params.model_validate(params)
 
 
 # --- down ---------------------------------------------------------------------------------------------
 
 
-def test_down_takes_the_stack_down_and_its_undo_brings_back_what_ran(trio: Stack) -> None:
+def test_down_removes_the_stack_and_its_undo_restores_the_running_services(trio: Stack) -> None:
     trio.up().act()
     trio.engine.stop(trio.container("jobs"))
-    was = trio.look()
+    was = trio.state()
     down = trio.other("down")
     assert down.predict().changed is True
-    assert trio.look() == was
+    assert trio.state() == was
 
     assert down.act().changed
     assert trio.containers() == []
-    assert trio.look()["volumes"] == was["volumes"]
+    assert trio.state()["volumes"] == was["volumes"]
     assert down.again().act().changed
     second = trio.other("down")
     assert second.predict().changed is False
@@ -303,34 +303,34 @@ def test_down_takes_the_stack_down_and_its_undo_brings_back_what_ran(trio: Stack
 
     (trio.directory / "compose.yml").unlink()
     assert down.undo().changed
-    assert trio.look() == was
+    assert trio.state() == was
     assert not down.undo().changed
 
 
-def test_after_an_undo_the_projects_own_files_count_again(stack: Stack) -> None:
+def test_up_after_an_undo_reads_the_project_files(stack: Stack) -> None:
     stack.up().act()
     down = stack.other("down")
     down.act()
     down.undo()
     stack.write(web={"environment": {"TAG": "2"}})
 
-    foretold = stack.step("compose.up.execute", project=stack.name).predict()
+    prediction = stack.step("compose.up.execute", project=stack.name).predict()
 
-    assert "web: configuration changed" in foretold.action
+    assert "web: configuration changed" in prediction.action
 
 
 # --- stop and start -----------------------------------------------------------------------------------
 
 
-def test_stop_stops_what_runs_and_its_undo_starts_only_that(trio: Stack) -> None:
+def test_undo_of_stop_starts_only_the_stopped_services(trio: Stack) -> None:
     trio.up().act()
     trio.engine.stop(trio.container("jobs"))
-    was, ids = trio.look(), trio.ids()
+    was, ids = trio.state(), trio.ids()
     stop = trio.other("stop")
     assert stop.predict().changed is True
-    assert trio.look() == was
+    assert trio.state() == was
 
-    outcomes = stop.act_at_once()
+    outcomes = stop.act_concurrently()
     assert all(outcome.changed for outcome in outcomes)
     assert outcomes[0].data["stopped"] == [trio.container("db"), trio.container("web")]
     assert trio.running() == set()
@@ -340,27 +340,27 @@ def test_stop_stops_what_runs_and_its_undo_starts_only_that(trio: Stack) -> None
     assert not second.undo().changed
 
     assert stop.undo().changed
-    assert trio.look() == was
+    assert trio.state() == was
     assert trio.ids() == ids
     assert not stop.undo().changed
 
 
-def test_the_undo_of_a_stop_that_was_cancelled_waits_for_the_engine_and_starts(stack: Stack) -> None:
-    stack.write(web={"init": False})  # ignores TERM, so the engine kills it at the end of its grace
+def test_undo_of_a_cancelled_stop_waits_for_the_engine_and_starts_the_services(stack: Stack) -> None:
+    stack.write(web={"init": False})  # ignores SIGTERM, so that the engine kills the container after the grace period
     stack.up().act()
     stop = stack.other("stop", services=["web"])
-    cancelled = stop.again(1, asked_to_stop=lambda: stack.was_told_to_end("web"))
+    cancelled = stop.again(1, asked_to_stop=lambda: stack.was_signalled("web"))
 
     with pytest.raises((StepCancelled, Transient)):
         cancelled.act()
 
-    assert "web" in stack.running(), "its grace is not over"
+    assert "web" in stack.running(), "the grace period is not over"
     assert stop.undo().changed
-    time.sleep(2.5)  # longer than the grace: no stop comes later
+    time.sleep(2.5)  # longer than the grace period: the container is not stopped later
     assert stack.running() == {"db", "web"}
 
 
-def test_stop_of_some_services_leaves_the_others_alone(trio: Stack) -> None:
+def test_stop_of_some_services_leaves_the_others_running(trio: Stack) -> None:
     trio.up().act()
     stop = trio.other("stop", services=["web", "jobs"], grace="1s")
     stop.act()
@@ -369,9 +369,9 @@ def test_stop_of_some_services_leaves_the_others_alone(trio: Stack) -> None:
     assert trio.running() == {"db", "web", "jobs"}
 
 
-def test_the_undo_of_stop_starts_what_was_made_again_in_between(stack: Stack) -> None:
+def test_undo_of_stop_starts_recreated_containers(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stop = stack.other("stop")
     stop.act()
     stack.write(web={"environment": {"TAG": "2"}})
@@ -381,19 +381,19 @@ def test_the_undo_of_stop_starts_what_was_made_again_in_between(stack: Stack) ->
 
     assert stack.running() == set()
     assert stop.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
-def test_start_starts_what_is_stopped_and_its_undo_stops_exactly_that(trio: Stack) -> None:
+def test_undo_of_start_stops_only_the_started_services(trio: Stack) -> None:
     trio.up().act()
     trio.engine.stop(trio.container("web"))
     trio.engine.stop(trio.container("jobs"))
-    was, ids = trio.look(), trio.ids()
+    was, ids = trio.state(), trio.ids()
     start = trio.other("start", services=["web"], min_healthy_time="300ms")
     assert start.predict().changed is True
-    assert trio.look() == was
+    assert trio.state() == was
 
-    outcomes = start.act_at_once()
+    outcomes = start.act_concurrently()
     assert all(outcome.changed for outcome in outcomes)
     assert trio.running() == {"db", "web"}
     second = trio.other("start", services=["web"])
@@ -402,12 +402,12 @@ def test_start_starts_what_is_stopped_and_its_undo_stops_exactly_that(trio: Stac
     assert not second.undo().changed
 
     assert start.undo().changed
-    assert trio.look() == was
+    assert trio.state() == was
     assert trio.ids() == ids
     assert not start.undo().changed
 
 
-def test_start_starts_what_a_service_depends_on_too(stack: Stack) -> None:
+def test_start_starts_the_dependencies_of_a_service(stack: Stack) -> None:
     stack.up().act()
     stack.other("stop").act()
     stack.other("start", services=["web"], min_healthy_time=0).act()
@@ -415,7 +415,7 @@ def test_start_starts_what_a_service_depends_on_too(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("verb", ["stop", "start"])
-def test_a_project_or_a_service_that_is_not_there_is_one_clear_error(stack: Stack, verb: str) -> None:
+def test_unknown_project_or_service_is_an_error(stack: Stack, verb: str) -> None:
     nothing = stack.other(verb)
     assert nothing.predict().impossible
     with pytest.raises(Preflight, match=f"project {stack.name} has no containers"):
@@ -425,7 +425,7 @@ def test_a_project_or_a_service_that_is_not_there_is_one_clear_error(stack: Stac
         _ = stack.other(verb, services=["web"]).before
 
 
-def test_stop_of_a_stack_that_is_not_up_yet_changes_nothing(stack: Stack) -> None:
+def test_stop_of_a_stack_without_containers_changes_nothing(stack: Stack) -> None:
     stop = stack.step("compose.stop.execute", project_dir=str(stack.directory), project=stack.name)
     assert stop.predict().changed is False
     assert not stop.act().changed

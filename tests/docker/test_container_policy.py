@@ -1,4 +1,4 @@
-"""What a worker may not give a container, on a real engine; and what gc takes away, and what it leaves."""
+"""Allow lists of a worker on a real engine, and the garbage collection of backups (`longshore gc`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ assert stack
 
 
 @pytest.mark.parametrize(
-    ("said", "word"),
+    ("service", "word"),
     [
         ({"privileged": True}, "privileged: true"),
         ({"pid": "host"}, "pid: host"),
@@ -36,10 +36,10 @@ assert stack
         ({"volumes": ["/var/run/docker.sock:/var/run/docker.sock"]}, "root access to the host"),
     ],
 )
-def test_a_stack_that_is_root_on_the_host_is_not_brought_up(
-    stack: Stack, said: dict[str, object], word: str, monkeypatch: pytest.MonkeyPatch
+def test_up_refuses_a_stack_with_root_access_to_the_host(
+    stack: Stack, service: dict[str, object], word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack.write(web=said)
+    stack.write(web=service)
     up = stack.up()
     with pytest.raises(NotAllowed, match=word):
         up.act()
@@ -47,10 +47,10 @@ def test_a_stack_that_is_root_on_the_host_is_not_brought_up(
     monkeypatch.setenv("LONGSHORE_ALLOW_PRIVILEGED", "true")
     monkeypatch.setenv("LONGSHORE_ALLOWED_BINDS", "/")
     get_settings.cache_clear()
-    stack.up().predict()  # whoever may, may
+    stack.up().predict()  # allowed by the settings
 
 
-def test_a_container_is_not_given_the_hosts_root_nor_an_image_that_is_not_listed(
+def test_containers_with_host_root_or_unlisted_images_are_refused(
     step: MakeStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mount = {"type": "bind", "source": "/", "target": "/host"}
@@ -59,7 +59,7 @@ def test_a_container_is_not_given_the_hosts_root_nor_an_image_that_is_not_listed
         with pytest.raises(NotAllowed, match="root access to the host"):
             made.act()
         with pytest.raises(NotAllowed, match="root access to the host"):
-            made.predict()  # a rehearsal says what the real one would
+            made.predict()  # a dry run reports the same error
     disguised = {"type": "none", "o": "bind", "device": "/"}
     with pytest.raises(NotAllowed, match="root access to the host"):
         step("docker.volume-create.execute", name="los-disguised", options=disguised).act()
@@ -71,7 +71,7 @@ def test_a_container_is_not_given_the_hosts_root_nor_an_image_that_is_not_listed
         step("docker.pull.execute", image="elses/image:1").act()
 
 
-def test_what_a_worker_refuses_fails_the_step_touches_nothing_and_stands_in_the_audit_trail(
+def test_refused_operation_fails_the_step_changes_nothing_and_is_audited(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     place = Installation(redis_server.url, tmp_path, options=dict(QUICK), docker_host=engine_url())
@@ -100,23 +100,23 @@ def test_what_a_worker_refuses_fails_the_step_touches_nothing_and_stands_in_the_
 
 
 @pytest.mark.parametrize("content", ["OWN={url}", "{url}", "not a variable {url}"])
-def test_no_way_through_a_projects_files_leads_to_the_workers_own_access(
+def test_project_files_cannot_reveal_the_redis_url_of_the_worker(
     stack: Stack, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a file that holds the worker's Redis URL, as its environment in /proc does, behind a variable
+    # Given an env file with the Redis URL of the worker, whose path is a variable
     url = "redis://worker:swordfish-and-more@redis:6379/0"
     monkeypatch.setenv("LONGSHORE_REDIS_URL", url)
     get_settings.cache_clear()
     stack.write(web={"env_file": ["${WHERE}"]})
     (stack.directory / "own").write_text(content.replace("{url}", url))
     (stack.directory / ".env").write_text(f"TAG=1\nWHERE={stack.directory}/own\n")
-    # When it is brought up, then it is refused, or Compose cannot read it, and neither tells the password
+    # When the stack is started, then the step fails without the password in its error
     with pytest.raises(OperationError) as refused:
         stack.up().act()
     assert "depends on a variable" in str(refused.value)
     assert "swordfish" not in str(refused.value)
     assert not stack.ids()
-    # Without a variable it is not even read, where it is outside.
+    # An env file outside of the project is refused before it is read.
     stack.write(web={"env_file": ["/proc/self/environ"]})
     with pytest.raises(NotAllowed, match="is outside"):
         stack.up().act()
@@ -125,27 +125,27 @@ def test_no_way_through_a_projects_files_leads_to_the_workers_own_access(
 # --- gc ---------------------------------------------------------------------------------------------
 
 
-def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: PLR0915 - one story
+def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one scenario
     redis_server: RedisServer, tmp_path: Path, engine: docker.APIClient
 ) -> None:
     place = Installation(redis_server.url, tmp_path, options=QUICK | {"host": "web1"}, docker_host=engine_url())
     state = tmp_path / "state"
     names = [f"los-gc-{os.urandom(3).hex()}-{n}" for n in range(2)]
-    tag, elses = f"los-gc-{os.urandom(3).hex()}:1", "longshore-keep/images:k-elses-run.pull-0123456789ab"
-    engine.tag(IMAGE, *elses.split(":"))
+    tag, foreign_tag = f"los-gc-{os.urandom(3).hex()}:1", "longshore-keep/images:k-elses-run.pull-0123456789ab"
+    engine.tag(IMAGE, *foreign_tag.split(":"))
     for name in names:
         engine.create_container(IMAGE, ["true"], name=name, labels={"mine": "1"})
     client = place.client()
 
-    def kept() -> tuple[set[str], set[str]]:
+    def backups() -> tuple[set[str], set[str]]:
         tags = {t for image in engine.images() for t in image["RepoTags"] or () if t.startswith("longshore-keep/")}
         found = {row["Names"][0].strip("/") for row in engine.containers(all=True, filters={"label": "mine"})}
-        return {t for t in tags if "away-" in t or t == elses}, {n for n in found if n.startswith("los-gc-")}
+        return {t for t in tags if "away-" in t or t == foreign_tag}, {n for n in found if n.startswith("los-gc-")}
 
     try:
         place.worker("one", "-c", "2").start()
 
-        def away(name: str) -> str:
+        def run_with_backups(name: str) -> str:
             plan = Plan(f"away-{name}")
             plan.step("tag", "docker.tag.execute", image=IMAGE, name=tag).undo("none")
             plan.step("untag", "docker.image-remove.execute", image=tag).after("tag")
@@ -156,23 +156,25 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
             assert report.state == "succeeded", report
             return run.id
 
-        forgotten, known = away(names[0]), away(names[1])
+        forgotten, known = run_with_backups(names[0]), run_with_backups(names[1])
         assert client.get(forgotten).prune() == "done"
 
-        tags, containers = kept()
+        tags, containers = backups()
         assert len(containers) == 2
-        assert place.longshore("gc", "-o", "json").json["steps"][0]["status"] == "unchanged"  # nothing is old enough
+        assert (
+            place.longshore("gc", "-o", "json").json["steps"][0]["status"] == "unchanged"
+        )  # the backups are too young
         dry_run = place.longshore("gc", "--older-than", "0s", "--dry-run")
         assert dry_run.code == 0, dry_run.err
         assert f"{names[0]}--longshore-" in dry_run.out
         assert names[1] not in dry_run.out
-        assert kept() == (tags, containers)
+        assert backups() == (tags, containers)
 
         done = place.longshore("gc", "--older-than", "0s")
         assert done.code == 0, done.err
-        left, still = kept()
+        left, still = backups()
         assert {name.partition("--")[0] for name in still} == {names[1]}
-        assert elses in left  # of another installation on this engine
+        assert foreign_tag in left  # a backup of another installation
         assert all(forgotten not in name for name in left)
         assert {name for name in left if known in name} == {name for name in tags if known in name}
         receipts = {path.name.partition("~")[0] for path in (state / "receipts" / place.namespace).iterdir()}
@@ -180,7 +182,7 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
         assert known in receipts
         assert place.longshore("gc", "--older-than", "0s", "-o", "json").json["steps"][0]["status"] == "unchanged"
 
-        # what a known run may need is still there
+        # the undo of the stored run succeeds
         run = client.get(known)
         run.answer(run.undo(), timeout=PATIENCE)
         assert run.wait(timeout=PATIENCE).state == "undone"
@@ -192,5 +194,5 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
         for row in engine.containers(all=True, filters={"label": "mine"}):
             engine.remove_container(row["Id"], force=True)
         own = {tag for image in engine.images() for tag in image["RepoTags"] or () if tag.startswith("los-gc-")}
-        for tag in kept()[0] | own:  # not those of other tests, which use the same engine at the same time
+        for tag in backups()[0] | own:  # without those of other tests, which share the engine
             engine.remove_image(tag)

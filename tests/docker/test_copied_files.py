@@ -1,4 +1,4 @@
-"""Files that Compose copies into containers, inline configs and secrets from variables: a way back has them too."""
+"""Files that Compose copies into containers, from inline configs and variables: a revert restores them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from longshore.orchestration.errors import OperationError, Preflight
 from tests.docker.stack import Stack, stack
-from tests.docker.test_way_back import BAD, by_hand, release
+from tests.docker.test_way_back import BAD, release, start_manually
 
 pytestmark = pytest.mark.docker
 assert stack
@@ -33,17 +33,17 @@ def copied(stack: Stack) -> list[str]:
 
 
 @pytest.mark.parametrize("left_in_files", [True, False])
-def test_a_stack_that_was_started_by_hand_comes_back_with_its_copied_files(
+def test_revert_of_a_manually_started_stack_restores_its_copied_files(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, left_in_files: bool
 ) -> None:
     monkeypatch.setenv("PW_OF_SHOP", "correct-horse")
     write(stack, COPIED)
-    by_hand(stack)
+    start_manually(stack)
     monkeypatch.delenv("PW_OF_SHOP")
-    was, files = stack.look()["containers"], copied(stack)
+    was, files = stack.state()["containers"], copied(stack)
     assert files == ["helloa bcorrect-horseof a file", "0"]
 
-    # When the first release, which no longer uses the secret, is bad
+    # When the first release is bad, and no longer uses the secret
     used = {"configs": COPIED["configs"]} if left_in_files else {}
     write(stack, used | BAD | {"environment": {"TAG": "2"}}, motd="new")
     up = release(stack, "folder", auto_revert=True)
@@ -51,34 +51,34 @@ def test_a_stack_that_was_started_by_hand_comes_back_with_its_copied_files(
         up.act()
 
     assert error.value.data["reverted"] is True, error.value
-    assert stack.look()["containers"] == was
+    assert stack.state()["containers"] == was
     if left_in_files:
         assert copied(stack) == files
 
 
-def test_an_unset_variable_of_a_secret_is_an_error_before_the_first_change(
+def test_unset_variable_of_a_secret_fails_before_the_first_change(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PW_OF_SHOP", "correct-horse")
     write(stack, COPIED)
-    by_hand(stack)
+    start_manually(stack)
     monkeypatch.delenv("PW_OF_SHOP")
     write(stack, COPIED | {"environment": {"TAG": "2"}})
-    was, ids = stack.look(), stack.ids()
+    was, ids = stack.state(), stack.ids()
     up = release(stack, "folder")
 
-    foretold = up.predict()
+    prediction = up.predict()
     with pytest.raises(Preflight, match="unset variables: PW_OF_SHOP"):
         up.act()
 
-    assert "PW_OF_SHOP" in str(foretold.impossible)
-    assert (stack.look(), stack.ids()) == (was, ids)
-    # with the variable in the project's .env, the release succeeds, and so does its undo without the variable
+    assert "PW_OF_SHOP" in str(prediction.impossible)
+    assert (stack.state(), stack.ids()) == (was, ids)
+    # and with the variable in .env, the release succeeds, and its undo needs no variable
     (stack.directory / ".env").write_text("TAG=1\nPW_OF_SHOP=other-horse\n")
     up = release(stack, "folder")
     assert up.act().changed
     assert copied(stack)[0] == "helloa bother-horseof a file"
     (stack.directory / ".env").write_text("TAG=1\n")
     up.undo()
-    assert stack.look()["containers"] == was["containers"]
+    assert stack.state()["containers"] == was["containers"]
     assert copied(stack)[0] == "helloa bcorrect-horseof a file"

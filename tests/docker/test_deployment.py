@@ -1,4 +1,4 @@
-"""The deployment by the commands of its page, with images built on the spot, on an engine that knows none of them."""
+"""The deployment by the commands of its page, with images that the test builds."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from tests.integration.processes import wait_for
 from tests.machine import images
 from tests.servers import IMAGE, free_port, redis_program, remove_project, require_compose
 
-# Images are built from the lock's wheels, which a machine that has never seen them downloads first.
+# The timeout includes the first download of the wheels of the lock.
 pytestmark = [pytest.mark.docker, pytest.mark.operations, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = DOCS / "how-to" / "deployment.md"
 COMPOSE = ROOT / "compose" / "compose.yaml"
-#: Names of images that stand in for those of registries.
+#: The tags of the images that replace those of registries.
 BASE, CLI, REDIS = "los-python:1", "los-cli:1", "los-redis:1"
 MADE = ("los-longshore:1", "los-longshore-client:1")
-#: As many as it takes for one to go on with what another one has left.
+#: Two workers, so that one of them continues the run of the other.
 WORKERS = 2
 
 
 class Deployment:
-    """The deployment of the page, with its secrets, its folder of stacks and its state."""
+    """The deployment of the page, with its secrets, its folder of stacks and its state folder."""
 
     def __init__(self, folder: Path, socket: str) -> None:
         self.project = f"los-{uuid.uuid4().hex[:6]}"
@@ -59,7 +59,7 @@ class Deployment:
             "LONGSHORE_ALLOWED_COMMANDS": "true", "LONGSHORE_LEASE": "3s",
             "FLOWER_PORT": str(self.port), "LONGSHORE_ACTOR": "somebody",
         }  # fmt: skip
-        #: The page's own names, and those of this deployment.
+        #: Names on the page, and the names of this deployment.
         self.names = {
             "/var/lib/longshore": str(self.state), "/var/run/docker.sock": socket, "/srv": str(self.stacks),
             "worker=4": f"worker={WORKERS}", "tag=1.36": f"tag={IMAGE.partition(':')[2]}",
@@ -71,12 +71,12 @@ class Deployment:
         self.environment |= self.secrets | {"DOCKER_GID": str(os.stat(socket).st_gid)}
 
     def play(self, command: str) -> None:
-        """Run the commands of the page's block that contains a command."""
+        """Run the block of the page that contains a command."""
         (block,) = [one for one in blocks(PAGE) if one.language == "console" and command in one.body]
         body = block.body
         for name, ours in self.names.items():
             body = body.replace(name, ours)
-        self.player.play_on([replace(block, body=body)])
+        self.player.play_blocks([replace(block, body=body)])
 
     def compose(self, *arguments: str, timeout: float = 240, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = ["docker", "compose", "-f", str(COMPOSE), *arguments]
@@ -87,18 +87,18 @@ class Deployment:
         return done
 
     def longshore(self, *arguments: str, check: bool = True) -> Any:
-        """A command of the container that has only the client."""
+        """Run a command in the client container."""
         done = self.compose("run", "--rm", "-T", "client", *arguments, "-o", "json", check=check)
         with contextlib.suppress(ValueError):
             return json.loads(done.stdout)
         return done.stdout + done.stderr
 
     def flower(self, path: str, login: str | None = None) -> tuple[int, str]:
-        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
         coded = b64encode((self.secrets["FLOWER_BASIC_AUTH"] if login is None else login).encode()).decode()
-        asked.add_header("Authorization", f"Basic {coded}")
+        request.add_header("Authorization", f"Basic {coded}")
         try:
-            with urllib.request.urlopen(asked, timeout=20) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
                 return int(answer.status), answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -111,7 +111,7 @@ class Deployment:
 
 
 def locked_packages(folder: Path) -> Path:
-    """A folder with the locked packages; what was downloaded for this lock before is kept in `.dev`."""
+    """A folder with the locked packages. `.dev` has the packages of an earlier download."""
     lock = ROOT / "requirements.lock"
     digest = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()[:16]
     kept, made = ROOT / ".dev" / "wheels" / digest, folder / "made"
@@ -127,7 +127,7 @@ def locked_packages(folder: Path) -> Path:
 
 
 def build(folder: Path) -> None:
-    """The images that stand in for a registry's, with the locked packages."""
+    """Build the base images, with the locked packages."""
     shutil.copytree(locked_packages(folder), folder / "wheels")
     images.load(f"{BASE}-bare", images.python())
     (folder / "Dockerfile").write_text(f"FROM {BASE}-bare\nCOPY wheels {images.WHEELS}\n")
@@ -141,11 +141,11 @@ def deployment(engine: docker.APIClient, tmp_path_factory: pytest.TempPathFactor
     require_compose()
     socket = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not socket.startswith("unix://") or os.geteuid() != 0 or not shutil.which("redis-cli"):
-        require("the deployment needs an engine of this machine, root, and redis-cli")
+        require("the deployment needs an engine on this machine, root and redis-cli")
     folder = tmp_path_factory.mktemp("deployment")
     for parent in folder.parents:
         if parent != Path("/") and parent.stat().st_mode & 0o005 != 0o005:
-            parent.chmod(parent.stat().st_mode | 0o005)  # users of containers come by
+            parent.chmod(parent.stat().st_mode | 0o005)  # the users of the containers need access
     build(folder)
     made = Deployment(folder, socket.removeprefix("unix://"))
     try:
@@ -173,37 +173,39 @@ def test_compose_resolves_the_deployment_without_a_warning(deployment: Deploymen
         "beat", "client", "control", "engine", "flower", "grafana", "metrics", "prometheus", "redis", "worker",
     }  # fmt: skip
     with_socket = {
-        name for name, said in services.items()
-        for mount in said.get("volumes", ()) if "docker.sock" in mount["source"] + mount["target"]
+        name for name, service in services.items()
+        for mount in service.get("volumes", ()) if "docker.sock" in mount["source"] + mount["target"]
     }  # fmt: skip
     assert with_socket == {"engine"}
     for name in ("beat", "client", "control", "engine", "flower", "metrics", "redis", "worker"):
         assert services[name]["cap_drop"] == ["ALL"], name
         assert services[name]["read_only"] is True, name
-    published = {name: [one["host_ip"] for one in said["ports"]] for name, said in services.items() if "ports" in said}
+    published = {
+        name: [port["host_ip"] for port in service["ports"]] for name, service in services.items() if "ports" in service
+    }
     assert set(published) == {"flower", "prometheus", "grafana"}
     assert {ip for ips in published.values() for ip in ips} == {"127.0.0.1"}
     example = (ROOT / "compose/.env.example").read_text()
     known = {line.partition("=")[0] for line in example.splitlines() if "=" in line and not line.startswith("#")}
-    asked = set(yaml.safe_load(COMPOSE.read_text())["x-part"]["environment"])
-    assert {"LONGSHORE_HOST", "LONGSHORE_LABELS", "LONGSHORE_ALLOWED_IMAGES"} <= known & asked
+    passed = set(yaml.safe_load(COMPOSE.read_text())["x-part"]["environment"])
+    assert {"LONGSHORE_HOST", "LONGSHORE_LABELS", "LONGSHORE_ALLOWED_IMAGES"} <= known & passed
 
 
-def test_the_deployment_is_up_scaled_and_one_host_and_nobody_in_it_is_root(deployment: Deployment) -> None:
+def test_deployment_is_one_host_with_scaled_workers_and_no_process_of_root(deployment: Deployment) -> None:
     assert len(deployment.containers("worker")) == WORKERS
     (host,) = deployment.longshore("hosts", "ls")
     assert (host["name"], host["state"], host["labels"]) == ("docker", "ready", {"role": "shop"})
     assert len(host["nodes"]) == 2 + WORKERS  # control and engine
     for service in ("control", "engine", "worker", "flower", "beat", "redis"):
         (container, *_) = deployment.containers(service)
-        told = subprocess.run(["docker", "exec", container, "id", "-u"], capture_output=True, text=True, check=True)
-        assert told.stdout.strip() == "999", service
+        done = subprocess.run(["docker", "exec", container, "id", "-u"], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "999", service
 
 
-def test_a_plan_is_started_by_a_container_that_has_only_the_client(deployment: Deployment) -> None:
+def test_client_container_starts_a_plan(deployment: Deployment) -> None:
     modules = "import importlib.util as u; print(sorted(n for n in ('docker', 'flower', 'tornado') if u.find_spec(n)))"
-    told = deployment.compose("run", "--rm", "-T", "--entrypoint", "python3", "client", "-c", modules).stdout
-    assert told.strip() == "[]"
+    found = deployment.compose("run", "--rm", "-T", "--entrypoint", "python3", "client", "-c", modules).stdout
+    assert found.strip() == "[]"
     (deployment.stacks / "crowd.yaml").write_text(
         "name: crowd\nsteps:\n  each: {op: noop.execute, with: {sleep: 0.1}, foreach: '{{ range(20) | list }}'}\n"
         f"  web: {{op: docker.run.execute, with: {{image: {IMAGE}, command: [echo, hello]}}, after: [each]}}\n"
@@ -217,10 +219,10 @@ def test_a_plan_is_started_by_a_container_that_has_only_the_client(deployment: D
     assert [(line["what"], line["actor"]) for line in lines] == [("start", "somebody")]
 
 
-def test_the_release_of_the_page_writes_its_env_file_and_is_checked_from_outside(
+def test_release_of_the_page_writes_the_env_file_and_is_reverted_after_a_failed_check(
     deployment: Deployment, engine: docker.APIClient
 ) -> None:
-    # Given the examples of the page, with this deployment's project, image, port and folder of stacks
+    # Given the examples of the page, with the project, image, port and folder of this deployment
     shop, project = deployment.stacks / "shop", f"{deployment.project}-shop"
     ours = {"/srv": str(deployment.stacks), "PROJECT:-shop": f"PROJECT:-{project}", "8080": str(free_port())}
     ours["default: busybox"] = f"default: {IMAGE.partition(':')[0]}"
@@ -242,7 +244,7 @@ def test_the_release_of_the_page_writes_its_env_file_and_is_checked_from_outside
         assert "DB_PASSWORD=correct-horse-battery" in env
         (run,) = deployment.longshore("runs", "ls", "--plan", "release-shop")
         assert "correct-horse" not in json.dumps(deployment.longshore("runs", "show", run["run_id"]))
-        # and a release that fails goes back, and says so first
+        # and a failed release is reverted, and its report begins with the running version
         text = (shop / "compose.yaml").read_text()
         (shop / "compose.yaml").write_text(text.replace("http://127.0.0.1/", "http://127.0.0.1/missing"))
         plan, tag = deployment.stacks / "release.yaml", IMAGE.partition(":")[2]
@@ -253,7 +255,7 @@ def test_the_release_of_the_page_writes_its_env_file_and_is_checked_from_outside
         remove_project(engine, project)
 
 
-def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_replaced_and_flower_shows_the_run(
+def test_another_worker_continues_after_a_kill_and_flower_shows_the_run(
     deployment: Deployment,
 ) -> None:
     plan = deployment.stacks / "long.yaml"
@@ -277,19 +279,19 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_replaced_and_flower_
         report = deployment.longshore("runs", "show", run_id, check=False)
         return report if isinstance(report, dict) and report["state"] == "succeeded" else None
 
-    report = wait_for("its end, by another worker", ended)
+    report = wait_for("the end of the run on another worker", ended)
     assert report["steps"][0]["attempts"] == 2
     code, page = deployment.flower(f"/runs/{run_id}")
     assert code == 200
     assert "succeeded" in page
     assert "its worker was lost" in page
-    wait_for("its root in Flower", lambda: '"SUCCESS"' in deployment.flower(f"/api/task/info/{run_id}")[1])
-    # A container that is killed by hand stays so; compose brings it back.
+    wait_for("the root task in Flower", lambda: '"SUCCESS"' in deployment.flower(f"/api/task/info/{run_id}")[1])
+    # Docker does not restart a container that was killed with `docker kill`.
     deployment.compose("up", "-d", "--no-build", "--wait", "--scale", f"worker={WORKERS}")
-    wait_for("all of them", lambda: len(deployment.containers("worker")) == WORKERS)
+    wait_for("all workers", lambda: len(deployment.containers("worker")) == WORKERS)
 
 
-def test_nobody_reaches_redis_without_a_user_and_messages_of_others_are_refused(deployment: Deployment) -> None:
+def test_redis_requires_a_user_and_unsigned_messages_are_refused(deployment: Deployment) -> None:
     def redis(*words: str, user: str = "") -> str:
         password = deployment.secrets[f"LONGSHORE_{user.upper()}_URL"].split(":")[2].partition("@")[0] if user else ""
         login = ["--user", f"longshore-{user}", "-a", password, "--no-auth-warning"] if user else []
@@ -308,26 +310,26 @@ def test_nobody_reaches_redis_without_a_user_and_messages_of_others_are_refused(
     forged = json.dumps(content | {"headers": headers, "properties": properties})
     assert redis("lpush", "noop", forged, user="client").strip().isdigit()
 
-    def told() -> bool:
+    def is_audited() -> bool:
         found = deployment.longshore("audit", "--refused")
         return any("the signature is missing" in line["why"] for line in found)
 
-    wait_for("the refusal", told)
+    wait_for("the refusal", is_audited)
 
 
-def test_doctor_finds_nothing_wrong_with_it(deployment: Deployment) -> None:
+def test_doctor_finds_no_error_in_the_deployment(deployment: Deployment) -> None:
     done = deployment.compose("run", "--rm", "-T", "client", "doctor", check=False)
     found = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
     assert (done.returncode, found) == (0, []), done.stdout
     assert "Docker" in done.stdout
 
 
-def test_none_of_its_users_lacks_what_it_needs(deployment: Deployment) -> None:
-    said = deployment.compose("logs", "--no-color").stdout
-    assert [line for line in said.splitlines() if "no permissions" in line] == []
+def test_no_redis_user_lacks_a_permission(deployment: Deployment) -> None:
+    log = deployment.compose("logs", "--no-color").stdout
+    assert [line for line in log.splitlines() if "no permissions" in line] == []
 
 
-def test_metrics_are_scraped_by_a_user_who_only_reads(deployment: Deployment) -> None:
+def test_metrics_are_scraped_with_a_read_only_redis_user(deployment: Deployment) -> None:
     deployment.compose("--profile", "metrics", "up", "-d", "--no-build", "metrics")
     read = "import urllib.request as r; print(r.urlopen('http://metrics:9808/metrics', timeout=20).read().decode())"
 

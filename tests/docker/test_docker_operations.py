@@ -1,4 +1,4 @@
-"""`docker.*`: what each changes, takes back, recognises and foretells."""
+"""The operations `docker.*`: changes, compensation, repeated deliveries and predictions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.docker
 
 IMAGE = "longshore-test:1"
-Look = Callable[[], dict[str, Any]]
+ReadState = Callable[[], dict[str, Any]]
 MakeContainer = Callable[..., str]
 
 
@@ -39,10 +39,10 @@ def running(engine: docker.APIClient, name: str) -> bool:
 # --- create -------------------------------------------------------------------------------------------
 
 
-def test_create_makes_what_was_asked_and_its_undo_leaves_nothing(
-    engine: docker.APIClient, step: MakeStep, machine: Look
+def test_create_applies_all_options_and_its_undo_removes_the_container(
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState
 ) -> None:
-    was = machine()
+    was = engine_state()
     create = step(
         "docker.create.execute",
         image=IMAGE,
@@ -75,19 +75,19 @@ def test_create_makes_what_was_asked_and_its_undo_leaves_nothing(
         ("bind", "/host-share", False),
     }
     assert create.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not create.undo().changed
 
 
-def test_create_without_a_name_is_called_after_its_step(step: MakeStep, engine: docker.APIClient) -> None:
+def test_create_without_a_name_uses_the_id_of_the_step(step: MakeStep, engine: docker.APIClient) -> None:
     create = step("docker.create.execute", image=IMAGE)
     assert create.act().data["name"] == f"longshore-{create.ctx.op_id}"
 
 
-def test_a_delivery_of_create_that_comes_twice_makes_one_container(engine: docker.APIClient, step: MakeStep) -> None:
+def test_repeated_deliveries_of_create_make_one_container(engine: docker.APIClient, step: MakeStep) -> None:
     create = step("docker.create.execute", image=IMAGE)
 
-    outcomes = create.act_at_once(6)
+    outcomes = create.act_concurrently(6)
     later = create.again().act()
 
     assert len({outcome.data["id"] for outcome in [*outcomes, later]}) == 1
@@ -95,33 +95,33 @@ def test_a_delivery_of_create_that_comes_twice_makes_one_container(engine: docke
     assert len(engine.containers(all=True, filters={"label": f"longshore.op={create.ctx.op_id}"})) == 1
 
 
-def test_create_of_what_another_run_made_just_so_changes_nothing(step: MakeStep, machine: Look) -> None:
+def test_create_of_an_equal_container_of_another_run_changes_nothing(step: MakeStep, engine_state: ReadState) -> None:
     first = step("docker.create.execute", image=IMAGE, name="lst-same", command=["sleep", "9"])
     first.act()
-    was = machine()
+    was = engine_state()
     second = step("docker.create.execute", image=IMAGE, name="lst-same", command=["sleep", "9"])
 
     assert second.predict().changed is False
     assert not second.act().changed
     assert not second.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
 
-def test_create_leaves_a_foreign_container_of_that_name_alone(
-    step: MakeStep, container: MakeContainer, machine: Look
+def test_create_refuses_the_name_of_a_foreign_container(
+    step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container()
-    was = machine()
+    was = engine_state()
     create = step("docker.create.execute", image=IMAGE, name=name)
 
     assert create.predict().impossible
     with pytest.raises(Preflight, match="belongs to another container"):
         create.act()
     assert not create.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
 
-def test_create_of_a_missing_image_says_so_before_anything_is_touched(step: MakeStep) -> None:
+def test_create_with_a_missing_image_fails_before_the_first_change(step: MakeStep) -> None:
     create = step("docker.create.execute", image="longshore-nowhere:1")
     assert str(create.predict().impossible).startswith("image 'longshore-nowhere:1' is not on the Docker host")
     with pytest.raises(Preflight, match=r"longshore-nowhere:1.*pull or build it"):
@@ -142,16 +142,16 @@ def test_create_joins_each_network(engine: docker.APIClient, step: MakeStep) -> 
             engine.remove_network(network)
 
 
-def test_a_dry_create_makes_nothing(step: MakeStep, machine: Look) -> None:
-    was = machine()
+def test_dry_run_of_create_changes_nothing(step: MakeStep, engine_state: ReadState) -> None:
+    was = engine_state()
     prediction = step("docker.create.execute", image=IMAGE, name="lst-dry").predict()
     assert prediction.changed is True
     assert prediction.undo == "remove lst-dry"
-    assert machine() == was
+    assert engine_state() == was
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("params", "why"),
     [
         ({"volumes": ["/data"]}, "is not source:target"),
         ({"volumes": ["./here:/data"]}, "neither an absolute path nor a volume name"),
@@ -164,24 +164,24 @@ def test_a_dry_create_makes_nothing(step: MakeStep, machine: Look) -> None:
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_create_refuses_what_makes_no_sense(said: dict[str, Any], why: str) -> None:
+def test_create_rejects_invalid_parameters(params: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
-        find("docker.create.execute").params.model_validate({"image": IMAGE} | said)
+        find("docker.create.execute").params.model_validate({"image": IMAGE} | params)
 
 
-def test_a_bind_whose_path_is_missing_is_one_clear_error(step: MakeStep, machine: Look) -> None:
-    was = machine()
+def test_bind_mount_of_a_missing_path_is_an_error(step: MakeStep, engine_state: ReadState) -> None:
+    was = engine_state()
     create = step("docker.create.execute", image=IMAGE, volumes=["/nowhere/at/all:/x"])
     with pytest.raises(OperationError, match="/nowhere/at/all"):
         create.act()
     create.undo()
-    assert machine() == was
+    assert engine_state() == was
 
 
 # --- start and stop -----------------------------------------------------------------------------------
 
 
-def test_start_starts_once_and_its_undo_stops(
+def test_concurrent_starts_start_once_and_the_undo_stops_the_container(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name = container(start=False)
@@ -189,7 +189,7 @@ def test_start_starts_once_and_its_undo_stops(
     assert start.predict().changed is True
     assert not running(engine, name)
 
-    assert all(outcome.changed for outcome in start.act_at_once())
+    assert all(outcome.changed for outcome in start.act_concurrently())
     assert running(engine, name)
     assert not step("docker.start.execute", container=name).act().changed
 
@@ -198,7 +198,7 @@ def test_start_starts_once_and_its_undo_stops(
     assert not start.undo().changed
 
 
-def test_start_of_what_runs_changes_nothing_and_its_undo_stops_nothing(
+def test_start_of_a_running_container_and_its_undo_change_nothing(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name = container()
@@ -209,7 +209,7 @@ def test_start_of_what_runs_changes_nothing_and_its_undo_stops_nothing(
     assert running(engine, name)
 
 
-def test_a_second_attempt_does_not_start_again_what_has_ended(
+def test_second_attempt_does_not_restart_an_ended_container(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name = container("true", start=False)
@@ -222,7 +222,7 @@ def test_a_second_attempt_does_not_start_again_what_has_ended(
     assert engine.inspect_container(name)["State"]["StartedAt"] == began
 
 
-def test_start_of_a_program_that_is_not_there_fails_at_once(step: MakeStep, container: MakeContainer) -> None:
+def test_start_of_a_missing_program_is_not_retried(step: MakeStep, container: MakeContainer) -> None:
     start = step("docker.start.execute", container=container("/no/such/program", start=False, init=False))
     with pytest.raises(OperationError) as caught:
         start.act()
@@ -230,16 +230,16 @@ def test_start_of_a_program_that_is_not_there_fails_at_once(step: MakeStep, cont
     assert not start.undo().changed
 
 
-def test_stop_stops_once_and_its_undo_starts(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+def test_concurrent_stops_stop_once_and_the_undo_starts_the_container(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container()
-    was = machine()
+    was = engine_state()
     stop = step("docker.stop.execute", container=name, grace="3s")
     assert stop.predict().changed is True
-    assert machine() == was
+    assert engine_state() == was
 
-    outcomes = stop.act_at_once()
+    outcomes = stop.act_concurrently()
     assert all(outcome.changed for outcome in outcomes)
     assert outcomes[0].data["killed"] is False
     assert not running(engine, name)
@@ -249,32 +249,32 @@ def test_stop_stops_once_and_its_undo_starts(
     assert not again.undo().changed
 
     assert stop.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not stop.undo().changed
 
 
-def test_stop_says_when_it_had_to_kill(step: MakeStep, container: MakeContainer) -> None:
+def test_stop_reports_a_kill_after_the_grace_period(step: MakeStep, container: MakeContainer) -> None:
     name = container("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
     time.sleep(0.3)
     data = step("docker.stop.execute", container=name, grace=0).act().data
     assert (data["exit_code"], data["killed"]) == (137, True)
 
 
-def test_the_undo_of_stop_pauses_again_what_was_paused(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+def test_undo_of_stop_restores_the_pause(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container()
     engine.pause(name)
-    was = machine()
+    was = engine_state()
     stop = step("docker.stop.execute", container=name, grace=1)
     assert stop.act().changed
     assert stop.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     engine.unpause(name)
 
 
 @pytest.mark.parametrize("verb", ["start", "stop"])
-def test_a_container_that_is_not_there_is_one_clear_error(step: MakeStep, verb: str) -> None:
+def test_start_and_stop_of_a_missing_container_are_errors(step: MakeStep, verb: str) -> None:
     missing = step(f"docker.{verb}.execute", container="lst-nobody")
     assert str(missing.predict().impossible).startswith("container 'lst-nobody' does not exist")
     with pytest.raises(Preflight, match="container 'lst-nobody' does not exist"):
@@ -283,7 +283,7 @@ def test_a_container_that_is_not_there_is_one_clear_error(step: MakeStep, verb: 
     assert (later.changed, later.impossible) == (None, None)
 
 
-def test_a_container_that_is_lost_when_stopped_is_not_stopped(
+def test_stop_refuses_an_auto_removed_container(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name = container(auto_remove=True)
@@ -295,16 +295,16 @@ def test_a_container_that_is_lost_when_stopped_is_not_stopped(
 # --- remove -------------------------------------------------------------------------------------------
 
 
-def test_remove_puts_aside_and_its_undo_brings_back_all_of_it(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+def test_remove_renames_the_container_and_its_undo_restores_it(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container(restart_policy={"Name": "always"})
-    was = machine()
+    was = engine_state()
     remove = step("docker.remove.execute", container=name, force=True)
     assert remove.predict().changed is True
-    assert machine() == was
+    assert engine_state() == was
 
-    assert all(outcome.changed for outcome in remove.act_at_once())
+    assert all(outcome.changed for outcome in remove.act_concurrently())
     kept = engine.inspect_container(f"{name}--longshore-{remove.ctx.op_id}")
     assert kept["State"]["Running"] is False
     assert kept["HostConfig"]["RestartPolicy"]["Name"] == "no"
@@ -314,18 +314,18 @@ def test_remove_puts_aside_and_its_undo_brings_back_all_of_it(
     assert remove.again().act().changed
 
     assert remove.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not remove.undo().changed
 
 
-def test_remove_touches_a_running_container_only_by_force(step: MakeStep, container: MakeContainer) -> None:
+def test_remove_of_a_running_container_needs_force(step: MakeStep, container: MakeContainer) -> None:
     remove = step("docker.remove.execute", container=container())
     assert remove.predict().impossible
     with pytest.raises(Preflight, match="is running"):
         _ = remove.before
 
 
-def test_the_undo_of_remove_does_not_push_aside_a_new_container(
+def test_undo_of_remove_refuses_a_name_in_use(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name = container(start=False)
@@ -340,24 +340,26 @@ def test_the_undo_of_remove_does_not_push_aside_a_new_container(
     assert remove.undo().changed
 
 
-def test_the_undo_of_a_remove_that_stopped_half_way_heals_it(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+def test_undo_of_an_interrupted_remove_restores_the_container(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container(restart_policy={"Name": "unless-stopped"})
-    was = machine()
+    was = engine_state()
     remove = step("docker.remove.execute", container=name, force=True)
     _ = remove.before
     engine.update_container(name, restart_policy={"Name": "no"})
     engine.stop(name)
 
     assert remove.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
 
 # --- inspect ------------------------------------------------------------------------------------------
 
 
-def test_inspect_agrees_with_the_engine(engine: docker.APIClient, step: MakeStep, container: MakeContainer) -> None:
+def test_inspect_returns_the_state_of_the_engine(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer
+) -> None:
     name = container("sh", "-c", "exit 3")
     engine.wait(name)
     outcome = step("docker.inspect.get", container=name).act()
@@ -370,15 +372,17 @@ def test_inspect_agrees_with_the_engine(engine: docker.APIClient, step: MakeStep
     assert outcome.data["started_at"] == raw["State"]["StartedAt"]
 
 
-def test_inspect_of_nothing_is_an_answer(step: MakeStep) -> None:
+def test_inspect_of_a_missing_container_succeeds(step: MakeStep) -> None:
     assert step("docker.inspect.get", container="lst-nobody").act().data["exists"] is False
 
 
 # --- run ----------------------------------------------------------------------------------------------
 
 
-def test_run_runs_once_however_often_it_is_delivered(engine: docker.APIClient, step: MakeStep, machine: Look) -> None:
-    was = machine()
+def test_repeated_deliveries_of_run_start_one_container(
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState
+) -> None:
+    was = engine_state()
     run = step(
         "docker.run.execute",
         image=IMAGE,
@@ -386,9 +390,9 @@ def test_run_runs_once_however_often_it_is_delivered(engine: docker.APIClient, s
         ok_codes=[7],
     )
     assert run.predict().changed is True
-    assert machine() == was
+    assert engine_state() == was
 
-    outcomes = [*run.act_at_once(5), run.again().act()]
+    outcomes = [*run.act_concurrently(5), run.again().act()]
 
     assert {outcome.data["id"] for outcome in outcomes} == {outcomes[0].data["id"]}
     assert {outcome.data["started_at"] for outcome in outcomes} == {outcomes[0].data["started_at"]}
@@ -397,15 +401,13 @@ def test_run_runs_once_however_often_it_is_delivered(engine: docker.APIClient, s
     assert outcomes[0].data["stderr"] == "two\n"
     assert outcomes[0].data["exit_code"] == 7
     assert run.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not run.undo().changed
 
 
-def test_an_attempt_that_takes_over_waits_for_the_container_of_the_dead_one(
-    engine: docker.APIClient, step: MakeStep
-) -> None:
+def test_next_attempt_waits_for_the_container_of_the_lost_attempt(engine: docker.APIClient, step: MakeStep) -> None:
     run = step("docker.run.execute", image=IMAGE, command=["sh", "-c", "sleep 1; echo $RANDOM"])
-    other = threading.Thread(target=_swallow, args=(run.act,), daemon=True)
+    other = threading.Thread(target=_act_and_close, args=(run.act,), daemon=True)
     other.start()
     while not engine.containers(filters={"label": f"longshore.op={run.ctx.op_id}"}):
         time.sleep(0.02)
@@ -415,14 +417,14 @@ def test_an_attempt_that_takes_over_waits_for_the_container_of_the_dead_one(
     assert len(engine.containers(all=True, filters={"label": f"longshore.op={run.ctx.op_id}"})) == 1
 
 
-def _swallow(act: Callable[[], object]) -> None:
+def _act_and_close(act: Callable[[], object]) -> None:
     try:
         act()
     finally:
         close_engine()
 
 
-def test_a_run_that_fails_says_why_and_only_a_retry_runs_it_again(step: MakeStep) -> None:
+def test_failed_run_reports_its_output_and_only_a_retry_starts_a_new_container(step: MakeStep) -> None:
     run = step("docker.run.execute", image=IMAGE, command=["sh", "-c", "echo no space >&2; exit 3"])
     with pytest.raises(OperationError, match="exited with code 3: no space") as first:
         run.act()
@@ -436,7 +438,7 @@ def test_a_run_that_fails_says_why_and_only_a_retry_runs_it_again(step: MakeStep
     assert run.undo().changed
 
 
-def test_a_run_ends_with_its_time(engine: docker.APIClient, step: MakeStep) -> None:
+def test_timeout_stops_the_container_of_a_run(engine: docker.APIClient, step: MakeStep) -> None:
     deadline = time.monotonic() + 0.5
     run = step("docker.run.execute", {"deadline": deadline}, image=IMAGE, command=["sleep", "60"])
     with pytest.raises(StepTimeout, match="exceeded its timeout"):
@@ -444,7 +446,7 @@ def test_a_run_ends_with_its_time(engine: docker.APIClient, step: MakeStep) -> N
     assert not engine.containers(filters={"label": f"longshore.op={run.ctx.op_id}"})
 
 
-def test_a_cancelled_container_run_stops_soon(engine: docker.APIClient, step: MakeStep) -> None:
+def test_cancel_stops_the_container_of_a_run(engine: docker.APIClient, step: MakeStep) -> None:
     stop_at = time.monotonic() + 0.5
     run = step(
         "docker.run.execute",
@@ -458,7 +460,7 @@ def test_a_cancelled_container_run_stops_soon(engine: docker.APIClient, step: Ma
     assert not engine.containers(filters={"label": f"longshore.op={run.ctx.op_id}"})
 
 
-def test_the_output_of_a_run_is_bounded(step: MakeStep) -> None:
+def test_output_of_a_run_is_limited(step: MakeStep) -> None:
     run = step("docker.run.execute", image=IMAGE, command=["sh", "-c", "yes 0123456789 | head -c 300000; echo end"])
     data = run.act().data
     assert len(data["stdout"]) == 64 * 1024
@@ -466,9 +468,9 @@ def test_the_output_of_a_run_is_bounded(step: MakeStep) -> None:
     assert data["truncated"] is True
 
 
-def test_a_run_that_is_killed_for_memory_says_so(step: MakeStep) -> None:
-    told = []
-    for _ in range(3):  # the engine may lose the event where the machine is busy: the group is gone before it is read
+def test_run_reports_that_the_container_ran_out_of_memory(step: MakeStep) -> None:
+    errors = []
+    for _ in range(3):  # on a busy machine, the cgroup may end before the engine reads its out-of-memory event
         run = step(
             "docker.run.execute",
             image=IMAGE,
@@ -478,15 +480,13 @@ def test_a_run_that_is_killed_for_memory_says_so(step: MakeStep) -> None:
         )
         with pytest.raises(OperationError) as ended:
             run.act()
-        told.append(str(ended.value))
-        if "ran out of memory" in told[-1]:
+        errors.append(str(ended.value))
+        if "ran out of memory" in errors[-1]:
             return
-    pytest.fail(f"no word of memory in {told}")
+    pytest.fail(f"no error names the memory: {errors}")
 
 
-def test_the_undo_of_a_run_leaves_a_volume_in_which_it_may_have_written(
-    engine: docker.APIClient, step: MakeStep
-) -> None:
+def test_undo_of_a_run_leaves_and_names_its_volumes(engine: docker.APIClient, step: MakeStep) -> None:
     run = step("docker.run.execute", image=IMAGE, volumes=["lst-kept:/d"], command=["touch", "/d/x"])
     run.act()
     assert run.undo().data == {"left_volumes": ["lst-kept"]}
@@ -496,13 +496,13 @@ def test_the_undo_of_a_run_leaves_a_volume_in_which_it_may_have_written(
 # --- the engine ---------------------------------------------------------------------------------------
 
 
-def test_an_engine_that_is_away_can_come_back(step: MakeStep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_engine_is_a_temporary_error(step: MakeStep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSHORE_DOCKER_HOST", "unix:///nowhere/docker.sock")
     with pytest.raises(Transient, match=r"unix:///nowhere/docker.sock does not respond: start the engine"):
         step("docker.inspect.get", container="lst-nobody").act()
 
 
-def test_an_unknown_context_is_an_error_and_not_the_default_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_docker_context_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LONGSHORE_DOCKER_HOST")
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setenv("DOCKER_CONTEXT", "lst-nowhere")

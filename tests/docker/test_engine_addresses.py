@@ -1,4 +1,4 @@
-"""An engine through TLS, as `tcp://` with certificates; and what is said where it cannot be reached."""
+"""Engines behind TLS (`tcp://`) and SSH, and the errors of engines that do not respond."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MakeContainer = Callable[..., str]
 
 
 def certificates(folder: Path) -> None:
-    """An authority, and certificates of server and client."""
+    """Create a certificate authority, and the certificates of a server and a client."""
     if shutil.which("openssl") is None:
-        require("no openssl here to make certificates")
+        require("openssl is not installed, and the certificates need it")
 
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
@@ -52,8 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def behind_tls(folder: Path) -> Iterator[str]:
-    """The engine, reached by TLS with both sides' certificates."""
+def tls_address(folder: Path) -> Iterator[str]:
+    """The address of a TLS proxy before the engine, which verifies client certificates."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(folder / "ca.pem"))
     context.load_cert_chain(folder / "server-cert.pem", folder / "server-key.pem")
     context.verify_mode = ssl.CERT_REQUIRED
@@ -82,7 +82,7 @@ def behind_tls(folder: Path) -> Iterator[str]:
                 threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
 
     if not engine_url().startswith("unix://"):
-        require("the engine of these tests has no socket to stand behind")
+        require("the engine of the tests has no unix socket")
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
     yield f"tcp://127.0.0.1:{listening.getsockname()[1]}"
@@ -104,14 +104,14 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     close_engine()
 
 
-def test_an_engine_behind_tls_is_reached_with_certificates(
-    step: MakeStep, container: MakeContainer, behind_tls: str, folder: Path, use: Callable[..., None]
+def test_operations_reach_an_engine_through_tls(
+    step: MakeStep, container: MakeContainer, tls_address: str, folder: Path, use: Callable[..., None]
 ) -> None:
     name = container()
-    use(behind_tls, DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH=str(folder))
+    use(tls_address, DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH=str(folder))
     assert step("docker.inspect.get", container=name).act().data["running"]
-    told = step("docker.exec.execute", container=name, argv=["seq", "1", "20000"]).act().data
-    assert told["stdout"].endswith("19999\n20000\n")
+    printed = step("docker.exec.execute", container=name, argv=["seq", "1", "20000"]).act().data
+    assert printed["stdout"].endswith("19999\n20000\n")
     assert (
         step("docker.run.execute", image="longshore-test:1", command=["echo", "well"]).act().data["stdout"] == "well\n"
     )
@@ -119,19 +119,19 @@ def test_an_engine_behind_tls_is_reached_with_certificates(
         step("docker.exec.execute", container=name, argv=["cat"], stdin="x").act()
 
 
-def test_an_engine_behind_tls_is_not_reached_without(
-    step: MakeStep, behind_tls: str, use: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+def test_unknown_certificate_authority_is_a_final_error(
+    step: MakeStep, tls_address: str, use: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = tmp_path_factory.mktemp("others")
     certificates(other)
-    use(behind_tls, DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH=str(other))
+    use(tls_address, DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH=str(other))
     with pytest.raises(OperationError, match="TLS verification between") as error:
         step("docker.list.get").act()
     assert not isinstance(error.value, Transient)
 
 
 @pytest.mark.parametrize("url", ["unix:///no/such.sock", "tcp://127.0.0.1:1"])
-def test_an_engine_that_is_not_there_is_one_clear_error(step: MakeStep, use: Callable[..., None], url: str) -> None:
+def test_error_of_an_unreachable_engine_names_the_remedy(step: MakeStep, use: Callable[..., None], url: str) -> None:
     use(url)
     with pytest.raises(Transient, match="does not respond: start the engine, or set LONGSHORE_DOCKER_HOST"):
         step("docker.list.get").act()
@@ -139,17 +139,17 @@ def test_an_engine_that_is_not_there_is_one_clear_error(step: MakeStep, use: Cal
 
 # docker-py leaves the processes of its ssh connections to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_an_engine_behind_ssh_is_reached_by_the_machines_own_program(
+def test_operations_reach_an_engine_through_the_ssh_program(
     step: MakeStep,
     container: MakeContainer,
     use: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Given something that is called as ssh is, and does on this machine what it would do on another
-    asked = tmp_path / "asked"
+    # Given a program `ssh` that runs the remote command on this machine
+    calls = tmp_path / "calls"
     ssh = tmp_path / "ssh"
-    ssh.write_text(f'#!/bin/sh\necho "$@" >>{asked}\nDOCKER_HOST={engine_url()} exec docker system dial-stdio\n')
+    ssh.write_text(f'#!/bin/sh\necho "$@" >>{calls}\nDOCKER_HOST={engine_url()} exec docker system dial-stdio\n')
     ssh.chmod(0o755)
     name = container("sh", "-c", "echo said; sleep 600")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -159,9 +159,9 @@ def test_an_engine_behind_ssh_is_reached_by_the_machines_own_program(
     assert step("docker.logs.get", container=name).act().data["stdout"] == "said\n"
     run = step("docker.run.execute", image="longshore-test:1", command=["echo", "well"])
     assert run.act().data["stdout"] == "well\n"
-    assert "web9" in asked.read_text()
+    assert "web9" in calls.read_text()
     with pytest.raises(OperationError, match="cannot run through ssh://ops@web9"):
         step("docker.exec.execute", container=name, argv=["true"]).act()
     run.undo()
     close_engine()
-    gc.collect()  # here, where it is known what it will complain of
+    gc.collect()  # with the warnings that the marker ignores

@@ -1,4 +1,4 @@
-"""One contract for both engines: the one that tests and rehearsals use, and the real one."""
+"""The contract of both engines: the engine in memory and the Docker engine."""
 
 from __future__ import annotations
 
@@ -52,36 +52,36 @@ def make(port: Engine, **config: object) -> str:
     return name
 
 
-def look(port: Engine, name: str) -> Container:
+def inspect(port: Engine, name: str) -> Container:
     found = port.inspect(name)
     assert found is not None
     return found
 
 
-def test_a_container_is_made_started_stopped_and_removed(port: Engine) -> None:
+def test_container_is_created_started_stopped_and_removed(port: Engine) -> None:
     name = make(port)
-    made = look(port, name)
+    made = inspect(port, name)
     assert (made.name, made.status, made.running, made.started_at) == (name, "created", False, None)
-    assert look(port, made.id) == made
-    assert look(port, made.id[:12]) == made
+    assert inspect(port, made.id) == made
+    assert inspect(port, made.id[:12]) == made
 
     assert port.start(name)
-    assert not port.start(name), "it runs already"
-    started = look(port, name)
+    assert not port.start(name), "the container runs"
+    started = inspect(port, name)
     assert (started.status, started.running) == ("running", True)
     assert started.started_at is not None
 
     assert port.stop(name, 1)
     assert not port.stop(name, 1)
-    assert (look(port, name).status, look(port, name).running) == ("exited", False)
-    assert look(port, name).started_at == started.started_at
+    assert (inspect(port, name).status, inspect(port, name).running) == ("exited", False)
+    assert inspect(port, name).started_at == started.started_at
 
     assert port.remove(name)
     assert not port.remove(name)
     assert port.inspect(name) is None
 
 
-def test_what_is_not_there_is_none_for_a_look_and_an_error_for_an_act(port: Engine) -> None:
+def test_missing_object_is_none_for_a_query_and_an_error_for_a_change(port: Engine) -> None:
     assert port.inspect("lst-nothing") is None
     assert port.image_id("lst-nothing:1") is None
     for act in (port.start, port.stop, port.pause):
@@ -91,7 +91,7 @@ def test_what_is_not_there_is_none_for_a_look_and_an_error_for_an_act(port: Engi
         port.create("lst-x", {"Image": "lst-nothing:1"})
 
 
-def test_a_name_is_one_containers(port: Engine) -> None:
+def test_container_name_is_unique(port: Engine) -> None:
     name = make(port)
     with pytest.raises(Conflict):
         port.create(name, {"Image": IMAGE})
@@ -99,24 +99,24 @@ def test_a_name_is_one_containers(port: Engine) -> None:
     with pytest.raises(Conflict):
         port.rename(other, name)
     port.rename(other, f"{other}-x")
-    assert look(port, f"{other}-x").name == f"{other}-x"
+    assert inspect(port, f"{other}-x").name == f"{other}-x"
     assert port.inspect(other) is None
 
 
-def test_labels_find_containers_stopped_ones_too(port: Engine) -> None:
+def test_label_filter_finds_stopped_containers(port: Engine) -> None:
     name = make(port)
     assert [found.name for found in port.containers({"lst.contract": name})] == [name]
     assert port.containers({"lst.contract": "another"}) == []
 
 
-def test_a_label_finds_whatever_its_value_is(port: Engine) -> None:
+def test_label_filter_without_a_value_matches_any_value(port: Engine) -> None:
     name = make(port)
     found = port.rows({"label": ["lst.contract"]}, all_of_them=True)
     assert f"/{name}" in [row["Names"][0] for row in found]
     assert port.rows({"label": ["lst.nothing"]}, all_of_them=True) == []
 
 
-def test_volumes_are_found_by_a_label_with_all_that_they_have(port: Engine) -> None:
+def test_labelled_volumes_returns_all_labels_of_a_volume(port: Engine) -> None:
     name = f"lst-{uuid.uuid4().hex[:8]}"
     port.create_volume({"Name": name, "Labels": {name: "yes", "and": "more"}})
     try:
@@ -126,22 +126,22 @@ def test_volumes_are_found_by_a_label_with_all_that_they_have(port: Engine) -> N
         port.remove_volume(name)
 
 
-def test_it_is_known_whose_network_a_container_is_in(port: Engine) -> None:
-    first = look(port, make(port))
+def test_network_mode_names_the_other_container(port: Engine) -> None:
+    first = inspect(port, make(port))
     second = make(port, HostConfig={"NetworkMode": f"container:{first.id}"})
-    assert look(port, second).network_mode == f"container:{first.id}"
+    assert inspect(port, second).network_mode == f"container:{first.id}"
     (row,) = port.rows({"label": [f"lst.contract={second}"]}, all_of_them=True)
     assert row["HostConfig"]["NetworkMode"] == f"container:{first.id}"
 
 
-def test_what_a_container_says_is_followed_to_its_end(engine: docker.APIClient) -> None:
+def test_follow_returns_the_output_until_the_end_of_the_container(engine: docker.APIClient) -> None:
     real = DockerEngine(engine_url())
-    said: list[tuple[int, bytes]] = []
+    printed: list[tuple[int, bytes]] = []
     name = make(real, Cmd=["sh", "-c", "echo one; sleep 0.5; echo two >&2"])
     try:
         real.start(name)
-        real.follow(name, lambda stream, piece: said.append((stream, piece)), lambda: False)
-        assert said == [(1, b"one\n"), (2, b"two\n")]
+        real.follow(name, lambda stream, piece: printed.append((stream, piece)), lambda: False)
+        assert printed == [(1, b"one\n"), (2, b"two\n")]
         real.follow("lst-nothing", lambda *_: None, lambda: False)
     finally:
         engine.remove_container(name, force=True)
@@ -154,12 +154,12 @@ def test_pause_and_restart_policy(port: Engine) -> None:
         port.pause(name)
     port.start(name)
     port.pause(name)
-    assert (look(port, name).paused, look(port, name).status) == (True, "paused")
+    assert (inspect(port, name).paused, inspect(port, name).status) == (True, "paused")
     port.set_restart(name, {"Name": "on-failure", "MaximumRetryCount": 3})
-    assert look(port, name).restart_policy == {"Name": "on-failure", "MaximumRetryCount": 3}
+    assert inspect(port, name).restart_policy == {"Name": "on-failure", "MaximumRetryCount": 3}
 
 
-def test_an_image_has_names(port: Engine) -> None:
+def test_tag_and_untag_change_the_names_of_an_image(port: Engine) -> None:
     image = port.image_id(IMAGE)
     assert image is not None
     assert port.image_id(image) == image
@@ -170,7 +170,7 @@ def test_an_image_has_names(port: Engine) -> None:
     assert not port.untag("lst-contract:2")
 
 
-def test_functions_have_the_sdks_own_client(engine: docker.APIClient) -> None:
+def test_context_of_functions_has_a_client_of_the_docker_sdk(engine: docker.APIClient) -> None:
     from longshore.tasks.attempts.contexts import _engine
 
     client = _engine()
@@ -178,10 +178,8 @@ def test_functions_have_the_sdks_own_client(engine: docker.APIClient) -> None:
     client.close()
 
 
-# --- what came later --------------------------------------------------------------------------------
-
-
-def test_rows_are_filtered_by_the_engine(port: Engine) -> None:
+# --- lists, limits, exec, files, networks, volumes --------------------------------------------------
+def test_rows_are_filtered_by_label_status_and_name(port: Engine) -> None:
     name = make(port)
     port.start(name)
     label = {"label": [f"lst.contract={name}"]}
@@ -194,18 +192,18 @@ def test_rows_are_filtered_by_the_engine(port: Engine) -> None:
     other = make(port)
     port.rename(other, f"{name}0")
     found = port.rows({"name": [f"^/{name}$"]}, all_of_them=True)
-    assert [row["Names"] for row in found] == [[f"/{name}"]], "and not a part of a name"
+    assert [row["Names"] for row in found] == [[f"/{name}"]], "the filter matches whole names"
 
 
-def test_the_long_answer_has_what_the_short_one_is_made_of(port: Engine) -> None:
+def test_raw_description_and_inspect_agree(port: Engine) -> None:
     name = make(port)
     raw = port.raw(name)
     assert raw is not None
-    assert Container.of(raw) == look(port, name)
+    assert Container.of(raw) == inspect(port, name)
     assert port.raw("lst-nothing") is None
 
 
-def test_limits_are_changed_while_it_runs(port: Engine) -> None:
+def test_update_changes_limits_of_a_container(port: Engine) -> None:
     name = make(port)
     port.update(name, {"RestartPolicy": {"Name": "always", "MaximumRetryCount": 0}, "PidsLimit": 40})
     raw = port.raw(name)
@@ -215,30 +213,30 @@ def test_limits_are_changed_while_it_runs(port: Engine) -> None:
         port.update("lst-nothing", {})
 
 
-def test_a_container_is_paused_once(port: Engine) -> None:
+def test_pause_of_a_paused_container_is_an_error(port: Engine) -> None:
     name = make(port)
     port.start(name)
     port.pause(name)
-    assert look(port, name).paused
+    assert inspect(port, name).paused
     with pytest.raises(OperationError):
         port.pause(name)
 
 
-def test_a_program_inside_is_heard_and_its_end_is_known(port: Engine) -> None:
+def test_exec_returns_output_and_exit_code(port: Engine) -> None:
     name = make(port)
     with pytest.raises(Conflict, match="not running"):
         port.create_exec(name, {"Cmd": ["true"]})
     port.start(name)
-    heard: list[tuple[int, bytes]] = []
+    printed: list[tuple[int, bytes]] = []
     execution = port.create_exec(name, {"Cmd": ["echo", "well"]})
-    port.start_exec(execution, None, lambda stream, piece: heard.append((stream, piece)), lambda: None)
-    assert heard == [(1, b"well\n")]
+    port.start_exec(execution, None, lambda stream, piece: printed.append((stream, piece)), lambda: None)
+    assert printed == [(1, b"well\n")]
     known = port.execution(execution)
     assert known is not None
     assert (known.running, known.exit_code) == (False, 0)
     fed = port.create_exec(name, {"Cmd": ["cat"], "AttachStdin": True})
-    port.start_exec(fed, b"in", lambda _stream, piece: heard.append((1, piece)), lambda: None)
-    assert heard[-1] == (1, b"in")
+    port.start_exec(fed, b"in", lambda _stream, piece: printed.append((1, piece)), lambda: None)
+    assert printed[-1] == (1, b"in")
     failed = port.create_exec(name, {"Cmd": ["false"]})
     port.start_exec(failed, None, lambda _stream, _piece: None, lambda: None)
     known = port.execution(failed)
@@ -247,7 +245,7 @@ def test_a_program_inside_is_heard_and_its_end_is_known(port: Engine) -> None:
     assert port.execution("0" * 64) is None
 
 
-def test_files_travel_as_archives(port: Engine) -> None:
+def test_files_are_copied_as_archives(port: Engine) -> None:
     name = make(port)
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
@@ -270,7 +268,7 @@ def test_files_travel_as_archives(port: Engine) -> None:
         port.read_archive("lst-nothing", "/note.txt", 1 << 20)
 
 
-def test_an_image_knows_its_names_and_goes_with_the_last(port: Engine) -> None:
+def test_image_lists_its_tags(port: Engine) -> None:
     image_id = port.image_id(IMAGE)
     assert image_id is not None
     port.tag(image_id, "lst-contract:2")
@@ -282,7 +280,7 @@ def test_an_image_knows_its_names_and_goes_with_the_last(port: Engine) -> None:
     assert not port.untag("lst-contract:2")
 
 
-def test_a_network_is_made_looked_at_and_removed(port: Engine) -> None:
+def test_network_is_created_inspected_and_removed(port: Engine) -> None:
     name = f"lst-{uuid.uuid4().hex[:8]}"
     made = port.create_network({"Name": name, "Driver": "bridge", "Internal": True, "Labels": {"a": "b"}})
     found = port.network(name)
@@ -295,7 +293,7 @@ def test_a_network_is_made_looked_at_and_removed(port: Engine) -> None:
     assert port.network(name) is None
 
 
-def test_a_volume_is_made_once_and_what_is_there_stays_as_it_is(port: Engine) -> None:
+def test_create_of_an_existing_volume_changes_nothing(port: Engine) -> None:
     name = f"lst-{uuid.uuid4().hex[:8]}"
     for label in ("first", "second"):
         port.create_volume({"Name": name, "Labels": {"of": label}})
@@ -306,19 +304,19 @@ def test_a_volume_is_made_once_and_what_is_there_stays_as_it_is(port: Engine) ->
     assert port.volume(name) is None
 
 
-def test_the_engine_says_what_it_is(port: Engine) -> None:
-    said = port.info()
-    assert said["ID"]
-    assert said["NCPU"] > 0
-    assert said["MemTotal"] > 0
+def test_info_describes_the_engine(port: Engine) -> None:
+    info = port.info()
+    assert info["ID"]
+    assert info["NCPU"] > 0
+    assert info["MemTotal"] > 0
 
 
 # --- a registry -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def shelf(port: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A name in a registry that the engine has no image of."""
+def remote_ref(port: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An image name in a registry. The engine has no image of this name."""
     name = f"lst-{uuid.uuid4().hex[:8]}:1"
     if isinstance(port, MemoryEngine):
         yield name
@@ -328,43 +326,43 @@ def shelf(port: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
     port.untag(f"{registry.host}/{name}")
 
 
-def test_an_image_goes_to_a_registry_and_comes_back(port: Engine, shelf: str) -> None:
-    def nobody() -> None:
+def test_image_is_pushed_and_pulled(port: Engine, remote_ref: str) -> None:
+    def no_check() -> None:
         return
 
     image_id = port.image_id(IMAGE)
     assert image_id is not None
     with pytest.raises((NotThere, OperationError)):
-        port.pull(shelf, login=None, platform=None, check=nobody)
+        port.pull(remote_ref, login=None, platform=None, check=no_check)
     with pytest.raises(OperationError):
-        port.push(shelf, login=None, check=nobody)
-    port.tag(image_id, shelf)
-    port.push(shelf, login=None, check=nobody)
-    digest = port.remote_digest(shelf, login=None)
-    image = port.image(shelf)
+        port.push(remote_ref, login=None, check=no_check)
+    port.tag(image_id, remote_ref)
+    port.push(remote_ref, login=None, check=no_check)
+    digest = port.remote_digest(remote_ref, login=None)
+    image = port.image(remote_ref)
     assert image is not None
     assert any(text.endswith(f"@{digest}") for text in image.digests)
-    assert port.untag(shelf)
-    assert port.image(shelf) is None
-    port.pull(shelf, login=None, platform=None, check=nobody)
-    assert port.image_id(shelf) == image_id
+    assert port.untag(remote_ref)
+    assert port.image(remote_ref) is None
+    port.pull(remote_ref, login=None, platform=None, check=no_check)
+    assert port.image_id(remote_ref) == image_id
 
 
-def test_what_check_raises_ends_a_long_call(port: Engine, shelf: str) -> None:
+def test_exception_of_check_ends_push_and_pull(port: Engine, remote_ref: str) -> None:
     def stop() -> None:
-        raise StepCancelled("enough")
+        raise StepCancelled("cancelled")
 
     image_id = port.image_id(IMAGE)
     assert image_id is not None
-    port.tag(image_id, shelf)
+    port.tag(image_id, remote_ref)
     with pytest.raises(StepCancelled):
-        port.push(shelf, login=None, check=stop)
-    port.push(shelf, login=None, check=lambda: None)
+        port.push(remote_ref, login=None, check=stop)
+    port.push(remote_ref, login=None, check=lambda: None)
     with pytest.raises(StepCancelled):
-        port.pull(shelf, login=None, platform=None, check=stop)
+        port.pull(remote_ref, login=None, platform=None, check=stop)
 
 
-def test_all_images_and_what_happened_to_containers_come_in_one_call_each(port: Engine) -> None:
+def test_images_and_container_events_are_listed(port: Engine) -> None:
     began = time.time() - 1
     name = make(port)
     port.start(name)
@@ -380,11 +378,11 @@ def test_all_images_and_what_happened_to_containers_come_in_one_call_each(port: 
     assert any(image.id == port.image_id(IMAGE) and IMAGE in image.tags for image in port.images())
 
 
-def test_when_an_image_was_given_a_name_last_is_known(port: Engine) -> None:
+def test_tagged_at_is_the_time_of_the_last_tag(port: Engine) -> None:
     image_id = port.image_id(IMAGE)
     assert image_id is not None
     began = time.time() - 2
     port.tag(image_id, f"{IMAGE.partition(':')[0]}:named-{os.urandom(4).hex()}")
-    told = datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", port.tagged_at(image_id)))
-    assert began <= told.timestamp() <= time.time() + 2
+    tagged = datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", port.tagged_at(image_id)))
+    assert began <= tagged.timestamp() <= time.time() + 2
     assert port.tagged_at("sha256:" + "0" * 64) == ""

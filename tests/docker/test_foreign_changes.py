@@ -1,4 +1,4 @@
-"""Undo leaves what somebody else has done in between, takes back no more than was done, and no less."""
+"""Compensation after changes outside of the run, and the exact extent of each undo."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ assert stack
 # --- names of images ----------------------------------------------------------------------------------
 
 
-def test_a_name_that_somebody_else_has_moved_stays_where_he_has_moved_it(stack: Stack, new_image: NewImage) -> None:
+def test_undo_of_up_leaves_a_tag_that_was_moved_outside_of_the_run(stack: Stack, new_image: NewImage) -> None:
     stack.up().act()
     stack.new_image()
     up = stack.up()
     up.act()
-    theirs = new_image(f"{PREFIX}theirs:1")
-    stack.engine.tag(theirs, stack.name, "app")
+    foreign_image = new_image(f"{PREFIX}foreign:1")
+    stack.engine.tag(foreign_image, stack.name, "app")
     was = {row["Id"] for row in stack.containers()}
 
     assert up.undo().changed
 
-    assert stack.engine.inspect_image(stack.ref)["Id"] == theirs
+    assert stack.engine.inspect_image(stack.ref)["Id"] == foreign_image
     assert {stack.engine.inspect_container(row["Id"])["Image"] for row in stack.containers()} == {stack.v1}
     assert stack.ids() != was
 
 
-def test_a_name_that_this_step_never_moved_is_not_given_back(
+def test_undo_of_a_pull_leaves_a_tag_that_the_step_did_not_move(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
     new_image(f"{PREFIX}moved:1")
     tag = step("docker.pull.execute", image=f"{PREFIX}moved:1")
-    assert tag.before  # and then its worker died
-    theirs = new_image(f"{PREFIX}moved:1")
+    assert tag.before  # the journal; the attempt is then lost
+    foreign_image = new_image(f"{PREFIX}moved:1")
     with pytest.raises(OperationError, match="this step has no record"):
         tag.undo()
-    assert engine.inspect_image(f"{PREFIX}moved:1")["Id"] == theirs
+    assert engine.inspect_image(f"{PREFIX}moved:1")["Id"] == foreign_image
 
 
-def test_an_image_that_had_no_name_is_there_after_the_undo_too(
+def test_undo_of_tag_leaves_an_image_without_tags(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
     new_image(f"{PREFIX}nameless:1")
@@ -72,7 +72,7 @@ def test_an_image_that_had_no_name_is_there_after_the_undo_too(
     assert f"{PREFIX}nameless:2" not in names(engine)
 
 
-def test_the_first_of_two_images_is_given_back_when_the_second_is_not_to_be_had(
+def test_undo_restores_the_pulled_image_after_the_pull_of_another_fails(
     stack: Stack, registry: Registry, step: MakeStep, new_image: NewImage
 ) -> None:
     ref = f"{registry.host}/{stack.name}:1"
@@ -81,17 +81,17 @@ def test_the_first_of_two_images_is_given_back_when_the_second_is_not_to_be_had(
     second = new_image(ref)
     stack.write(db={"image": ref}, web={"image": f"{registry.host}/{stack.name}:nothing"})
     was = names(stack.engine)
-    for operation, said in (("compose.pull.execute", {}), ("compose.up.execute", {"pull": "always"})):
-        pull = stack.step(operation, project_dir=str(stack.directory), project=stack.name, **said)
+    for operation, params in (("compose.pull.execute", {}), ("compose.up.execute", {"pull": "always"})):
+        pull = stack.step(operation, project_dir=str(stack.directory), project=stack.name, **params)
         with pytest.raises(OperationError, match="nothing") as error:
             pull.act()
-        assert not isinstance(error.value, Preflight), "the first one was fetched"
+        assert not isinstance(error.value, Preflight), "the first image was pulled"
         pull.undo()
         assert stack.engine.inspect_image(ref)["Id"] == second
         assert names(stack.engine) == was
 
 
-def test_a_digest_is_fetched_by_its_name(step: MakeStep, registry: Registry, new_image: NewImage) -> None:
+def test_pull_by_digest(step: MakeStep, registry: Registry, new_image: NewImage) -> None:
     ref = f"{registry.host}/{PREFIX}{uuid.uuid4().hex[:8]}:1"
     image = new_image(ref)
     digest = step("docker.push.execute", image=ref).act().data["digest"]
@@ -101,9 +101,7 @@ def test_a_digest_is_fetched_by_its_name(step: MakeStep, registry: Registry, new
         step("docker.image-remove.execute", image=by_digest).act()
 
 
-def test_only_the_name_that_was_given_is_taken_off(
-    engine: docker.APIClient, step: MakeStep, new_image: NewImage
-) -> None:
+def test_image_remove_removes_only_the_given_tag(engine: docker.APIClient, step: MakeStep, new_image: NewImage) -> None:
     image = new_image(f"{PREFIX}hex:1")
     part = image.removeprefix("sha256:")[4:6]
     engine.tag(image, part, "latest")
@@ -122,7 +120,7 @@ def test_only_the_name_that_was_given_is_taken_off(
     assert names(engine)[f"{PREFIX}hex:1"] == image
 
 
-def test_an_image_that_a_project_uses_is_in_use_under_each_spelling(stack: Stack) -> None:
+def test_image_in_use_is_recognised_under_each_spelling(stack: Stack) -> None:
     stack.engine.tag(IMAGE, stack.name, "latest")
     stack.write(web={"image": stack.name}, db={"image": stack.name})
     stack.new_image()
@@ -136,10 +134,10 @@ def test_an_image_that_a_project_uses_is_in_use_under_each_spelling(stack: Stack
             remove.act()
 
 
-def test_a_pull_that_is_cancelled_before_the_registry_answers_does_not_go_on(
+def test_pull_does_not_continue_after_a_cancel(
     engine: docker.APIClient, step: MakeStep, registry: Registry, new_image: NewImage
 ) -> None:
-    # Given a registry that takes its time, behind a proxy that counts its connections
+    # Given a slow registry
     ref_there = f"{registry.host}/{PREFIX}slow:1"
     new_image(ref_there)
     step("docker.push.execute", image=ref_there).act()
@@ -147,10 +145,10 @@ def test_a_pull_that_is_cancelled_before_the_registry_answers_does_not_go_on(
 
     def serve(client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", registry.port)) as server:
-            asked = client.recv(65536)
-            if b"/manifests/" in asked:
+            request = client.recv(65536)
+            if b"/manifests/" in request:
                 time.sleep(3)
-            server.sendall(asked)
+            server.sendall(request)
             server.settimeout(1)
             try:
                 while chunk := server.recv(65536):
@@ -185,7 +183,7 @@ def test_a_pull_that_is_cancelled_before_the_registry_answers_does_not_go_on(
 # --- networks -----------------------------------------------------------------------------------------
 
 
-def test_a_network_with_a_stopped_container_in_it_is_in_use(engine: docker.APIClient, step: MakeStep) -> None:
+def test_network_of_a_stopped_container_is_in_use(engine: docker.APIClient, step: MakeStep) -> None:
     name = f"{PREFIX}{uuid.uuid4().hex[:8]}"
     create = step("docker.network-create.execute", name=name)
     create.act()
@@ -197,7 +195,7 @@ def test_a_network_with_a_stopped_container_in_it_is_in_use(engine: docker.APICl
         step("docker.network-remove.execute", name=name).act()
     network_id = engine.inspect_network(name)["Id"]
     by_part = step("docker.network-remove.execute", name=network_id[:6])
-    assert not by_part.act().changed, "the beginning of an id is no name"
+    assert not by_part.act().changed, "a prefix of an id is not a name"
     made.undo()
     create.undo()
     assert engine.networks(names=[name]) == []
@@ -206,7 +204,7 @@ def test_a_network_with_a_stopped_container_in_it_is_in_use(engine: docker.APICl
 # --- projects -----------------------------------------------------------------------------------------
 
 
-def test_replicas_come_back_also_where_their_numbers_had_a_gap(stack: Stack) -> None:
+def test_undo_of_down_restores_replicas_with_a_gap_in_their_numbers(stack: Stack) -> None:
     stack.write(web={"deploy": {"replicas": 2}})
     stack.up().act()
     stack.engine.remove_container(f"{stack.name}-web-1", force=True)
@@ -219,14 +217,14 @@ def test_replicas_come_back_also_where_their_numbers_had_a_gap(stack: Stack) -> 
 
 
 @pytest.mark.parametrize("name", ["a___b", "a_-b", "a-"])
-def test_a_project_may_be_called_what_no_repository_may(
+def test_project_name_may_be_an_invalid_repository_name(
     engine: docker.APIClient, compose_project: ComposeProject, step: MakeStep, name: str
 ) -> None:
     odd = ComposeProject(f"{compose_project.name}{name}", compose_project.directory)
     plan = {"services": {"web": {"image": IMAGE, "init": True, "command": SLEEP}}}
     (odd.directory / "compose.yml").write_text(json.dumps(plan))
-    said: dict[str, Any] = {"project_dir": str(odd.directory), "project": odd.name, "min_healthy_time": 0}
-    up = step("compose.up.execute", **said)
+    params: dict[str, Any] = {"project_dir": str(odd.directory), "project": odd.name, "min_healthy_time": 0}
+    up = step("compose.up.execute", **params)
     try:
         assert up.act().changed
         down = step("compose.down.execute", project=odd.name)
@@ -241,39 +239,39 @@ def test_a_project_may_be_called_what_no_repository_may(
             engine.remove_image(tag, noprune=True)
 
 
-def test_an_undo_knows_what_each_of_its_attempts_has_brought(stack: Stack) -> None:
+def test_undo_restores_the_state_from_before_the_first_attempt(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.write(web={"environment": {"TAG": "2"}})
     up = stack.up()
-    up.act()  # and its worker dies before it can say so; then the files change
+    up.act()  # without a recorded outcome; then the files change
     stack.write(web={"environment": {"TAG": "3"}})
     stop = {"asked_to_stop": lambda: True}
     with pytest.raises(StepCancelled):
         up.again(2, **stop).act()
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
 
 
-def test_a_revision_is_what_ran_also_where_only_a_part_was_brought_up(stack: Stack) -> None:
+def test_revision_after_a_partial_up_is_the_running_state(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.write(web={"environment": {"TAG": "2"}}, db={"environment": {"NEW": "1"}})
-    stack.up(services=["web"]).act()  # web depends on db, so both
+    stack.up(services=["web"]).act()  # also recreates db, a dependency of web
     stack.write(web={"environment": {"TAG": "3"}}, db={"environment": {"NEW": "2"}})
     stack.other("rollback", to=1, min_healthy_time=0).act()
-    assert stack.look()["containers"] == was["containers"]
+    assert stack.state()["containers"] == was["containers"]
     stack.write(web={"environment": {"TAG": "4"}}, db={"environment": {"NEW": "3"}, "depends_on": []})
     stack.up(services=["db"]).act()
-    part = stack.look()
+    part = stack.state()
     stack.write()
     stack.up().act()
     newest = stack.step("compose.ps.get", project=stack.name).act().data["revisions"][-2]["number"]
     stack.other("rollback", to=newest, min_healthy_time=0).act()
-    assert stack.look()["containers"] == part["containers"]
+    assert stack.state()["containers"] == part["containers"]
 
 
-def test_rollback_brings_back_as_many_as_there_were(stack: Stack) -> None:
+def test_rollback_restores_the_number_of_replicas(stack: Stack) -> None:
     stack.write(web={"deploy": {"replicas": 2}})
     stack.up().act()
     stack.write()
@@ -286,7 +284,7 @@ def test_rollback_brings_back_as_many_as_there_were(stack: Stack) -> None:
     assert len(stack.containers()) == 2
 
 
-def test_a_container_of_a_profile_is_no_orphan(stack: Stack) -> None:
+def test_container_of_a_profile_is_not_an_orphan(stack: Stack) -> None:
     stack.write(debug={"profiles": ["debug"]})
     stack.up(profiles=["debug"]).act()
     up = stack.up(remove_orphans=True)
@@ -295,16 +293,16 @@ def test_a_container_of_a_profile_is_no_orphan(stack: Stack) -> None:
     assert stack.running() == {"db", "web", "debug"}
 
 
-def test_what_a_run_is_given_is_its_own_and_no_part_of_the_files(stack: Stack) -> None:
+def test_env_of_compose_run_is_not_interpolated(stack: Stack) -> None:
     stack.up().act()
-    said = {"project_dir": str(stack.directory), "project": stack.name, "service": "web"}
+    params = {"project_dir": str(stack.directory), "project": stack.name, "service": "web"}
     env = {"HOME": "/wanted", "TAG": "7", "MONEY": "5$ and ${HOME}"}
-    run = stack.step("compose.run.execute", **said, command=["sh", "-c", 'echo "$HOME|$TAG|$MONEY"'], env=env)
+    run = stack.step("compose.run.execute", **params, command=["sh", "-c", 'echo "$HOME|$TAG|$MONEY"'], env=env)
     assert run.act().data["stdout"] == "/wanted|7|5$ and ${HOME}\n"
     run.undo()
 
 
-def test_a_job_that_ends_meanwhile_holds_up_no_undo(stack: Stack) -> None:
+def test_undo_of_stop_does_not_wait_for_a_completed_one_off_service(stack: Stack) -> None:
     job = {"command": ["sleep", "2"]}
     wait = {
         "depends_on": {"db": {"condition": "service_started"}, "job": {"condition": "service_completed_successfully"}}

@@ -1,4 +1,4 @@
-"""`docker.pull`, `push`, `build`, `tag`, `image-remove`, `digest`: against a real registry on loopback."""
+"""`docker.pull`, `push`, `build`, `tag`, `image-remove` and `digest` with a real registry on loopback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.docker
 NewImage = Callable[[str], str]
-Look = Callable[[], dict[str, Any]]
+ReadState = Callable[[], dict[str, Any]]
 
 
 @pytest.fixture
@@ -28,27 +28,27 @@ def ref(registry: Registry) -> str:
 
 
 def names(engine: docker.APIClient) -> dict[str, str]:
-    """What each name means, those that are kept for an undo as well, as far as the tests of this process made them."""
+    """The image ids of all tags of this test process, including tag backups."""
     found = {tag: image["Id"] for image in engine.images() for tag in image["RepoTags"] or []}
     return {tag: image_id for tag, image_id in found.items() if PREFIX in tag}
 
 
 def publish(engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str) -> str:
-    """The registry has a new image under that name, and the engine has none of that name."""
+    """Push a new image, and remove its tag from the engine."""
     made = new_image(ref)
     step("docker.push.execute", image=ref).act()
     engine.remove_image(ref, force=True)
     return made
 
 
-def test_pull_fetches_says_unchanged_the_second_time_and_its_undo_takes_the_name_off(
+def test_second_pull_changes_nothing_and_the_undo_removes_the_tag(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str
 ) -> None:
     image = publish(engine, step, new_image, ref)
     was = names(engine)
     pull = step("docker.pull.execute", image=ref)
-    foretold = pull.predict()
-    assert (foretold.changed, foretold.impossible) == (True, None)
+    prediction = pull.predict()
+    assert (prediction.changed, prediction.impossible) == (True, None)
     assert names(engine) == was
 
     outcome = pull.act()
@@ -65,11 +65,11 @@ def test_pull_fetches_says_unchanged_the_second_time_and_its_undo_takes_the_name
     assert not pull.undo().changed
 
 
-def test_pull_of_a_tag_that_has_moved_keeps_the_former_image_for_its_undo(
+def test_pull_of_a_moved_tag_backs_up_the_earlier_image(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str
 ) -> None:
     second = publish(engine, step, new_image, ref)
-    first = new_image(ref)  # the engine has another one under that name
+    first = new_image(ref)  # the engine has another image under the tag
     was = names(engine)
     pull = step("docker.pull.execute", image=ref)
 
@@ -82,10 +82,10 @@ def test_pull_of_a_tag_that_has_moved_keeps_the_former_image_for_its_undo(
     assert names(engine) == was
 
 
-def test_a_pull_that_breaks_off_in_the_middle_is_an_error_and_leaves_what_was(
+def test_interrupted_pull_is_an_error_and_changes_no_tag(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
-    # Given a registry that has lost its layers, after the engine has an older image of that name
+    # Given a registry without its layers, and an engine with an older image under the tag
     with Registry() as broken:
         ref = f"{broken.host}/{PREFIX}broken:1"
         publish(engine, step, new_image, ref)
@@ -94,7 +94,7 @@ def test_a_pull_that_breaks_off_in_the_middle_is_an_error_and_leaves_what_was(
         old = new_image(ref)
         pull = step("docker.pull.execute", image=ref)
 
-        # When, then: docker-py's own call gives the old image, as if all were well
+        # When, then: without a check of the stream, docker-py would return the old image
         with pytest.raises(Transient, match=f"{PREFIX}broken"):
             pull.act()
 
@@ -105,7 +105,7 @@ def test_a_pull_that_breaks_off_in_the_middle_is_an_error_and_leaves_what_was(
 
 
 @pytest.mark.parametrize("image", ["lst-nothing:1", "{registry}/lst-nothing:1"])
-def test_an_image_that_no_registry_has_is_one_clear_error(step: MakeStep, registry: Registry, image: str) -> None:
+def test_pull_of_an_unknown_image_is_an_error(step: MakeStep, registry: Registry, image: str) -> None:
     pull = step("docker.pull.execute", image=image.format(registry=registry.host))
     with pytest.raises(OperationError, match="lst-nothing") as error:
         pull.act()
@@ -114,16 +114,16 @@ def test_an_image_that_no_registry_has_is_one_clear_error(step: MakeStep, regist
         assert pull.predict().impossible
 
 
-def test_a_registry_that_is_away_may_come_back(step: MakeStep) -> None:
+def test_unavailable_registry_is_a_temporary_error(step: MakeStep) -> None:
     pull = step("docker.pull.execute", image="127.0.0.1:1/lst-nothing:1")
     prediction = pull.predict()
     assert prediction.changed is None
-    assert "its registry does not respond" in str(prediction.impossible), "now a run would fail"
+    assert "its registry does not respond" in str(prediction.impossible), "a run would fail at present"
     with pytest.raises(Transient):
         pull.act()
 
 
-def test_credentials_are_asked_for_and_a_wrong_password_is_final(
+def test_wrong_registry_password_is_a_final_error(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage, closed_registry: Registry
 ) -> None:
     ref = f"{closed_registry.host}/{PREFIX}closed:1"
@@ -143,7 +143,7 @@ def test_credentials_are_asked_for_and_a_wrong_password_is_final(
     assert (digest.changed, digest.data["stale"]) == (False, False)
 
 
-def test_an_image_of_another_platform_is_refused(
+def test_pull_of_another_platform_is_refused(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str
 ) -> None:
     publish(engine, step, new_image, ref)
@@ -155,8 +155,8 @@ def test_an_image_of_another_platform_is_refused(
     assert names(engine) == was
 
 
-def test_a_cancelled_pull_ends_soon(step: MakeStep) -> None:
-    # Given a registry that accepts a call and never answers it
+def test_cancelled_pull_ends_soon(step: MakeStep) -> None:
+    # Given a registry that accepts connections and never responds
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -172,7 +172,7 @@ def test_a_cancelled_pull_ends_soon(step: MakeStep) -> None:
         pull.again(1, asked_to_stop=lambda: False).undo()
 
 
-def test_push_tells_what_the_registry_had(step: MakeStep, new_image: NewImage, ref: str) -> None:
+def test_push_returns_the_earlier_digest(step: MakeStep, new_image: NewImage, ref: str) -> None:
     new_image(ref)
     push = step("docker.push.execute", image=ref)
     assert push.predict().changed is True
@@ -187,9 +187,7 @@ def test_push_tells_what_the_registry_had(step: MakeStep, new_image: NewImage, r
         step("docker.push.execute", image="lst-nothing:1").act()
 
 
-def test_tag_moves_a_name_and_its_undo_moves_it_back(
-    engine: docker.APIClient, step: MakeStep, new_image: NewImage
-) -> None:
+def test_undo_of_tag_restores_the_earlier_image(engine: docker.APIClient, step: MakeStep, new_image: NewImage) -> None:
     first, second = new_image(f"{PREFIX}tagged:1"), new_image(f"{PREFIX}tagged:2")
     was = names(engine)
     tag = step("docker.tag.execute", image=f"{PREFIX}tagged:2", name=f"{PREFIX}tagged:1")
@@ -214,7 +212,7 @@ def test_tag_moves_a_name_and_its_undo_moves_it_back(
         step("docker.tag.execute", image="lst-nothing:1", name=f"{PREFIX}tagged:1").act()
 
 
-def test_image_remove_can_bring_back_an_image_that_no_registry_has(
+def test_undo_of_image_remove_restores_an_unpublished_image(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
     new_image(f"{PREFIX}removed:1")
@@ -235,7 +233,7 @@ def test_image_remove_can_bring_back_an_image_that_no_registry_has(
     assert not remove.undo().changed
 
 
-def test_an_image_that_is_used_is_removed_only_by_force(
+def test_image_remove_of_a_used_image_needs_force(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
     new_image(f"{PREFIX}used:1")
@@ -266,31 +264,31 @@ def context(tmp_path: Path) -> Path:
     return folder
 
 
-def test_build_builds_and_its_undo_gives_the_name_back(
+def test_undo_of_build_restores_the_tag(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage, context: Path
 ) -> None:
     old = new_image(f"{PREFIX}built:1")
     was = names(engine)
-    told: list[str] = []
-    said = {"image": f"{PREFIX}built:1", "context": str(context), "args": {"NOTE": "it"}, "labels": {"made": "here"}}
-    build = step("docker.build.execute", {"printed": lambda _stream, lines: told.extend(lines)}, **said)
+    printed: list[str] = []
+    params = {"image": f"{PREFIX}built:1", "context": str(context), "args": {"NOTE": "it"}, "labels": {"made": "here"}}
+    build = step("docker.build.execute", {"printed": lambda _stream, lines: printed.extend(lines)}, **params)
     assert build.predict().changed is None
 
     outcome = build.act()
 
     assert (outcome.changed, outcome.data["before_id"]) == (True, old)
-    assert any("building it" in line for line in told)
+    assert any("building it" in line for line in printed)
     made = engine.inspect_image(f"{PREFIX}built:1")
     assert made["Config"]["Labels"]["made"] == "here"
     listed = step("docker.run.execute", image=f"{PREFIX}built:1", command=["ls", "/"]).act().data["stdout"]
     assert "a.txt" in listed
     assert "secret.txt" not in listed
-    assert not step("docker.build.execute", **said).act().changed, "the cache gives the same image"
+    assert not step("docker.build.execute", **params).act().changed, "the cache returns the same image"
     assert build.undo().changed
     assert names(engine) == was
 
 
-def test_a_build_that_fails_says_why_and_changes_nothing(
+def test_failed_build_reports_its_output_and_changes_no_tag(
     engine: docker.APIClient, step: MakeStep, context: Path
 ) -> None:
     (context / "Dockerfile").write_text("FROM longshore-test:1\nRUN echo oh no; false\n")
@@ -305,14 +303,14 @@ def test_a_build_that_fails_says_why_and_changes_nothing(
         step("docker.build.execute", image=f"{PREFIX}built:1", context="/nowhere").act()
 
 
-def test_the_same_pull_twice_at_once_is_done_once(
+def test_concurrent_deliveries_of_pull_have_one_result(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str
 ) -> None:
     image = publish(engine, step, new_image, ref)
     was = names(engine)
     pull = step("docker.pull.execute", image=ref)
-    outcomes = pull.act_at_once()
+    outcomes = pull.act_concurrently()
     assert {outcome.data["image_id"] for outcome in outcomes} == {image}
-    assert {outcome.changed for outcome in outcomes} == {True}, "relative to what was before the step"
+    assert {outcome.changed for outcome in outcomes} == {True}, "compared with the state before the step"
     pull.undo()
     assert names(engine) == was

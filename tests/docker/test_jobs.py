@@ -1,4 +1,4 @@
-"""Jobs on a real stack: what is stopped and started, in which order, and what becomes of it when things go wrong."""
+"""Jobs on a real stack: the order of stops and starts, failures, cancels, and the page about jobs."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def place(module_installation: MakeInstallation) -> Installation:
 
 @pytest.fixture
 def worker(place: Installation) -> Worker:
-    """One that stands as long as tests need no other."""
-    standing = next((one for one in place.workers if one.node.startswith("one@")), None)
-    standing = standing or place.worker("one", "-c", "3")
-    if not standing.running:
-        standing.start()
-    return standing
+    """The worker `one`, which tests share."""
+    shared = next((one for one in place.workers if one.node.startswith("one@")), None)
+    shared = shared or place.worker("one", "-c", "3")
+    if not shared.running:
+        shared.start()
+    return shared
 
 
 @pytest.fixture
@@ -69,40 +69,38 @@ def client(place: Installation, worker: Worker) -> Client:
     return place.client()
 
 
-def test_a_stack_stands_still_for_its_job_and_comes_back_as_it_was(client: Client, shop: JobStack) -> None:
+def test_job_stops_the_stack_and_restores_its_state(client: Client, shop: JobStack) -> None:
     shop.up()
     before = {service: shop.started_at(service) for service in [*RUNNING, "extra-1"]}
-    said = io.StringIO()
+    log = io.StringIO()
 
-    report = Jobs(client).run(shop.job, log=said)
+    report = Jobs(client).run(shop.job, log=log)
 
     assert report.job is not None
     assert (report.exit_code, report.job.result, report.job.restart, report.job.down) == (0, "succeeded", "healthy", [])
-    name, first, second = said.getvalue().splitlines()
+    name, first, second = log.getvalue().splitlines()
     assert name == f"{shop.job} {shop.name}"
-    assert first == second, "nobody wrote while the worker was at work"
-    assert shop.is_well(), "and what somebody had stopped stays stopped"
+    assert first == second, "no service wrote during the job"
+    assert shop.is_healthy(), "a stopped service stays stopped"
     assert {s for s in before if shop.started_at(s) != before[s]} == set(RUNNING)
     ended = [shop.finished_at(service) for service in ("web-1", "app-1", "db-1")]
     assert ended == sorted(ended), "dependents stop first"
     began = [shop.started_at(service) for service in ("db-1", "app-1", "web-1")]
-    assert began == sorted(began), "and start last"
+    assert began == sorted(began), "dependents start last"
     assert max(shop.finished_at("app-1"), shop.finished_at("app-2")) < shop.finished_at("db-1")
     assert shop.runs() == 1
-    assert shop.workers() == [], "what it said is in the record"
+    assert shop.job_containers() == [], "the record has the output"
     assert report.step("work").data["stdout"].splitlines()[0] == name
 
 
-def test_a_job_is_listed_shown_and_run_from_the_command_line(
-    place: Installation, worker: Worker, shop: JobStack
-) -> None:
+def test_command_line_lists_shows_and_runs_a_job(place: Installation, worker: Worker, shop: JobStack) -> None:
     shop.up(labels={"schedule": "0 3 * * *", "timezone": "Europe/Berlin", "colour": "red"})
 
     listed = place.longshore("job", "ls")
     assert listed.code == 0
     assert shop.job in listed.out
     assert "0 3 * * * Europe/Berlin" in listed.out
-    assert "warning: container " in listed.err, "a label that there is none of"
+    assert "warning: container " in listed.err, "an unknown label"
     assert "longshore.job.colour" in listed.err
     assert place.longshore("job", "ls", "--strict").code == 2
     shown = place.longshore("job", "show", shop.job, "-o", "json")
@@ -114,12 +112,12 @@ def test_a_job_is_listed_shown_and_run_from_the_command_line(
     assert f"| {shop.job} {shop.name}" in done.out
     assert f"job {shop.job}: succeeded; the stack is up again" in done.out
 
-    nobody = place.longshore("job", "run", "nothing-such")
-    assert nobody.code == 2
-    assert shop.job in nobody.err, "the jobs that there are"
+    unknown = place.longshore("job", "run", "nothing-such")
+    assert unknown.code == 2
+    assert shop.job in unknown.err, "the error names the known jobs"
 
 
-def test_a_worker_that_fails_leaves_the_stack_up(place: Installation, worker: Worker, shop: JobStack) -> None:
+def test_stack_is_started_after_a_failed_job_container(place: Installation, worker: Worker, shop: JobStack) -> None:
     shop.up(more="echo no room >&2; exit 7")
     client = place.client()
 
@@ -128,21 +126,21 @@ def test_a_worker_that_fails_leaves_the_stack_up(place: Installation, worker: Wo
 
     assert failed.value.exit_code == failed.value.report.exit_code == 1
     assert failed.value.report.job.exit_code == 7
-    assert shop.is_well()
-    assert shop.workers() == []
+    assert shop.is_healthy()
+    assert shop.job_containers() == []
 
     kept = Jobs(client).run(shop.job, check=False, keep_failed_worker=True)
     assert kept.job is not None
     assert kept.job.result == "failed"
-    (container,) = shop.workers()
+    (container,) = shop.job_containers()
     watch = JobWatch(client.store, HOST, ("docker",))
     watch.finish()
     watch.finish()
-    assert shop.workers() == [container]
+    assert shop.job_containers() == [container]
     assert shop.engine.inspect_container(container)["Name"].endswith("--kept")
 
 
-def test_a_worker_that_takes_too_long_is_ended(client: Client, shop: JobStack) -> None:
+def test_job_container_is_stopped_at_its_timeout(client: Client, shop: JobStack) -> None:
     shop.up(sleep=60)
 
     with pytest.raises(JobTimeout) as failed:
@@ -150,10 +148,10 @@ def test_a_worker_that_takes_too_long_is_ended(client: Client, shop: JobStack) -
 
     assert failed.value.report.job.result == "timed_out"
     assert failed.value.exit_code == 1
-    assert shop.is_well()
+    assert shop.is_healthy()
 
 
-def test_one_that_ends_well_after_its_time_was_over_has_not_succeeded(client: Client, shop: JobStack) -> None:
+def test_job_that_exits_with_zero_after_its_timeout_is_timed_out(client: Client, shop: JobStack) -> None:
     shop.up(labels={"worker.command": "sh -c 'trap \"exit 0\" TERM; sleep 60 & wait'", "timeout": "1s"})
 
     report = Jobs(client).run(shop.job, check=False)
@@ -162,7 +160,7 @@ def test_one_that_ends_well_after_its_time_was_over_has_not_succeeded(client: Cl
     assert (report.job.result, report.job.exit_code, report.exit_code) == ("timed_out", 0, 1)
 
 
-def test_an_image_that_is_not_there_costs_no_downtime(place: Installation, client: Client, shop: JobStack) -> None:
+def test_missing_job_image_causes_no_downtime(place: Installation, client: Client, shop: JobStack) -> None:
     shop.up(labels={"worker.image": "longshore-nothing:1", "worker.pull": "never"})
     before = {service: shop.started_at(service) for service in RUNNING}
 
@@ -175,9 +173,7 @@ def test_an_image_that_is_not_there_costs_no_downtime(place: Installation, clien
     assert {service: shop.started_at(service) for service in RUNNING} == before
 
 
-def test_a_dry_run_says_what_is_impossible_and_touches_nothing(
-    place: Installation, worker: Worker, shop: JobStack
-) -> None:
+def test_dry_run_of_a_job_names_errors_and_changes_nothing(place: Installation, worker: Worker, shop: JobStack) -> None:
     shop.up()
     before = {service: (shop.inspect(service)["Id"], shop.started_at(service)) for service in RUNNING}
     file = place.folder / "jobs.yaml"
@@ -199,42 +195,44 @@ def test_a_dry_run_says_what_is_impossible_and_touches_nothing(
         assert done.code == 1, done.out
         assert why in done.out
     assert {service: (shop.inspect(service)["Id"], shop.started_at(service)) for service in RUNNING} == before
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
-def test_a_stack_that_would_not_stop_is_started_again(client: Client, shop: JobStack) -> None:
+def test_stack_is_started_after_a_failed_stop(client: Client, shop: JobStack) -> None:
     shop.up()
-    shop.engine.pause(f"{shop.name}-app-1")  # it takes its TERM only when it goes on, and this engine says so
+    shop.engine.pause(
+        f"{shop.name}-app-1"
+    )  # a paused container receives SIGTERM only after the pause, so that the stop fails
     report = Jobs(client).run(shop.job, check=False)
     assert report.job is not None
     assert report.job.restart == "healthy"
     assert shop.running() == RUNNING
-    assert shop.inspect("app-1")["State"]["Paused"], "as it was"
+    assert shop.inspect("app-1")["State"]["Paused"], "the pause is restored"
 
 
-def test_a_container_that_vanishes_meanwhile_is_made_again(client: Client, shop: JobStack) -> None:
+def test_removed_container_of_the_stack_is_recreated(client: Client, shop: JobStack) -> None:
     shop.up(sleep=2)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     was = shop.inspect("web-1")["Id"]
     shop.engine.remove_container(was)
 
     report = run.wait(SOON)
 
     assert (report.exit_code, report.state) == (0, "succeeded"), report
-    assert shop.is_well()
+    assert shop.is_healthy()
     assert shop.inspect("web-1")["Id"] != was
 
 
-def test_a_prune_during_a_job_takes_nothing_away(client: Client, shop: JobStack) -> None:
-    # Given a stack whose files are gone, and one container from an image of its own
+def test_stack_is_recreated_after_a_prune_during_a_job(client: Client, shop: JobStack) -> None:
+    # Given a stack without its files
     shop.up(sleep=4)
     was = {service: shop.inspect(service)["Config"]["Labels"] for service in RUNNING}
     file = shop.project.directory / "compose.yml"
     file.rename(file.with_suffix(".gone"))
     try:
         run = Jobs(client).start(shop.job)
-        wait_for("the worker to run", shop.worker_is_running)
+        wait_for("the start of the job container", shop.job_is_running)
         shop.engine.prune_containers(filters={"label": f"com.docker.compose.project={shop.name}"})
         assert shop.running() == []
 
@@ -247,14 +245,12 @@ def test_a_prune_during_a_job_takes_nothing_away(client: Client, shop: JobStack)
     assert {service: shop.inspect(service)["Config"]["Labels"] for service in RUNNING} == was
     assert shop.runs() == 1
     assert not [tag for i in shop.engine.images() for tag in i["RepoTags"] or [] if run.id in tag]
-    shop.compose("up", "--detach", "--no-start")  # extra, which was pruned as well
+    shop.compose("up", "--detach", "--no-start")  # restores extra, which was pruned, too
     shop.compose("stop", "--timeout", "1", "extra")
 
 
-def test_a_job_label_on_a_volume_that_exists_is_an_error_and_not_an_empty_folder(
-    place: Installation, worker: Worker, shop: JobStack
-) -> None:
-    # Given a label that was added to the file after the engine had created the volume
+def test_new_job_label_of_an_existing_volume_is_an_error(place: Installation, worker: Worker, shop: JobStack) -> None:
+    # Given a label that was added to the file after the volume was created
     shop.up()
     file = shop.project.directory / "compose.yml"
     text = file.read_text()
@@ -275,10 +271,10 @@ def test_a_job_label_on_a_volume_that_exists_is_an_error_and_not_an_empty_folder
     assert (dry.code, done.code) == (2, 2)
     assert all(why in each.err and "LONGSHORE_JOBS" in each.err for each in (dry, done))
     assert shop.running() == RUNNING
-    assert not shop.workers()
+    assert not shop.job_containers()
 
 
-def test_a_stack_that_does_not_come_up_is_named(client: Client, shop: JobStack) -> None:
+def test_report_names_a_container_that_does_not_become_healthy(client: Client, shop: JobStack) -> None:
     shop.up(more=f"{COUNT}; rm /mnt/data/log; mkdir /mnt/data/log", labels={"start-timeout": "2s"})
 
     with pytest.raises(StartFailed) as failed:
@@ -289,11 +285,11 @@ def test_a_stack_that_does_not_come_up_is_named(client: Client, shop: JobStack) 
     assert (report.job.result, report.job.restart) == ("succeeded", "failed")
     assert report.job.down == [f"{shop.name}-db-1"]
     assert report.production[0].startswith(f"{shop.name.upper()} IS DOWN on {IMAGE}: container {shop.name}-db-1 ")
-    assert shop.running() == RUNNING, "all the others are started all the same"
-    assert len(shop.workers()) == 1, "it remembers what has to be brought up"
+    assert shop.running() == RUNNING, "all other services are started"
+    assert len(shop.job_containers()) == 1, "the labels of the job container name the services to start"
 
 
-def test_a_stack_is_left_stopped_where_that_is_asked_for(client: Client, shop: JobStack) -> None:
+def test_keep_stopped_leaves_the_stack_stopped(client: Client, shop: JobStack) -> None:
     shop.up()
 
     report = Jobs(client).run(shop.job, keep_stopped=True)
@@ -301,33 +297,37 @@ def test_a_stack_is_left_stopped_where_that_is_asked_for(client: Client, shop: J
     assert report.job is not None
     assert (report.exit_code, report.job.restart) == (0, "kept_stopped")
     assert shop.running() == []
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
 # --- cancelled ------------------------------------------------------------------------------------
 
 
-def test_a_cancel_stops_the_worker_and_starts_the_stack(place: Installation, client: Client, shop: JobStack) -> None:
+def test_cancel_stops_the_job_container_and_starts_the_stack(
+    place: Installation, client: Client, shop: JobStack
+) -> None:
     shop.up(sleep=60)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
 
     assert place.longshore("runs", "cancel", run.id).code in {0, 1}
     report = run.wait(SOON)
 
     assert report.job is not None
     assert (report.job.result, report.job.restart, report.exit_code) == ("cancelled", "healthy", 1)
-    assert shop.is_well()
-    assert shop.workers() == []
+    assert shop.is_healthy()
+    assert shop.job_containers() == []
 
 
-def test_ctrl_c_leaves_the_job_going_and_twice_ends_it(place: Installation, worker: Worker, shop: JobStack) -> None:
+def test_first_ctrl_c_detaches_and_second_ctrl_c_cancels_the_job(
+    place: Installation, worker: Worker, shop: JobStack
+) -> None:
     shop.up(sleep=60)
     process = place.popen("job", "run", shop.job, "--run-id", f"{shop.job}-c")
-    wait_for("the worker to be at work", shop.worker_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     process.send_signal(signal.SIGINT)
     time.sleep(0.7)
-    assert shop.worker_is_running()
+    assert shop.job_is_running()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
 
@@ -336,65 +336,63 @@ def test_ctrl_c_leaves_the_job_going_and_twice_ends_it(place: Installation, work
     report = place.client().get(f"{shop.job}-c").wait(SOON)
     assert report.job is not None
     assert report.job.result == "cancelled"
-    assert shop.is_well()
+    assert shop.is_healthy()
 
 
-# --- killed or removed under it -------------------------------------------------------------------
+# --- a lost job container -------------------------------------------------------------------------
 
 
-def test_a_worker_container_that_is_killed_has_failed(client: Client, shop: JobStack) -> None:
+def test_job_fails_if_its_container_is_killed(client: Client, shop: JobStack) -> None:
     shop.up(sleep=60)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
-    shop.engine.kill(shop.workers()[0])
+    wait_for("the start of the job container", shop.job_is_running)
+    shop.engine.kill(shop.job_containers()[0])
 
     report = run.wait(SOON)
 
-    assert shop.is_well(), report
+    assert shop.is_healthy(), report
     assert report.job is not None
     assert (report.job.result, report.job.exit_code, report.exit_code) == ("failed", 137, 1)
 
 
-def test_a_worker_container_that_is_removed_is_told_of(client: Client, shop: JobStack) -> None:
+def test_job_fails_if_its_container_is_removed(client: Client, shop: JobStack) -> None:
     shop.up(sleep=60)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
-    shop.engine.remove_container(shop.workers()[0], force=True)
+    wait_for("the start of the job container", shop.job_is_running)
+    shop.engine.remove_container(shop.job_containers()[0], force=True)
 
     report = run.wait(SOON)
 
-    assert shop.is_well(), report
+    assert shop.is_healthy(), report
     assert report.job is not None
-    assert (report.job.result, report.job.restart) == ("failed", "healthy"), "the record knows what ran, too"
+    assert (report.job.result, report.job.restart) == ("failed", "healthy"), "the record has the running services, too"
 
 
-def test_who_waits_for_a_job_that_redis_has_lost_hears_of_its_end(
-    place: Installation, client: Client, shop: JobStack
-) -> None:
+def test_wait_for_a_job_returns_after_redis_lost_the_run(place: Installation, client: Client, shop: JobStack) -> None:
     shop.up(sleep=3)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(Jobs(client).run, shop.job)
-        wait_for("the worker to be at work", shop.worker_is_running)
+        wait_for("the start of the job container", shop.job_is_running)
         assert place.redis.flushall()
         report = waiting.result(SOON)
 
     assert report.job is not None
     assert (report.exit_code, report.job.result, report.job.reconstructed) == (0, "succeeded", True)
-    assert shop.is_well()
+    assert shop.is_healthy()
 
 
-def test_a_stack_that_was_not_up_is_brought_up_later(
+def test_job_agent_starts_a_stack_that_a_job_left_down(
     place: Installation, client: Client, shop: JobStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop.up(more="rm /mnt/data/log; mkdir /mnt/data/log", labels={"start-timeout": "2s"})
     report = Jobs(client).run(shop.job, run_id=f"{shop.job}-down", check=False)
     assert report.exit_code == 3
-    (container,) = shop.workers()
+    (container,) = shop.job_containers()
 
     done = shop.engine.exec_create(f"{shop.name}-db-1", ["rmdir", "/data/log"])
     shop.engine.exec_start(done["Id"])
 
-    wait_for("it to be well", shop.is_well)
+    wait_for("a healthy stack", shop.is_healthy)
     watch = JobWatch(client.store, HOST, ("docker",))
     monkeypatch.setattr("longshore.workers.job_agent._AGAIN", (0.0,))
     watch.finish()
@@ -404,10 +402,12 @@ def test_a_stack_that_was_not_up_is_brought_up_later(
     assert later.job.restart == "healthy"
     watch.finish()
     watch.finish()
-    assert container not in shop.workers()
+    assert container not in shop.job_containers()
 
 
-def test_one_stack_has_one_job_at_a_time(place: Installation, worker: Worker, client: Client, shop: JobStack) -> None:
+def test_jobs_of_one_stack_run_one_at_a_time(
+    place: Installation, worker: Worker, client: Client, shop: JobStack
+) -> None:
     shop.up(sleep=1.5)
     first, second = (Jobs(client).start(shop.job, run_id=f"{shop.job}-{n}") for n in range(2))
 
@@ -422,20 +422,20 @@ def test_one_stack_has_one_job_at_a_time(place: Installation, worker: Worker, cl
 
 
 @pytest.mark.parametrize("policy", ["skip", "cancel-running"])
-def test_what_overlaps_is_skipped_or_takes_its_place(client: Client, shop: JobStack, policy: str) -> None:
+def test_overlap_policy_skips_or_replaces_a_run(client: Client, shop: JobStack, policy: str) -> None:
     shop.up(sleep=2, labels={"overlap-policy": policy})
     first = Jobs(client).start(shop.job, run_id=f"{shop.job}-1")
-    wait_for("the worker to be at work", shop.worker_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     second = Jobs(client).start(shop.job, run_id=f"{shop.job}-2")
 
     results = [run.wait(SOON).job for run in (first, second)]
 
-    wanted = ["succeeded", "cancelled"] if policy == "skip" else ["cancelled", "succeeded"]
-    assert [job.result for job in results if job] == wanted
-    assert shop.is_well()
+    expected = ["succeeded", "cancelled"] if policy == "skip" else ["cancelled", "succeeded"]
+    assert [job.result for job in results if job] == expected
+    assert shop.is_healthy()
 
 
-def test_hosts_answer_also_after_redis_was_emptied_under_them(
+def test_job_discovery_works_after_redis_was_flushed(
     place: Installation, worker: Worker, client: Client, shop: JobStack
 ) -> None:
     shop.up()
@@ -446,20 +446,20 @@ def test_hosts_answer_also_after_redis_was_emptied_under_them(
     assert Jobs(client).list().job(shop.job)
 
 
-def test_a_worker_that_a_live_run_owns_is_left_to_it(client: Client, shop: JobStack) -> None:
+def test_job_agent_leaves_the_job_container_of_a_live_run(client: Client, shop: JobStack) -> None:
     shop.up(sleep=2)
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
     (left,) = [one for one in workers(engine()) if one.run_id == run.id]
 
     watch = JobWatch(client.store, HOST, ("docker",))
-    watch._take_up(left)  # another worker of the host, which had found it without a run a moment before
+    watch._take_up(left)  # as another worker of the host, which has read a job container without a run
 
-    assert shop.worker_is_running()
+    assert shop.job_is_running()
     assert run.wait(SOON).exit_code == 0
 
 
-def test_there_is_no_such_job(client: Client, shop: JobStack) -> None:
+def test_unknown_job_is_an_error(client: Client, shop: JobStack) -> None:
     shop.up()
     with pytest.raises(JobNotFound, match=shop.job) as failed:
         Jobs(client).plan("nothing-such")
@@ -470,7 +470,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "how-to" / "jobs.md").read_text(), re.DOTALL)
 
 
-def test_the_page_about_jobs_does_what_it_says(
+def test_commands_and_code_of_the_jobs_page_run(
     engine: APIClient, place: Installation, worker: Worker, tmp_path: Path
 ) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
@@ -488,13 +488,13 @@ def test_the_page_about_jobs_does_what_it_says(
         remove_project(engine, "jobs-example")
 
 
-def test_the_page_about_jobs_has_every_label() -> None:
+def test_jobs_page_names_every_label() -> None:
     text = (ROOT / "docs" / "how-to" / "jobs.md").read_text()
     for label in (*labels._OF_CONTAINERS, *labels._OF_VOLUMES):
         assert f"`{label}`" in text or f"`{labels.PREFIX}{label}`" in text, label
 
 
-def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
+def test_file_on_the_page_is_valid(tmp_path: Path) -> None:
     (tmp_path / "jobs.yaml").write_text(blocks("yaml")[0])
     jobs, findings = read_jobs(tmp_path / "jobs.yaml")
     assert (list(jobs), findings) == (["weekly-dump"], [])

@@ -1,4 +1,4 @@
-"""Jobs whose worker, Redis or engine fails in the middle: a real stack, and workers that each test starts itself."""
+"""Jobs during which a worker, Redis or the engine fails. Each test starts its own workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longshore.orchestration import Run
 from longshore.orchestration.errors import StopFailed
 from longshore.orchestration.jobs.jobs import Jobs
 from longshore.orchestration.states import TERMINAL
-from tests.docker.engine_proxy import InBetween, refusal
+from tests.docker.engine_proxy import EngineProxy, refusal
 from tests.docker.job_stack import SOON, JobStack, module_shop, shop
 from tests.integration.conftest import QUICK, MakeInstallation, module_installation, short_folder
 from tests.integration.processes import Installation, wait_for
@@ -28,8 +28,8 @@ assert module_installation
 assert short_folder
 
 HOST = "web1"
-#: A worker dies while it stops the stack, while the work is done, and while it starts the stack. The other points are
-#: tried on an engine in memory, and two more below.
+#: Crashes while the worker stops the stack, during the job, and while the worker starts the stack. A test below has two
+#: more crash points, and tests with an engine in memory have the others.
 POINTS = ("job.half_stopped", "job.running", "job.half_started")
 
 
@@ -39,55 +39,56 @@ def place(module_installation: MakeInstallation) -> Installation:
 
 
 @pytest.fixture
-def alone(place: Installation) -> Installation:
-    """Without any worker that another test has left."""
+def installation(place: Installation) -> Installation:
+    """The installation without workers of earlier tests."""
     for one in place.workers:
         one.kill()
     return place
 
 
-def test_a_secret_of_a_file_reaches_the_worker_and_nothing_else(alone: Installation, shop: JobStack) -> None:
+def test_secret_of_a_job_file_is_masked_everywhere(installation: Installation, shop: JobStack) -> None:
     shop.up()
-    secret, file = f"s3cret-{shop.name}", alone.folder / "secret.yaml"
+    secret, file = f"s3cret-{shop.name}", installation.folder / "secret.yaml"
     command = ["sh", "-c", 'echo "has $TOKEN"; test -n "$TOKEN"']
-    said = {
+    described = {
         "image": IMAGE,
         "stacks": [shop.name],
         "command": command,
         "env": {"TOKEN": "{{ secret('env:LONGSHORE_SECRET_LST') }}"},
     }
-    file.write_text(json.dumps({"jobs": {f"{shop.job}-s": said}}))
+    file.write_text(json.dumps({"jobs": {f"{shop.job}-s": described}}))
 
-    with alone.worker("knows", "-c", "2", LONGSHORE_SECRET_LST=secret):
-        done = alone.longshore("job", "run", f"{shop.job}-s", "-f", str(file), "--run-id", f"{shop.job}-s")
+    with installation.worker("knows", "-c", "2", LONGSHORE_SECRET_LST=secret):
+        done = installation.longshore("job", "run", f"{shop.job}-s", "-f", str(file), "--run-id", f"{shop.job}-s")
 
     assert done.code == 0, done.err
     assert "| has " in done.out
-    kept = [alone.redis.dump(key) or b"" for key in alone.redis.scan_iter("*")]
+    kept = [installation.redis.dump(key) or b"" for key in installation.redis.scan_iter("*")]
     assert not [text for text in [done.out.encode(), done.err.encode(), *kept] if secret.encode() in text]
-    assert alone.client().get(f"{shop.job}-s").report().step("work").data["stdout"].startswith("has ***")
+    assert installation.client().get(f"{shop.job}-s").report().step("work").data["stdout"].startswith("has ***")
 
 
-class Unwilling(InBetween):
-    """Stops everything but one container."""
+class RefusingStop(EngineProxy):
+    """Refuses to stop one container."""
 
-    spared = ""
+    refused = ""
 
     def answer(self, request: bytes) -> bytes:
-        if self.spared and re.match(rf"POST \S*/containers/{self.spared}/stop", request.decode(errors="replace")):
+        if self.refused and re.match(rf"POST \S*/containers/{self.refused}/stop", request.decode(errors="replace")):
             return refusal("cannot stop container: tried to kill container, but did not receive an exit event")
         return b""
 
 
-def test_a_stop_that_fails_half_way_brings_back_what_was_stopped(
-    alone: Installation, shop: JobStack, short_folder: Path
-) -> None:
+def test_partial_stop_is_reverted(installation: Installation, shop: JobStack, short_folder: Path) -> None:
     shop.up()
     before = {name: shop.started_at(name) for name in ("db-1", "app-1", "app-2")}
-    engine = Unwilling(short_folder)
-    engine.spared = f"(?:{shop.inspect('app-1')['Id']}|{shop.name}-app-1)"
-    with alone.worker("behind", "-c", "2", LONGSHORE_DOCKER_HOST=engine.url), pytest.raises(StopFailed) as failed:
-        Jobs(alone.client()).run(shop.job)
+    engine = RefusingStop(short_folder)
+    engine.refused = f"(?:{shop.inspect('app-1')['Id']}|{shop.name}-app-1)"
+    with (
+        installation.worker("behind", "-c", "2", LONGSHORE_DOCKER_HOST=engine.url),
+        pytest.raises(StopFailed) as failed,
+    ):
+        Jobs(installation.client()).run(shop.job)
     engine.close()
 
     report = failed.value.report
@@ -95,103 +96,101 @@ def test_a_stop_that_fails_half_way_brings_back_what_was_stopped(
     assert (report.exit_code, report.job.result, report.job.restart) == (1, "failed", "healthy")
     assert "did not receive an exit event" in str(report.step("stop").error)
     assert report.step("work").status == "not_run"
-    assert shop.is_well()
-    assert shop.started_at("web-1") > max(before.values()), "it was stopped, and is started again"
+    assert shop.is_healthy()
+    assert shop.started_at("web-1") > max(before.values()), "web-1 was stopped and started"
     assert {name: shop.started_at(name) for name in ("db-1", "app-1")}.items() <= before.items(), "never stopped"
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
 def recovered(run: Run, shop: JobStack) -> Any:
     report = run.wait(SOON)
-    assert shop.is_well(), report
+    assert shop.is_healthy(), report
     return report
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_whatever_is_killed_the_work_is_done_once_and_the_stack_is_up(
-    alone: Installation, shop: JobStack, tmp_path: Path, point: str
+def test_job_runs_once_and_the_stack_is_healthy_after_a_kill(
+    installation: Installation, shop: JobStack, tmp_path: Path, point: str
 ) -> None:
     shop.up(sleep=0.5)
-    client, marker = alone.client(), tmp_path / "killed"
-    doomed = alone.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
-    doomed.start()
+    client, marker = installation.client(), tmp_path / "killed"
+    crashing = installation.worker("crashing", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
+    crashing.start()
     run = Jobs(client).start(shop.job, run_id=f"{shop.job}-k")
-    wait_for(f"it to be killed at {point}", marker.exists)
-    doomed.kill()
+    wait_for(f"the crash at {point}", marker.exists)
+    crashing.kill()
 
-    with alone.worker("healer", "-c", "2"):
+    with installation.worker("second", "-c", "2"):
         report = recovered(run, shop)
 
     assert (report.state, report.job.result, report.job.restart) == ("succeeded", "succeeded", "healthy")
     assert shop.runs() == 1
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
-def test_a_worker_that_is_told_to_end_ends_its_job_first(alone: Installation, shop: JobStack) -> None:
+def test_worker_completes_its_job_before_shutdown(installation: Installation, shop: JobStack) -> None:
     shop.up(sleep=2)
-    client = alone.client()
-    polite = alone.worker("polite", "-c", "2")
-    polite.start()
+    client = installation.client()
+    terminated = installation.worker("terminated", "-c", "2")
+    terminated.start()
     run = Jobs(client).start(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
-    polite.stop()
+    wait_for("the start of the job container", shop.job_is_running)
+    terminated.stop()
 
-    with alone.worker("healer", "-c", "2"):
+    with installation.worker("second", "-c", "2"):
         report = recovered(run, shop)
 
     assert report.job.result == "succeeded"
     assert shop.runs() == 1
 
 
-def test_what_redis_has_lost_is_finished_from_the_labels(alone: Installation, shop: JobStack) -> None:
+def test_job_is_completed_from_labels_after_redis_lost_the_run(installation: Installation, shop: JobStack) -> None:
     shop.up(sleep=3)
-    client = alone.client()
-    with alone.worker("first", "-c", "2"):
+    client = installation.client()
+    with installation.worker("first", "-c", "2"):
         run = Jobs(client).start(shop.job, run_id=f"{shop.job}-lost")
-        wait_for("the worker to be at work", shop.worker_is_running)
-    assert alone.redis.flushall()
+        wait_for("the start of the job container", shop.job_is_running)
+    assert installation.redis.flushall()
 
-    with alone.worker("healer", "-c", "2"):
-        wait_for("the stack to be up", shop.is_well, SOON)
-        wait_for("the run to be known again", lambda: client.store.body(run.id))
+    with installation.worker("second", "-c", "2"):
+        wait_for("a healthy stack", shop.is_healthy, SOON)
+        wait_for("the reconstructed run", lambda: client.store.body(run.id))
         report = client.get(run.id).wait(SOON)
 
     assert report.job is not None
     assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
     assert shop.runs() == 1
-    assert shop.workers() == []
+    assert shop.job_containers() == []
 
 
 @pytest.mark.parametrize("point", ["job.created", "job.recorded"])
-def test_what_is_killed_and_lost_is_finished_from_the_labels(
-    alone: Installation, shop: JobStack, tmp_path: Path, point: str
+def test_job_is_completed_from_labels_after_a_kill_and_a_lost_run(
+    installation: Installation, shop: JobStack, tmp_path: Path, point: str
 ) -> None:
     shop.up(sleep=1)
-    client, marker = alone.client(), tmp_path / "killed"
-    doomed = alone.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
-    doomed.start()
+    client, marker = installation.client(), tmp_path / "killed"
+    crashing = installation.worker("crashing", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
+    crashing.start()
     run = Jobs(client).start(shop.job, run_id=f"{shop.job}-kl")
-    wait_for(f"it to be killed at {point}", marker.exists)
-    doomed.kill()
+    wait_for(f"the crash at {point}", marker.exists)
+    crashing.kill()
     began = shop.started_at("db-1") if point == "job.recorded" else ""
-    assert alone.redis.flushall()
+    assert installation.redis.flushall()
 
-    with alone.worker("healer", "-c", "2"):
-        wait_for("the run to be known again", lambda: client.store.body(run.id))
+    with installation.worker("second", "-c", "2"):
+        wait_for("the reconstructed run", lambda: client.store.body(run.id))
         report = client.get(run.id).wait(SOON)
 
     assert report.job is not None
     assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
-    assert shop.is_well()
+    assert shop.is_healthy()
     assert shop.runs() == 1
-    assert shop.workers() == []
+    assert shop.job_containers() == []
     if began:
-        assert shop.started_at("db-1") == began, "it was up again, and is not stopped another time"
+        assert shop.started_at("db-1") == began, "the stack is not stopped a second time"
 
 
-def test_a_restart_of_redis_does_not_disturb_a_job(
-    shop: JobStack, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_job_succeeds_during_a_restart_of_redis(shop: JobStack, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     server = RedisServer()
     server.start()
     made = Installation(server.url, tmp_path, docker_host=engine_url(), options=QUICK | {"host": HOST})
@@ -201,7 +200,7 @@ def test_a_restart_of_redis_does_not_disturb_a_job(
     worker.start()
     shop.up(sleep=2)
     run = Jobs(made.client()).start(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
+    wait_for("the start of the job container", shop.job_is_running)
 
     server.stop(signal.SIGKILL)
     time.sleep(1)
@@ -211,7 +210,7 @@ def test_a_restart_of_redis_does_not_disturb_a_job(
         worker.keep_alive()
         return run.state() in TERMINAL
 
-    wait_for("it to end", over, SOON)
+    wait_for("the end of the run", over, SOON)
     report = run.report()
     assert report.job is not None
     assert (report.exit_code, report.job.result, report.job.restart) == (0, "succeeded", "healthy")

@@ -1,4 +1,4 @@
-"""What engines and Compose do otherwise than one would think, each once, against the real thing."""
+"""Surprising behaviour of the Docker engine and of Compose, a test each."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ assert stack
 MakeContainer = Callable[..., str]
 
 
-def test_a_service_with_an_env_file_is_not_taken_for_changed(stack: Stack) -> None:
-    # `config --hash` of the files themselves gives another hash than the containers bear
+def test_env_file_does_not_make_a_service_stale(stack: Stack) -> None:
+    # `config --hash` of the project files differs from the hash in the labels of the containers
     (stack.directory / "web.env").write_text("COLOUR=blue\n")
     stack.write(web={"env_file": ["web.env"]})
     stack.up().act()
@@ -42,8 +42,8 @@ def test_a_service_with_an_env_file_is_not_taken_for_changed(stack: Stack) -> No
     assert stack.up(services=["db"]).predict().changed is False
 
 
-def test_many_who_remove_one_container_all_succeed(container: MakeContainer) -> None:
-    # seven of eight are told "removal already in progress", with the code of a conflict
+def test_concurrent_removals_of_a_container_succeed(container: MakeContainer) -> None:
+    # the engine answers seven of eight calls with a conflict, "removal already in progress"
     name = container()
     done: list[bool] = []
 
@@ -63,7 +63,7 @@ def test_many_who_remove_one_container_all_succeed(container: MakeContainer) -> 
     assert any(done)
 
 
-def test_a_port_that_is_taken_is_final_although_the_engine_calls_it_its_own_error(step: MakeStep) -> None:
+def test_port_in_use_is_a_final_error(step: MakeStep) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         made = step(
@@ -78,15 +78,17 @@ def test_a_port_that_is_taken_is_final_although_the_engine_calls_it_its_own_erro
         assert made.undo().changed
 
 
-def test_a_stop_that_takes_longer_than_the_client_waits_is_looked_at_and_not_repeated(
+def test_stop_continues_after_the_timeout_of_the_client(
     engine: docker.APIClient, container: MakeContainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the engine goes on stopping when nobody waits for it any more
+    # the engine completes a stop after the client has disconnected
     name = container("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
     port = DockerEngine(engine_url())
     try:
         assert port.info()
-        monkeypatch.setattr("longshore.tasks.host.engine.client.CALL_TIMEOUT", -2.0)  # one second less than it takes
+        monkeypatch.setattr(
+            "longshore.tasks.host.engine.client.CALL_TIMEOUT", -2.0
+        )  # a timeout one second shorter than the stop
         with pytest.raises(Transient, match="did not respond"):
             port.stop(name, 3)
         deadline = time.monotonic() + 10
@@ -98,11 +100,11 @@ def test_a_stop_that_takes_longer_than_the_client_waits_is_looked_at_and_not_rep
         close_engine()
 
 
-def test_a_container_of_compose_run_is_not_stopped_with_its_project(stack: Stack) -> None:
+def test_stop_of_a_project_leaves_its_one_off_containers_running(stack: Stack) -> None:
     stack.up().act()
-    said = {"project_dir": str(stack.directory), "project": stack.name, "service": "web", "command": ["sleep", "60"]}
-    enough = threading.Event()
-    run = stack.step("compose.run.execute", {"asked_to_stop": enough.is_set}, **said)
+    params = {"project_dir": str(stack.directory), "project": stack.name, "service": "web", "command": ["sleep", "60"]}
+    cancelled = threading.Event()
+    run = stack.step("compose.run.execute", {"asked_to_stop": cancelled.is_set}, **params)
 
     def until_cancelled() -> None:
         with pytest.raises(OperationError):
@@ -115,9 +117,9 @@ def test_a_container_of_compose_run_is_not_stopped_with_its_project(stack: Stack
         assert time.monotonic() < deadline
         time.sleep(0.1)
     stack.other("stop").act()
-    still = [row["Labels"]["com.docker.compose.oneoff"] for row in stack.containers() if row["State"] == "running"]
-    enough.set()
+    running = [row["Labels"]["com.docker.compose.oneoff"] for row in stack.containers() if row["State"] == "running"]
+    cancelled.set()
     thread.join()
-    assert still == ["True"]
+    assert running == ["True"]
     run.undo()
     assert stack.running() == set()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.docker
 MakeContainer = Callable[..., str]
-Look = Callable[[], dict[str, Any]]
+ReadState = Callable[[], dict[str, Any]]
 
 
 def started_at(engine: docker.APIClient, name: str) -> str:
@@ -32,7 +32,7 @@ def started_at(engine: docker.APIClient, name: str) -> str:
 # --- restart, rename, update --------------------------------------------------------------------------
 
 
-def test_restart_restarts_once_however_often_it_is_delivered(
+def test_repeated_deliveries_of_restart_restart_once(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name = container()
@@ -49,67 +49,65 @@ def test_restart_restarts_once_however_often_it_is_delivered(
     assert (started_at(engine, name), engine.inspect_container(name)["State"]["Running"]) == (after, True)
 
 
-def test_a_restart_that_was_killed_after_the_stop_is_finished_or_healed(
+def test_next_attempt_or_undo_of_a_killed_restart_starts_the_container(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
-    for heal in (lambda one: one.again(2).act(), lambda one: one.undo()):
+    for act in (lambda one: one.again(2).act(), lambda one: one.undo()):
         name = container()
         restart = step("docker.restart.execute", container=name)
         assert restart.before["running"]
         engine.stop(name)
-        heal(restart)
+        act(restart)
         assert engine.inspect_container(name)["State"]["Running"]
 
 
-def test_the_undo_of_a_restart_of_what_did_not_run_stops_it(
-    step: MakeStep, container: MakeContainer, machine: Look
+def test_undo_of_restart_stops_a_container_that_did_not_run(
+    step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container(start=False)
-    was = machine()
+    was = engine_state()
     restart = step("docker.restart.execute", container=name)
     restart.act()
-    assert machine() != was
+    assert engine_state() != was
     assert restart.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
 
-def test_rename_renames_and_its_undo_gives_the_name_back(
-    step: MakeStep, container: MakeContainer, machine: Look
-) -> None:
+def test_undo_of_rename_restores_the_name(step: MakeStep, container: MakeContainer, engine_state: ReadState) -> None:
     name, other = container(), container()
-    was = machine()
+    was = engine_state()
     rename = step("docker.rename.execute", container=name, name=f"{name}-new")
     assert rename.predict().changed is True
-    assert machine() == was
+    assert engine_state() == was
     assert rename.act().changed
     again = step("docker.rename.execute", container=name, name=f"{name}-new")
     assert again.predict().changed is False
     assert not again.act().changed
     assert rename.undo().changed
     assert not rename.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     taken = step("docker.rename.execute", container=name, name=other)
     assert taken.predict().impossible
     with pytest.raises(Preflight, match="belongs to another"):
         taken.act()
 
 
-def test_update_changes_what_differs_and_its_undo_brings_it_back(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+def test_undo_of_update_restores_the_limits(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, engine_state: ReadState
 ) -> None:
     name = container()
-    was = machine()
-    said = {"container": name, "restart": "on-failure:3", "memory": "64m", "cpus": 0.5, "pids": 50}
-    update = step("docker.update.execute", **said)
-    foretold = update.predict()
-    assert foretold.changed is True
-    assert "memory 0 → 67108864" in foretold.action
-    assert machine() == was
+    was = engine_state()
+    params = {"container": name, "restart": "on-failure:3", "memory": "64m", "cpus": 0.5, "pids": 50}
+    update = step("docker.update.execute", **params)
+    prediction = update.predict()
+    assert prediction.changed is True
+    assert "memory 0 → 67108864" in prediction.action
+    assert engine_state() == was
     outcome = update.act()
     assert outcome.data | {"id": ""} == {
         "id": "", "name": name, "restart": "on-failure:3", "memory": 64 * 1024 * 1024, "cpus": 0.5, "pids": 50,
     }  # fmt: skip
-    again = step("docker.update.execute", **said)
+    again = step("docker.update.execute", **params)
     assert again.predict().changed is False
     assert not again.act().changed
     host = engine.inspect_container(name)["HostConfig"]
@@ -121,10 +119,10 @@ def test_update_changes_what_differs_and_its_undo_brings_it_back(
     update.undo()
     host = engine.inspect_container(name)["HostConfig"]
     assert host["RestartPolicy"]["Name"] in {"", "no"}
-    assert step("docker.update.execute", **said).predict().changed is True
+    assert step("docker.update.execute", **params).predict().changed is True
 
 
-def test_an_update_of_nothing_is_refused() -> None:
+def test_update_without_a_change_is_rejected() -> None:
     with pytest.raises(ValidationError, match="at least one"):
         find("docker.update.execute").params.model_validate({"container": "web"})
 
@@ -132,7 +130,7 @@ def test_an_update_of_nothing_is_refused() -> None:
 # --- exec ---------------------------------------------------------------------------------------------
 
 
-def test_exec_tells_output_apart_and_gives_the_exit_code(step: MakeStep, container: MakeContainer) -> None:
+def test_exec_returns_both_output_streams_and_the_exit_code(step: MakeStep, container: MakeContainer) -> None:
     name = container()
     argv = ["sh", "-c", "echo out; echo err >&2; cat; echo $GIVEN; id -u"]
     done = step(
@@ -143,8 +141,8 @@ def test_exec_tells_output_apart_and_gives_the_exit_code(step: MakeStep, contain
     with pytest.raises(Unsuccessful, match="exited with code 3: why") as error:
         step("docker.exec.execute", container=name, argv=["sh", "-c", "echo why >&2; exit 3"]).act()
     assert error.value.data["exit_code"] == 3
-    looks = step("docker.exec.execute", container=name, argv=["true"], changes=False)
-    assert not looks.act().changed
+    reads = step("docker.exec.execute", container=name, argv=["true"], changes=False)
+    assert not reads.act().changed
     there = step("docker.exec.execute", container=name, argv=["true"], creates="/bin/sh")
     assert there.predict().changed is False
     assert not there.act().changed
@@ -152,7 +150,7 @@ def test_exec_tells_output_apart_and_gives_the_exit_code(step: MakeStep, contain
     assert not checked.act().changed
 
 
-def test_exec_that_cannot_begin_has_had_no_effect(step: MakeStep, container: MakeContainer) -> None:
+def test_exec_that_cannot_start_is_an_error(step: MakeStep, container: MakeContainer) -> None:
     with pytest.raises(Preflight, match=r"lst-nothing.*does not exist"):
         step("docker.exec.execute", container="lst-nothing", argv=["true"]).act()
     with pytest.raises(Preflight, match="not running"):
@@ -162,7 +160,7 @@ def test_exec_that_cannot_begin_has_had_no_effect(step: MakeStep, container: Mak
 
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
-def test_exec_that_is_ended_leaves_nothing_running(
+def test_cancelled_exec_leaves_no_process(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer, how: str
 ) -> None:
     name = container()
@@ -175,11 +173,15 @@ def test_exec_that_is_ended_leaves_nothing_running(
     with pytest.raises(StepCancelled if how == "cancel" else OperationError):
         run.act()
     assert time.monotonic() - stop_at < SOON
-    # A process that has its signal is listed until the kernel is done with it.
-    wait_for("its end", lambda: not [row for row in engine.top(name)["Processes"] if "987" in " ".join(row)], SOON)
+    # The engine lists a killed process until the kernel has removed it.
+    wait_for(
+        "the end of the processes",
+        lambda: not [row for row in engine.top(name)["Processes"] if "987" in " ".join(row)],
+        SOON,
+    )
 
 
-def test_much_output_is_bounded(step: MakeStep, container: MakeContainer) -> None:
+def test_output_of_exec_is_limited(step: MakeStep, container: MakeContainer) -> None:
     run = step("docker.exec.execute", container=container(), argv=["sh", "-c", "yes | head -c 50000000; echo end"])
     data = run.act().data
     assert data["truncated"]
@@ -187,18 +189,18 @@ def test_much_output_is_bounded(step: MakeStep, container: MakeContainer) -> Non
     assert data["stdout"].endswith("end\n")
 
 
-# --- looks --------------------------------------------------------------------------------------------
+# --- queries ------------------------------------------------------------------------------------------
 
 
-def test_list_agrees_with_the_engine_and_a_name_is_the_whole_name(
+def test_list_matches_the_engine_and_filters_by_the_whole_name(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name, idle = container(), container(start=False)
     engine.rename(idle, f"{name}0")
     rows = {row["Names"][0][1:]: row for row in engine.containers(all=True)}
 
-    def listed(**said: Any) -> dict[str, Any]:
-        outcome = step("docker.list.get", **said).act()
+    def listed(**params: Any) -> dict[str, Any]:
+        outcome = step("docker.list.get", **params).act()
         assert not outcome.changed
         return {one["name"]: one for one in outcome.data["containers"]}
 
@@ -211,7 +213,7 @@ def test_list_agrees_with_the_engine_and_a_name_is_the_whole_name(
     assert step("docker.list.get", state="all", limit=1).act().data["count"] == len(rows)
 
 
-def test_logs_gives_the_end_of_each_stream(step: MakeStep, container: MakeContainer) -> None:
+def test_logs_returns_the_tail_of_each_stream(step: MakeStep, container: MakeContainer) -> None:
     name = container("sh", "-c", "seq 1 50; sleep 0.3; echo err >&2; sleep 600")
     time.sleep(1)
     data = step("docker.logs.get", container=name, tail=3).act().data
@@ -235,7 +237,7 @@ def healthy(step: MakeStep, *test: str) -> str:
     return name
 
 
-def test_wait_waits_for_a_health_check(step: MakeStep) -> None:
+def test_wait_requires_a_passed_health_check(step: MakeStep) -> None:
     good = healthy(step, "sh", "-c", "test -e /ready")
     wait = step("docker.wait.get", container=good, healthy_deadline="10s")
     assert "; it is running" in wait.predict().action
@@ -250,7 +252,7 @@ def test_wait_waits_for_a_health_check(step: MakeStep) -> None:
     assert (data["health"], data["restart_count"]) == ("healthy", 0)
 
 
-def test_wait_does_not_take_what_dies_a_moment_later_for_well(step: MakeStep, container: MakeContainer) -> None:
+def test_wait_fails_if_the_container_exits_within_min_healthy_time(step: MakeStep, container: MakeContainer) -> None:
     with pytest.raises(OperationError, match="exited with code 3"):
         step("docker.wait.get", container=container("sh", "-c", "sleep 1; exit 3"), min_healthy_time="3s").act()
     steady = step("docker.wait.get", container=container(), min_healthy_time="1s").act()
@@ -260,7 +262,7 @@ def test_wait_does_not_take_what_dies_a_moment_later_for_well(step: MakeStep, co
         step("docker.wait.get", container=crashing, healthy_deadline="3s", min_healthy_time="2s").act()
 
 
-def test_wait_for_an_end_does_not_take_what_never_began_for_ended(step: MakeStep, container: MakeContainer) -> None:
+def test_wait_until_exited_requires_a_started_container(step: MakeStep, container: MakeContainer) -> None:
     with pytest.raises(OperationError, match="has not been started"):
         step("docker.wait.get", container=container(start=False), until="exited", healthy_deadline="1s").act()
     ended = step("docker.wait.get", container=container("sh", "-c", "sleep 0.5"), until="exited").act()
@@ -269,7 +271,7 @@ def test_wait_for_an_end_does_not_take_what_never_began_for_ended(step: MakeStep
         step("docker.wait.get", container=container("sh", "-c", "exit 7"), until="exited").act()
 
 
-def test_a_cancelled_wait_ends_soon(step: MakeStep, container: MakeContainer) -> None:
+def test_cancelled_wait_ends_soon(step: MakeStep, container: MakeContainer) -> None:
     stop_at = time.monotonic() + 1
     context = {"asked_to_stop": lambda: time.monotonic() > stop_at}
     with pytest.raises(StepCancelled):
@@ -291,42 +293,42 @@ def name(engine: docker.APIClient) -> Any:
             engine.remove_volume(name)
 
 
-def test_a_network_is_made_once_and_its_undo_removes_it(
-    engine: docker.APIClient, step: MakeStep, machine: Look, name: str
+def test_concurrent_network_creates_make_one_network(
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState, name: str
 ) -> None:
-    was = machine()
+    was = engine_state()
     create = step("docker.network-create.execute", name=name, internal=True, subnet="10.213.7.0/24", labels={"a": "b"})
     assert create.predict().changed is True
-    assert machine() == was
-    outcomes = create.act_at_once(4)
-    assert len(engine.networks(names=[name])) == 1, "the engine itself allows two of one name"
+    assert engine_state() == was
+    outcomes = create.act_concurrently(4)
+    assert len(engine.networks(names=[name])) == 1, "the engine itself allows two networks of one name"
     assert {outcome.changed for outcome in outcomes} == {True}
-    selection_of = step("docker.network-inspect.get", name=name).act()
-    assert not selection_of.changed
-    assert (selection_of.data["internal"], selection_of.data["subnets"]) == (True, ["10.213.7.0/24"])
+    inspected = step("docker.network-inspect.get", name=name).act()
+    assert not inspected.changed
+    assert (inspected.data["internal"], inspected.data["subnets"]) == (True, ["10.213.7.0/24"])
     other = step("docker.network-create.execute", name=name, internal=True)
     assert other.predict().changed is False
     assert not other.act().changed
     other.undo()
-    assert engine.networks(names=[name]), "another step has made it"
+    assert engine.networks(names=[name]), "another step has created the network"
     with pytest.raises(Preflight, match="internal: true"):
         step("docker.network-create.execute", name=name).act()
     assert create.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert not step("docker.network-inspect.get", name=name).act().data["exists"]
 
 
-def test_a_network_that_is_removed_can_be_made_again(
-    engine: docker.APIClient, step: MakeStep, machine: Look, name: str
+def test_undo_of_network_remove_restores_the_network(
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState, name: str
 ) -> None:
     step("docker.network-create.execute", name=name, subnet="10.213.8.0/24").act()
-    was = machine()
+    was = engine_state()
     remove = step("docker.network-remove.execute", name=name)
     assert remove.predict().changed is True
     assert remove.act().changed
     assert not step("docker.network-remove.execute", name=name).act().changed
     assert remove.undo().changed
-    assert machine() == was
+    assert engine_state() == was
     assert engine.networks(names=[name])[0]["IPAM"]["Config"][0]["Subnet"] == "10.213.8.0/24"
     used = step("docker.create.execute", image="longshore-test:1", networks=[name], command=["sleep", "600"])
     step("docker.start.execute", container=used.act().data["name"]).act()
@@ -335,19 +337,19 @@ def test_a_network_that_is_removed_can_be_made_again(
     used.undo()
 
 
-def test_a_volume_is_made_once_and_goes_only_when_that_is_said(
-    engine: docker.APIClient, step: MakeStep, machine: Look, name: str
+def test_volume_remove_needs_data_loss(
+    engine: docker.APIClient, step: MakeStep, engine_state: ReadState, name: str
 ) -> None:
-    was = machine()
+    was = engine_state()
     create = step("docker.volume-create.execute", name=name, labels={"a": "b"})
     assert create.predict().changed is True
-    assert {outcome.changed for outcome in create.act_at_once(3)} == {True}
+    assert {outcome.changed for outcome in create.act_concurrently(3)} == {True}
     other = step("docker.volume-create.execute", name=name)
     assert not other.act().changed
     assert not other.undo().changed
     assert step("docker.volume-inspect.get", name=name).act().data["labels"]["a"] == "b"
     assert create.undo().changed
-    assert machine() == was
+    assert engine_state() == was
 
     step("docker.volume-create.execute", name=name).act()
     kept = step("docker.volume-remove.execute", name=name)
@@ -361,9 +363,7 @@ def test_a_volume_is_made_once_and_goes_only_when_that_is_said(
 # --- files of a one-off container ---------------------------------------------------------------------
 
 
-def test_files_of_a_one_off_container_are_there_and_not_in_its_description(
-    engine: docker.APIClient, step: MakeStep
-) -> None:
+def test_files_of_a_container_are_not_in_its_description(engine: docker.APIClient, step: MakeStep) -> None:
     files = {"/run/secrets/db": "correct-horse", "/etc/motd": "hello"}
     command = ["sh", "-c", "cat /run/secrets/db /etc/motd; echo >/etc/motd"]
     run = step("docker.run.execute", image="longshore-test:1", user="1000:1000", command=command, files=files)

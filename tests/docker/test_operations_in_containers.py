@@ -1,4 +1,4 @@
-"""`in: {container: …}`: commands, files, node and network operations inside a container."""
+"""Commands, files, node and network operations in a container (`in: {container: …}`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILIES = (file, http, network, node)
 
 
 def entry(engine: docker.APIClient, name: str, path: str) -> tuple[str, int, int, int] | None:
-    """Content, mode, owner and group of a file inside, as the engine has it."""
+    """Content, mode, owner and group of a file in a container, from the engine."""
     from docker.errors import NotFound
 
     try:
@@ -48,7 +48,7 @@ def archive(name: str, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-def test_a_file_is_deployed_inside_and_taken_back(
+def test_undo_of_file_deploy_restores_the_file_in_a_container(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer, running: bool
 ) -> None:
     name = container(start=running)
@@ -57,12 +57,12 @@ def test_a_file_is_deployed_inside_and_taken_back(
         with pytest.raises(Preflight, match="an undo could not remove"):
             step("file.deploy.execute", inside, path="/app.conf", content="one").act()
         engine.put_archive(name, "/", archive("app.conf", b"none"))
-    said = {"path": "/app.conf", "content": "one", "mode": "0600", "owner": "7", "group": 8}
-    deploy = step("file.deploy.execute", inside, **said)
+    params = {"path": "/app.conf", "content": "one", "mode": "0600", "owner": "7", "group": 8}
+    deploy = step("file.deploy.execute", inside, **params)
     assert deploy.predict().changed is True
     assert deploy.act().changed
     assert entry(engine, name, "/app.conf") == ("one", 0o600, 7, 8)
-    again = step("file.deploy.execute", inside, **said)
+    again = step("file.deploy.execute", inside, **params)
     assert again.predict().changed is False
     assert not again.act().changed
     change = step("file.deploy.execute", inside, path="/app.conf", content="two")
@@ -75,7 +75,7 @@ def test_a_file_is_deployed_inside_and_taken_back(
         assert entry(engine, name, "/app.conf") is None
 
 
-def test_folders_are_made_inside_and_taken_away_again(
+def test_undo_of_file_deploy_removes_created_folders_in_a_container(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name = container()
@@ -91,9 +91,7 @@ def test_folders_are_made_inside_and_taken_away_again(
     assert gone.data["exit_code"] == 0
 
 
-def test_commands_see_the_container_and_not_the_worker(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer
-) -> None:
+def test_commands_run_in_the_container(engine: docker.APIClient, step: MakeStep, container: MakeContainer) -> None:
     name = container()
     shell = step(
         "command.shell.execute", {"container": name}, command="hostname; echo $LONGSHORE_STEP; pwd", cwd="/bin"
@@ -111,7 +109,9 @@ def test_commands_see_the_container_and_not_the_worker(
         step("command.exec.execute", {"container": "lst-nothing"}, argv=["true"]).act()
 
 
-def test_what_a_node_says_is_the_containers(engine: docker.APIClient, step: MakeStep, container: MakeContainer) -> None:
+def test_node_operations_describe_the_container(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer
+) -> None:
     name = container()
     inside: dict[str, Any] = {"container": name}
     hostname = step("node.hostname.get", inside).act().data["hostname"]
@@ -123,7 +123,7 @@ def test_what_a_node_says_is_the_containers(engine: docker.APIClient, step: Make
     assert step("node.os.get", inside).act().data["distribution"] == "unknown", "the image has no os-release"
 
 
-def test_name_servers_of_a_container_are_its_own(
+def test_dns_operations_use_the_name_servers_of_the_container(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer
 ) -> None:
     name = container(dns=["10.1.2.3"])
@@ -138,7 +138,7 @@ def test_name_servers_of_a_container_are_its_own(
     assert step("network.dns.get", inside).act().data["servers"] == ["10.1.2.3"]
 
 
-def test_a_service_is_asked_from_inside(step: MakeStep, container: MakeContainer) -> None:
+def test_http_and_ping_run_in_the_container(step: MakeStep, container: MakeContainer) -> None:
     name = container("sh", "-c", "echo well >/index.html; httpd -f -p 8080 -h /")
     inside: dict[str, Any] = {"container": name}
     get = step("network.http.get", inside, url="http://127.0.0.1:8080/index.html", contains="well", deadline="5s")
@@ -151,8 +151,8 @@ def test_a_service_is_asked_from_inside(step: MakeStep, container: MakeContainer
     assert (ping.changed, ping.data["packets_received"]) == (False, 1)
 
 
-def test_output_inside_is_told_as_it_comes(step: MakeStep, container: MakeContainer) -> None:
-    told: list[tuple[str, tuple[str, ...]]] = []
-    context = {"container": container(), "printed": lambda stream, lines: told.append((stream, tuple(lines)))}
+def test_output_of_a_command_in_a_container_is_streamed(step: MakeStep, container: MakeContainer) -> None:
+    printed: list[tuple[str, tuple[str, ...]]] = []
+    context = {"container": container(), "printed": lambda stream, lines: printed.append((stream, tuple(lines)))}
     step("command.shell.execute", context, command="echo out; sleep 0.2; echo err >&2").act()
-    assert told == [("stdout", ("out",)), ("stderr", ("err",))]
+    assert printed == [("stdout", ("out",)), ("stderr", ("err",))]

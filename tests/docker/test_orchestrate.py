@@ -1,4 +1,4 @@
-"""What is deployed stale is found and brought right: real stacks, a real engine, real workers."""
+"""The stack commands with real stacks: selection, updates, dry runs and the cache."""
 
 from __future__ import annotations
 
@@ -47,58 +47,54 @@ assert rules
 assert two
 
 
-# --- the whole --------------------------------------------------------------------------------------
+# --- orchestrate ------------------------------------------------------------------------------------
 
 
-def test_what_went_stale_is_named_and_exactly_that_is_brought_right(
-    place: Installation, two: tuple[Project, Project]
-) -> None:
+def test_only_stale_services_are_selected_and_updated(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     assert place.longshore("orchestrate", *QUICK).code == 0
     assert selected(place) == {}
-    # given an image whose tag moves, a file that changes, and a service that dies
-    was, now = shop.state()["db-1"][1], shop.image_moves("db")
+    # given a moved tag, a changed file, and a killed service
+    was, now = shop.state()["db-1"][1], shop.move_image("db")
     blog.file.write_text("two\n")
     blog.engine.kill(blog.container("jobs"))
-    before = shop.state() | {f"blog {name}": said for name, said in blog.state().items()}
+    before = shop.state() | {f"blog {name}": state for name, state in blog.state().items()}
 
-    # then these are named
-    said = place.longshore("select", "-o", "json").json
-    assert said["count"] == 3
-    assert {one["name"]: [reason["text"] for reason in one["reasons"]] for one in said["deployments"]} == {
+    # then these services are selected
+    listed = place.longshore("select", "-o", "json").json
+    assert listed["count"] == 3
+    assert {one["name"]: [reason["text"] for reason in one["reasons"]] for one in listed["deployments"]} == {
         f"{shop.name}/db": [f"image {was[7:19]} → {now[7:19]}"],
         f"{blog.name}/web": [f"file {blog.file} changed"],
         f"{blog.name}/jobs": [f"missing ({blog.container('jobs')} ended with 137)"],
     }
     names = {f"{shop.name}/db", f"{blog.name}/web", f"{blog.name}/jobs"}
     assert set(place.longshore("select", "-o", "names").out.split()) == names
-    assert yaml.safe_load(place.longshore("select", "-o", "yaml").out) == said
-    # and these are brought right
+    assert yaml.safe_load(place.longshore("select", "-o", "yaml").out) == listed
+    # and only these services are updated
     done = place.longshore("orchestrate", *QUICK)
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1] == "orchestration complete"
-    after = shop.state() | {f"blog {name}": said for name, said in blog.state().items()}
+    after = shop.state() | {f"blog {name}": state for name, state in blog.state().items()}
     assert changed(before, after) == {"db-1", "blog web-1", "blog jobs-1"}
     assert shop.state()["db-1"][1] == now
     assert blog.content() == "two\n"
-    assert {said[3] for said in after.values()} == {"running"}
-    # and then there is nothing left to do
+    assert {state[3] for state in after.values()} == {"running"}
+    # and a second orchestration changes nothing
     again = place.longshore("orchestrate")
     assert (again.code, again.out.splitlines()[-1]) == (0, "cache valid, nothing to do")
-    assert after == shop.state() | {f"blog {name}": said for name, said in blog.state().items()}
-    # and Compose itself thinks so, too
+    assert after == shop.state() | {f"blog {name}": state for name, state in blog.state().items()}
+    # and Compose finds no change either
     hashes = dict(line.split() for line in blog.compose("config", "--hash", "*").splitlines())
     labels = blog.engine.inspect_container(blog.container("web"))["Config"]["Labels"]
     assert labels["com.docker.compose.config-hash"] == hashes["web"]
 
 
-def test_a_stack_whose_new_image_does_not_get_well_goes_back_and_can_be_tried_again(
-    place: Installation, two: tuple[Project, Project]
-) -> None:
+def test_unhealthy_image_is_reverted_and_can_be_retried(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     old = shop.state()["db-1"][1]
-    good = blog.image_moves("db")
-    bad = shop.image_moves("db", command=["false"])
+    good = blog.move_image("db")
+    bad = shop.move_image("db", command=["false"])
 
     done = place.longshore("orchestrate", *QUICK)
 
@@ -108,26 +104,26 @@ def test_a_stack_whose_new_image_does_not_get_well_goes_back_and_can_be_tried_ag
     assert (shop.state()["db-1"][1], shop.state()["db-1"][3]) == (old, "running")
     assert blog.state()["db-1"][1] == good
     assert selected(place, retry=True) == {f"{shop.name}/db": [f"image {old[7:19]} → {bad[7:19]}"]}
-    # and with one stack alone, as code sees it; and once more
+    # and the result in Python is the same
     again = Stacks(place.client()).orchestrate(min_healthy_time=0.5, retry=True)
     assert again.exit_code == 3
     assert list(again.stacks.failed) == [shop.name]
     assert again.report is not None
     assert again.report.exit_code == 3
     assert place.longshore("runs", "show", again.report.run_id).code == 3
-    # and where all is to go back, all goes back
+    # and with --on-failure undo, all stacks are undone
     other = blog.state()["jobs-1"][1]
-    blog.image_moves("jobs")
-    taken_back = place.longshore("orchestrate", "--retry", "--on-failure", "undo", *QUICK)
-    assert taken_back.code == 1
+    blog.move_image("jobs")
+    undone = place.longshore("orchestrate", "--retry", "--on-failure", "undo", *QUICK)
+    assert undone.code == 1
     assert (shop.state()["db-1"][1], blog.state()["jobs-1"][1]) == (old, other)
 
 
-def test_a_worker_that_is_killed_after_the_rebuild_leaves_nothing_forgotten(
+def test_orchestration_updates_services_after_a_kill_of_the_worker(
     place: Installation, two: tuple[Project, Project]
 ) -> None:
     shop, _ = two
-    now = shop.image_moves("web")
+    now = shop.move_image("web")
     assert place.longshore("rebuild", "--force").code == 0
     worker = place.workers[0]
     worker.kill()
@@ -139,7 +135,7 @@ def test_a_worker_that_is_killed_after_the_rebuild_leaves_nothing_forgotten(
     assert shop.state()["web-1"][1] == now
 
 
-def test_a_worker_that_is_killed_anywhere_is_followed_by_another(
+def test_orchestration_succeeds_after_a_kill_at_each_crash_point(
     place: Installation, project: MakeProject, tmp_path: Path
 ) -> None:
     shop = project("shop")
@@ -148,17 +144,17 @@ def test_a_worker_that_is_killed_anywhere_is_followed_by_another(
     place.workers[0].kill()
     try:
         for point in STACK_POINTS:
-            now = shop.image_moves("web")
+            now = shop.move_image("web")
             shop.file.write_text(f"{point}\n")
             marker = tmp_path / point
-            doomed = place.worker(f"doomed-{point}", "-c", "3", LONGSHORE_CRASH_AT=f"{point}:{marker}")
+            crashing = place.worker(f"crashing-{point}", "-c", "3", LONGSHORE_CRASH_AT=f"{point}:{marker}")
             try:
-                doomed.start()
+                crashing.start()
                 done = place.longshore("orchestrate", *QUICK, timeout=60.0)
                 still_stale = selected(place)
             finally:
-                doomed.kill()
-                place.workers.remove(doomed)
+                crashing.kill()
+                place.workers.remove(crashing)
 
             assert marker.exists(), point
             assert done.code == 0, (point, done.err)
@@ -168,11 +164,11 @@ def test_a_worker_that_is_killed_anywhere_is_followed_by_another(
         place.workers[0].start()
 
 
-def test_ten_at_once_rebuild_once_and_restart_once(place: Installation, two: tuple[Project, Project]) -> None:
+def test_concurrent_orchestrations_rebuild_and_restart_once(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     assert place.longshore("orchestrate", *QUICK).code == 0
     before, built, runs = blog.state(), generation(place), set(restarts(place))
-    shop.image_moves("db")
+    shop.move_image("db")
     blog.file.write_text("two\n")
 
     with ThreadPoolExecutor(10) as pool:
@@ -181,35 +177,33 @@ def test_ten_at_once_rebuild_once_and_restart_once(place: Installation, two: tup
     assert [one.code for one in ended] == [0] * 10, [one.err for one in ended]
     assert sorted(step.name for step in restarted(place, runs) if step.changed) == [blog.name, shop.name]
     assert changed(before, blog.state()) == {"web-1"}
-    # One for what had moved, one for what was brought right; and one where a call looked between the two.
+    # One generation before the restarts, one after the restarts, and possibly one in between.
     assert generation(place) in {built + 2, built + 3}
 
 
-def test_beat_brings_right_what_is_stale(place: Installation, project: MakeProject) -> None:
+def test_beat_updates_stale_services(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     # Beat gives a container without a health check five seconds.
     shop.up(web={"healthcheck": {"test": ["CMD", "true"], "interval": "300ms"}})
-    now = shop.image_moves("web")
+    now = shop.move_image("web")
     beat = place.popen("beat", "--loglevel", "WARNING", LONGSHORE_ORCHESTRATE_EVERY="1s")
     try:
         wait_for("the new image", lambda: shop.state().get("web-1", ("", ""))[1] == now, timeout=40.0)
-        runs, stood = set(restarts(place)), shop.state()
+        runs, updated = set(restarts(place)), shop.state()
         time.sleep(3.0)
-        assert shop.state() == stood, "what is right is left alone"
-        # A look that began before the end may have started a run more; it has found nothing to do.
+        assert shop.state() == updated, "services without drift do not restart"
+        # An orchestration that began before the update may have started a run without changes.
         assert [step.name for step in restarted(place, runs) if step.changed] == []
     finally:
         beat.kill()
         beat.communicate()
-        wait_for("its runs to end", lambda: not Stacks(place.client()).active_runs())
+        wait_for("the end of the runs", lambda: not Stacks(place.client()).active_runs())
 
 
-# --- what is left alone -----------------------------------------------------------------------------
+# --- services without a restart ---------------------------------------------------------------------
 
 
-def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
-    place: Installation, project: MakeProject
-) -> None:
+def test_stopped_and_completed_services_are_reported_and_not_started(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     once = {"command": ["true"], "image": IMAGE}
     stubborn = {"init": False, "command": ["sleep", "9999"], "image": IMAGE}
@@ -224,16 +218,16 @@ def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
         },
     )
     shop.compose("stop", "--timeout", "1", "db", "stubborn")
-    # The engine remembers 256 events, and these tests are not alone on it.
+    # The engine stores only 256 events, and other tests share the engine.
     Stacks(place.client()).rebuild([HOST])
-    shop.image_moves("db")
-    now = shop.image_moves("web")
+    shop.move_image("db")
+    now = shop.move_image("web")
     before = shop.state()
 
-    said = place.longshore("select", "-o", "json").json
+    listed = place.longshore("select", "-o", "json").json
 
-    assert [one["service"] for one in said["deployments"]] == ["web"]
-    notes = {note["service"]: note["text"] for note in said["left_alone"]}
+    assert [one["service"] for one in listed["deployments"]] == ["web"]
+    notes = {note["service"]: note["text"] for note in listed["left_alone"]}
     assert notes == {"db": "stopped by hand", "stubborn": "stopped by hand", "once": "ended with 0"}
     done = place.longshore("orchestrate", *QUICK)
     assert done.code == 0, done.err
@@ -241,12 +235,12 @@ def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
     assert changed(before, shop.state()) == {"web-1"}
     assert shop.state()["web-1"][1] == now
     assert place.longshore("orchestrate").out.splitlines()[-1] == "cache valid, nothing to do"
-    # and a rebuild from nothing does not forget it either
+    # and a rebuild without a cache has the same result
     assert place.longshore("rebuild", "--force").code == 0
     assert selected(place) == {}
 
 
-def test_what_a_change_of_a_file_demands_is_said_by_labels_and_by_a_file(
+def test_labels_and_rules_select_the_action_after_a_file_change(
     place: Installation, project: MakeProject, rules: Path
 ) -> None:
     shop = project("shop")
@@ -257,9 +251,12 @@ def test_what_a_change_of_a_file_demands_is_said_by_labels_and_by_a_file(
         web={"volumes": ["./b.conf:/b.conf:ro"], "labels": {"longshore.files": "*.conf=none"}},
         jobs={"volumes": [".:/all:ro"]},
     )
-    said = {"only": [f"{PREFIX}-*"], "stacks": {shop.name: {"services": {"jobs": {"files": {"[cd].conf": "restart"}}}}}}
+    changed_rules = {
+        "only": [f"{PREFIX}-*"],
+        "stacks": {shop.name: {"services": {"jobs": {"files": {"[cd].conf": "restart"}}}}},
+    }
     was = rules.read_text()
-    rules.write_text(yaml.safe_dump(said))
+    rules.write_text(yaml.safe_dump(changed_rules))
     try:
         assert place.longshore("orchestrate", *QUICK).code == 0
         before = shop.state()
@@ -275,10 +272,10 @@ def test_what_a_change_of_a_file_demands_is_said_by_labels_and_by_a_file(
         rules.write_text(was)
     after = shop.state()
     assert changed(before, after) == {"db-1", "jobs-1"}
-    assert {before[name][0] == after[name][0] for name in ("db-1", "jobs-1")} == {True}, "not made anew"
+    assert {before[name][0] == after[name][0] for name in ("db-1", "jobs-1")} == {True}, "restarted, and not recreated"
 
 
-def test_a_file_that_changed_before_anybody_looked_is_found_by_its_time(
+def test_file_change_before_the_first_inspection_is_found_by_its_time(
     place: Installation, project: MakeProject
 ) -> None:
     shop = project("shop")
@@ -286,7 +283,7 @@ def test_a_file_that_changed_before_anybody_looked_is_found_by_its_time(
     Caches(place.client().store).forget(f"{STACK_CACHE}{HOST}")
     shop.file.write_text("two\n")
     assert selected(place) == {f"{shop.name}/web": [f"file {shop.file} changed"]}
-    # and a container that was started since has it
+    # and a container that started after the change is not stale
     shop.engine.restart(shop.container("web"), timeout=1)
     assert selected(place) == {}
 
@@ -295,7 +292,7 @@ def test_a_file_that_changed_before_anybody_looked_is_found_by_its_time(
 
 
 def everything(place: Installation, *projects: Project) -> dict[str, Any]:
-    """Redis but for what workers say of themselves, the engine, and the folder of the workers."""
+    """The state of Redis without host registrations, of the engine, and of the workers' folder."""
     found: dict[str, Any] = {key.decode(): value for key, value in redis_of(place).items()}
     found |= {one.name: one.state() for one in projects}
     named = [(tag, image["Id"]) for image in projects[0].engine.images() for tag in image["RepoTags"] or []]
@@ -307,15 +304,15 @@ def everything(place: Installation, *projects: Project) -> dict[str, Any]:
     return found
 
 
-def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tuple[Project, Project]) -> None:
+def test_dry_runs_of_the_stack_commands_change_nothing(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     Caches(place.client().store).forget(f"{STACK_CACHE}{HOST}")
     for number in range(2):  # without a cache, and with one
-        shop.image_moves("db")
+        shop.move_image("db")
         blog.file.write_text(f"changed {number}\n")
         before = everything(place, shop, blog)
 
-        told = {
+        outputs = {
             words: place.longshore(*words, "--dry-run")
             for words in [
                 ("orchestrate",),
@@ -328,12 +325,12 @@ def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tupl
         }
 
         assert everything(place, shop, blog) == before
-        codes = {words: said.code for words, said in told.items()}
-        assert codes == {words: int(words == ("check",)) for words in told}, told
-        assert f"would repair project {shop.name}: db: up (image " in told["orchestrate",].out
-        assert f"would repair project {blog.name}: web: redeploy (file " in told["restart",].out
-        assert "would build the cache from scratch" in told["rebuild",].out
-        # and what it said is what is done
+        codes = {words: done.code for words, done in outputs.items()}
+        assert codes == {words: int(words == ("check",)) for words in outputs}, outputs
+        assert f"would repair project {shop.name}: db: up (image " in outputs["orchestrate",].out
+        assert f"would repair project {blog.name}: web: redeploy (file " in outputs["restart",].out
+        assert "would build the cache from scratch" in outputs["rebuild",].out
+        # and an orchestration makes the predicted changes
         assert place.longshore("orchestrate", *QUICK).code == 0
         now = [shop.state(), blog.state()]
         assert [changed(before[one.name], after) for one, after in zip(two, now, strict=True)] == [{"db-1"}, {"web-1"}]
@@ -342,24 +339,22 @@ def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tupl
 # --- the cache --------------------------------------------------------------------------------------
 
 
-def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
-    place: Installation, two: tuple[Project, Project]
-) -> None:
+def test_corrupt_and_forged_cache_entries_are_not_used(place: Installation, two: tuple[Project, Project]) -> None:
     shop, _ = two
     store = place.client().store
     key = store.keys.cache(f"{STACK_CACHE}{HOST}")
-    now = shop.image_moves("db")
+    now = shop.move_image("db")
     assert place.longshore("rebuild", "--force").code == 0
     stale = selected(place)
     good = store.client.hget(key, "current")
     assert good is not None
-    # given what says of the image that runs that it is the right one
-    lie = good.replace(now, shop.state()["db-1"][1])
-    told = json.loads(lie)
-    told.pop("digest")
-    whole_lie = Entry(**told).text()
+    # given an entry in which the running image is the current one
+    forged = good.replace(now, shop.state()["db-1"][1])
+    entry = json.loads(forged)
+    entry.pop("digest")
+    forged_with_digest = Entry(**entry).text()
     other_shape = Entry(1, {"projects": []}, "x").text()
-    for wrong in ("rubbish", "{}", "[1]", lie, whole_lie, other_shape, good[:-9]):
+    for wrong in ("rubbish", "{}", "[1]", forged, forged_with_digest, other_shape, good[:-9]):
         store.client.hset(key, "current", wrong)
         checked = Stacks(place.client()).check()
         assert (checked.exit_code, checked.valid) == (1, False), wrong[:20]
@@ -371,7 +366,7 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
     assert place.longshore("check").code == 0
 
 
-def test_a_rebuild_is_undone_to_the_generation_before(place: Installation, project: MakeProject) -> None:
+def test_undo_of_a_rebuild_restores_the_previous_generation(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
     client = place.client()
@@ -387,7 +382,7 @@ def test_a_rebuild_is_undone_to_the_generation_before(place: Installation, proje
     assert caches.get(f"{STACK_CACHE}{HOST}").entry == before
 
 
-def test_what_is_too_old_is_read_again(place: Installation) -> None:
+def test_expired_cache_is_rebuilt(place: Installation) -> None:
     assert place.longshore("rebuild", "--force", LONGSHORE_CACHE_TTL="1s").code == 0
     time.sleep(1.1)
     checked = place.longshore("check", "--json")
@@ -395,33 +390,33 @@ def test_what_is_too_old_is_read_again(place: Installation) -> None:
     assert place.longshore("orchestrate").code == 0
 
 
-def test_a_rebuild_asks_and_takes_no_answer_for_a_no(place: Installation) -> None:
+def test_rebuild_needs_a_confirmation(place: Installation) -> None:
     assert place.longshore("rebuild", "--force").code == 0
     was = generation(place)
     for text, code in (("", 1), ("n\n", 1), ("\n", 1), ("nonsense\n", 1), ("y\n", 0), ("Y\n", 0)):
-        said = place.feed(text, "rebuild")
-        assert said.code == code, (text, said.err)
-        assert ("Aborted" in said.err) is bool(code)
-        assert "[y/N]" in said.err
+        answered = place.feed(text, "rebuild")
+        assert answered.code == code, (text, answered.err)
+        assert ("Aborted" in answered.err) is bool(code)
+        assert "[y/N]" in answered.err
     assert generation(place) == was + 2
     # and on a terminal
     main, terminal = pty.openpty()
-    asked = subprocess.Popen(
+    process = subprocess.Popen(
         [LONGSHORE, "rebuild"], env=place.environment, stdin=terminal, stderr=terminal, stdout=terminal
     )
     os.write(main, b"y\n")
-    assert asked.wait(30) == 0
+    assert process.wait(30) == 0
     assert generation(place) == was + 3
     os.close(main)
     os.close(terminal)
 
 
-def test_a_host_that_cannot_be_looked_at_harms_no_other(
+def test_other_hosts_are_updated_if_the_inspection_of_a_host_fails(
     place: Installation, project: MakeProject, tmp_path: Path
 ) -> None:
     shop = project("shop")
     shop.up()
-    now = shop.image_moves("web")
+    now = shop.move_image("web")
     other = place.worker("two", "-c", "1", LONGSHORE_HOST="web2", LONGSHORE_DOCKER_HOST=f"unix://{tmp_path}/nothing")
     try:
         other.start()
@@ -437,5 +432,5 @@ def test_a_host_that_cannot_be_looked_at_harms_no_other(
     assert done.code == 3
     assert "host web2 could not be inspected" in done.err
     assert (drained.code, "web2 is drained" in drained.json["hosts"][1]["error"]) == (2, True)
-    assert place.longshore("check").code == 0, "what is forgotten is not missed"
+    assert place.longshore("check").code == 0, "a forgotten host is not checked"
     assert shop.state()["web-1"][1] == now

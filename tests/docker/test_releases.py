@@ -1,4 +1,4 @@
-"""`compose.*` around a release: revisions and the way back, gates, images, programs, locks."""
+"""The operations `compose.*` of releases: revisions, rollback, health waits, images, commands and locks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNHEALTHY = {"healthcheck": {"test": ["CMD", "false"], "interval": "300ms", "ret
 # --- revisions ----------------------------------------------------------------------------------------
 
 
-def test_five_revisions_are_kept_each_with_its_file_and_its_images(stack: Stack) -> None:
+def test_five_revisions_are_stored_with_file_and_images(stack: Stack) -> None:
     for number in range(7):
         stack.write(web={"environment": {"TAG": str(number)}})
         stack.up(services=["web"], grace=0).act()
@@ -40,45 +40,45 @@ def test_five_revisions_are_kept_each_with_its_file_and_its_images(stack: Stack)
     tags = [tag for image in stack.engine.images() for tag in image["RepoTags"] or [] if f"{stack.name}:r" in tag]
     assert sorted(tag.rpartition(":")[2].partition("-")[0] for tag in tags) == ["r3", "r4", "r5", "r6", "r7"]
     stack.up(services=["web"]).act()
-    assert len(revisions.history(stack.name)) == 5, "an up that changes nothing leaves none"
+    assert len(revisions.history(stack.name)) == 5, "an up without changes stores no revision"
     listed = stack.step("compose.ps.get", project=stack.name).act().data
     assert [revision["number"] for revision in listed["revisions"]] == [3, 4, 5, 6, 7]
     assert {one["service"] for one in listed["containers"]} == {"db", "web"}
 
 
-def test_rollback_brings_back_files_and_images_and_pulls_nothing(trio: Stack) -> None:
+def test_rollback_restores_configuration_and_images(trio: Stack) -> None:
     # Given a release with another image and another configuration
     trio.up().act()
-    first = trio.look()
+    first = trio.state()
     trio.new_image()
     trio.write(web={"environment": {"TAG": "2"}})
     trio.up().act()
-    second = trio.look()
+    second = trio.state()
     rollback = trio.other("rollback", min_healthy_time=0)
-    foretold = rollback.predict()
-    assert foretold.changed is True
-    assert "revision 1" in foretold.action
-    assert trio.look() == second
+    prediction = rollback.predict()
+    assert prediction.changed is True
+    assert "revision 1" in prediction.action
+    assert trio.state() == second
 
     outcome = rollback.act()
 
     assert outcome.changed
-    assert trio.look()["containers"] == first["containers"]
+    assert trio.state()["containers"] == first["containers"]
     again = trio.other("rollback", to=1, min_healthy_time=0)
     assert again.predict().changed is False
     assert not again.act().changed
     assert rollback.undo().changed
-    assert trio.look() == second
+    assert trio.state() == second
     with pytest.raises(Preflight, match=r"no revision 9.*1, 2"):
         trio.other("rollback", to=9).act()
     with pytest.raises(Preflight, match="no stored revision"):
         trio.step("compose.rollback.execute", project="lst-nothing").act()
 
 
-def test_a_release_that_never_gets_well_goes_back_by_itself_with_no_pull(trio: Stack) -> None:
+def test_unhealthy_release_is_reverted(trio: Stack) -> None:
     # Given three services on their old image
     trio.up().act()
-    was = trio.look()
+    was = trio.state()
     trio.new_image()
     trio.write(web=UNHEALTHY, jobs={"environment": {"A": "b"}})
     up = trio.up(auto_revert=True, healthy_deadline=20)
@@ -87,18 +87,18 @@ def test_a_release_that_never_gets_well_goes_back_by_itself_with_no_pull(trio: S
         up.act()
 
     assert error.value.data["reverted"] is True
-    after = trio.look()
+    after = trio.state()
     assert after["containers"] == was["containers"]
     assert trio.running() == {"db", "web", "jobs"}
     assert not up.undo().changed
-    assert len(revisions.history(trio.name)) == 1, "what never was well is no revision"
+    assert len(revisions.history(trio.name)) == 1, "an unhealthy version is not a revision"
 
 
-def test_some_services_at_a_time_and_a_bad_one_holds_up_the_rest(trio: Stack) -> None:
+def test_max_parallel_stops_the_rollout_at_an_unhealthy_service(trio: Stack) -> None:
     trio.up().act()
     ids = {row["Labels"]["com.docker.compose.service"]: row["Id"] for row in trio.containers()}
     trio.new_image()
-    trio.write(jobs=UNHEALTHY)  # Compose resolves services by name: db, which it depends on, jobs, web
+    trio.write(jobs=UNHEALTHY)  # the order of the rollout: db, a dependency, then jobs and web by name
 
     with pytest.raises(OperationError, match="jobs-1 is unhealthy"):
         trio.up(max_parallel=1, healthy_deadline=20).act()
@@ -106,33 +106,33 @@ def test_some_services_at_a_time_and_a_bad_one_holds_up_the_rest(trio: Stack) ->
     now = {row["Labels"]["com.docker.compose.service"]: row["Id"] for row in trio.containers()}
     assert now["db"] != ids["db"]
     assert now["jobs"] != ids["jobs"]
-    assert now["web"] == ids["web"], "its turn did not come"
+    assert now["web"] == ids["web"], "the rollout ended before web"
     trio.write()
     assert trio.up(max_parallel=2).act().changed
     assert trio.running() == {"db", "web", "jobs"}
 
 
-def test_a_name_that_compose_gave_for_the_time_being_does_not_stay(trio: Stack) -> None:
+def test_undo_restores_the_name_of_a_half_recreated_container(trio: Stack) -> None:
     trio.up().act()
-    was = trio.look()
+    was = trio.state()
     trio.new_image()
     trio.write(web={"environment": {"A": "b"}})
     up = trio.up()
     up.act()
     up.undo()
-    # given what a Compose leaves that was ended before it could give the right name
+    # given the temporary name of a container that Compose was recreating when it was killed
     web = next(row for row in trio.containers() if row["Labels"]["com.docker.compose.service"] == "web")
     trio.engine.rename(web["Id"], f"0123456789ab_{trio.name}-web-1")
 
     assert up.undo().changed
 
-    assert [row[0] for row in trio.look()["containers"]] == [row[0] for row in was["containers"]]
+    assert [row[0] for row in trio.state()["containers"]] == [row[0] for row in was["containers"]]
 
 
 # --- restart ------------------------------------------------------------------------------------------
 
 
-def test_restart_restarts_what_runs_once(trio: Stack) -> None:
+def test_restart_restarts_running_services_once(trio: Stack) -> None:
     trio.up().act()
     trio.engine.stop(trio.container("jobs"), timeout=0)
 
@@ -140,7 +140,7 @@ def test_restart_restarts_what_runs_once(trio: Stack) -> None:
         found = (trio.engine.inspect_container(row["Id"]) for row in trio.containers())
         return {raw["Name"]: raw["State"]["StartedAt"] for raw in found}
 
-    was, look = starts(), trio.look()
+    was, state = starts(), trio.state()
     restart = trio.other("restart", min_healthy_time=0)
     assert restart.predict().changed is True
     assert starts() == was
@@ -152,19 +152,19 @@ def test_restart_restarts_what_runs_once(trio: Stack) -> None:
     restart.again(2).act()
     assert starts() == now
     restart.undo()
-    assert trio.look()["containers"] == look["containers"]
+    assert trio.state()["containers"] == state["containers"]
 
     broken = trio.other("restart")
     assert broken.before
     trio.engine.stop(trio.container("web"), timeout=0)
     broken.undo()
-    assert trio.look()["containers"] == look["containers"]
+    assert trio.state()["containers"] == state["containers"]
 
 
 # --- images -------------------------------------------------------------------------------------------
 
 
-def test_pull_fetches_each_image_and_its_undo_gives_the_names_back(
+def test_undo_of_compose_pull_restores_the_tags(
     stack: Stack, registry: Registry, step: MakeStep, new_image: NewImage
 ) -> None:
     ref = f"{registry.host}/{stack.name}:1"
@@ -172,15 +172,15 @@ def test_pull_fetches_each_image_and_its_undo_gives_the_names_back(
     step("docker.push.execute", image=ref).act()
     second = new_image(ref)
     stack.write(web={"image": ref})
-    said = {"project_dir": str(stack.directory), "project": stack.name, "services": ["web"]}
-    pull = stack.step("compose.pull.execute", **said)
+    params = {"project_dir": str(stack.directory), "project": stack.name, "services": ["web"]}
+    pull = stack.step("compose.pull.execute", **params)
     assert pull.predict().changed is True
     assert stack.engine.inspect_image(ref)["Id"] == second
 
     outcome = pull.act()
 
     assert outcome.data["images"] == {ref: {"before": second, "after": first}}
-    again = stack.step("compose.pull.execute", **said)
+    again = stack.step("compose.pull.execute", **params)
     assert again.predict().changed is False
     assert not again.act().changed
     prune_own_images(stack.engine)
@@ -189,10 +189,10 @@ def test_pull_fetches_each_image_and_its_undo_gives_the_names_back(
     registry_broken = f"{registry.host}/{stack.name}:nothing"
     stack.write(web={"image": registry_broken})
     with pytest.raises(OperationError, match="nothing"):
-        stack.step("compose.pull.execute", **said).act()
+        stack.step("compose.pull.execute", **params).act()
 
 
-def test_up_with_a_pull_brings_the_registrys_image_and_its_undo_the_former_one(
+def test_undo_of_up_with_pull_restores_the_earlier_image(
     stack: Stack, registry: Registry, step: MakeStep, new_image: NewImage
 ) -> None:
     ref = f"{registry.host}/{stack.name}:1"
@@ -201,37 +201,37 @@ def test_up_with_a_pull_brings_the_registrys_image_and_its_undo_the_former_one(
     older = new_image(ref)
     stack.write(web={"image": ref}, db={"image": ref})
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     up = stack.up(pull="always")
     assert up.act().changed
     images = {one["service"]: one["image_id"] for one in up.outcome.data["containers"]} if up.outcome else {}
     assert images["web"] == newer
     assert up.undo().changed
-    assert stack.look() == was
+    assert stack.state() == was
     assert stack.engine.inspect_image(ref)["Id"] == older
 
 
-def test_build_builds_what_has_a_build(stack: Stack) -> None:
+def test_compose_build_builds_services_with_a_build_section(stack: Stack) -> None:
     (stack.directory / "Dockerfile").write_text("FROM longshore-test:1\nRUN echo built >/built\n")
     stack.write(web={"build": ".", "image": f"{stack.name}:web"})
-    said = {"project_dir": str(stack.directory), "project": stack.name}
-    build = stack.step("compose.build.execute", **said)
+    params = {"project_dir": str(stack.directory), "project": stack.name}
+    build = stack.step("compose.build.execute", **params)
     assert build.predict().changed is None
     outcome = build.act()
     assert outcome.changed
     assert list(outcome.data["images"]) == [f"{stack.name}:web"]
-    assert not stack.step("compose.build.execute", **said).act().changed
+    assert not stack.step("compose.build.execute", **params).act().changed
     assert build.undo().changed
     assert not [i for i in stack.engine.images() for tag in i["RepoTags"] or [] if tag == f"{stack.name}:web"]
     stack.write()
     with pytest.raises(Preflight, match="has a build"):
-        stack.step("compose.build.execute", **said).act()
+        stack.step("compose.build.execute", **params).act()
 
 
-# --- programs -----------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------
 
 
-def test_config_tells_services_and_no_values(stack: Stack) -> None:
+def test_config_returns_services_without_values_of_variables(stack: Stack) -> None:
     stack.write(web={"environment": {"PASSWORD": "correct-horse"}})
     outcome = stack.step("compose.config.get", project_dir=str(stack.directory), project=stack.name).act()
     assert not outcome.changed
@@ -239,10 +239,10 @@ def test_config_tells_services_and_no_values(stack: Stack) -> None:
     assert "correct-horse" not in json.dumps(outcome.data)
     stack.up().act()
     hashes = {row["Labels"]["com.docker.compose.config-hash"] for row in stack.containers()}
-    assert {said["hash"] for said in outcome.data["services"].values()} == hashes
+    assert {service["hash"] for service in outcome.data["services"].values()} == hashes
 
 
-def test_exec_finds_a_services_container(stack: Stack) -> None:
+def test_compose_exec_runs_in_the_container_of_a_service(stack: Stack) -> None:
     stack.up().act()
     done = stack.other("exec", service="web", argv=["sh", "-c", "echo $TAG; hostname"]).act()
     assert done.data["stdout"].startswith("1\n")
@@ -252,48 +252,48 @@ def test_exec_finds_a_services_container(stack: Stack) -> None:
         stack.other("exec", service="nothing", argv=["true"]).act()
 
 
-def test_run_runs_a_service_once_with_its_volumes_and_environment(stack: Stack) -> None:
+def test_compose_run_runs_once_with_volumes_and_environment(stack: Stack) -> None:
     stack.up().act()
     ids = stack.ids()
-    said = {
+    params = {
         "project_dir": str(stack.directory),
         "project": stack.name,
         "service": "db",
         "command": ["sh", "-c", "echo $GIVEN; echo x >>/data/log; cat /data/log"],
         "env": {"GIVEN": "it"},
     }
-    run = stack.step("compose.run.execute", **said)
+    run = stack.step("compose.run.execute", **params)
     assert run.predict().changed is True
-    outcomes = run.act_at_once(2)
+    outcomes = run.act_concurrently(2)
     assert {outcome.data["stdout"] for outcome in outcomes} == {"it\nx\n"}
     assert run.again(2).act().data["stdout"] == "it\nx\n"
     assert run.undo().changed
     assert stack.ids() == ids
-    failing = stack.step("compose.run.execute", **said | {"command": ["sh", "-c", "echo no >&2; exit 4"]})
+    failing = stack.step("compose.run.execute", **params | {"command": ["sh", "-c", "echo no >&2; exit 4"]})
     with pytest.raises(Unsuccessful, match="exited with code 4: no"):
         failing.act()
     failing.undo()
     with pytest.raises(OperationError, match="no service 'nothing'"):
-        stack.step("compose.run.execute", **said | {"service": "nothing"}).act()
+        stack.step("compose.run.execute", **params | {"service": "nothing"}).act()
 
 
-# --- two at once --------------------------------------------------------------------------------------
+# --- concurrency --------------------------------------------------------------------------------------
 
 
-def test_two_steps_that_bring_up_the_same_new_stack_wait_for_each_other(stack: Stack) -> None:
+def test_concurrent_ups_of_a_new_stack_run_one_at_a_time(stack: Stack) -> None:
     outcomes: dict[int, Any] = {}
 
-    def bring(number: int, up: Step) -> None:
+    def act(number: int, up: Step) -> None:
         try:
             outcomes[number] = up.act()
-        except Exception as error:  # noqa: BLE001 - looked at below
+        except Exception as error:  # noqa: BLE001 - asserted below
             outcomes[number] = error
         finally:
             close_engine()
 
     ups = [stack.up(min_healthy_time=0.5) for _ in range(2)]
     assert all(up.before for up in ups)
-    threads = [threading.Thread(target=bring, args=(number, up)) for number, up in enumerate(ups)]
+    threads = [threading.Thread(target=act, args=(number, up)) for number, up in enumerate(ups)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -301,11 +301,11 @@ def test_two_steps_that_bring_up_the_same_new_stack_wait_for_each_other(stack: S
 
     assert not [outcome for outcome in outcomes.values() if isinstance(outcome, Exception)], outcomes
     assert stack.running() == {"db", "web"}
-    assert len(stack.look()["networks"]) == 1
+    assert len(stack.state()["networks"]) == 1
 
 
-def undo_patiently(step: Step) -> None:
-    """As a run does: what passes is tried again."""
+def undo_with_retries(step: Step) -> None:
+    """Undo a step, and retry after temporary errors, as a run does."""
     for _ in range(5):
         try:
             step.undo()
@@ -316,12 +316,12 @@ def undo_patiently(step: Step) -> None:
     step.undo()
 
 
-# --- cut off ------------------------------------------------------------------------------------------
+# --- cancel -------------------------------------------------------------------------------------------
 
 
-def test_a_release_that_is_cancelled_at_any_time_ends_soon_and_is_taken_back(stack: Stack) -> None:
+def test_cancelled_release_ends_soon_and_is_undone(stack: Stack) -> None:
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.new_image()
     stop_at = time.monotonic() + 0.4
     up = stack.up(context={"asked_to_stop": lambda: time.monotonic() > stop_at}, min_healthy_time=5)
@@ -330,22 +330,22 @@ def test_a_release_that_is_cancelled_at_any_time_ends_soon_and_is_taken_back(sta
         up.act()
 
     assert time.monotonic() - stop_at < SOON
-    undo_patiently(up.again(1, asked_to_stop=lambda: False))
-    assert stack.look()["containers"] == was["containers"]
+    undo_with_retries(up.again(1, asked_to_stop=lambda: False))
+    assert stack.state()["containers"] == was["containers"]
 
 
-def test_a_release_that_is_cancelled_while_a_container_ends_is_taken_back_to_the_end(stack: Stack) -> None:
-    stack.write(web={"init": False})  # ignores TERM, so the engine kills it at the end of its grace
+def test_undo_waits_for_a_container_that_stops_after_the_cancel(stack: Stack) -> None:
+    stack.write(web={"init": False})  # ignores SIGTERM, so that the engine kills the container after the grace period
     stack.up().act()
-    was = stack.look()
+    was = stack.state()
     stack.new_image()
-    up = stack.up(context={"asked_to_stop": lambda: stack.was_told_to_end("web")}, min_healthy_time=5)
+    up = stack.up(context={"asked_to_stop": lambda: stack.was_signalled("web")}, min_healthy_time=5)
 
     with pytest.raises((StepCancelled, Transient)):
         up.act()
 
-    assert "web" in stack.running(), "its grace is not over"
-    undo_patiently(up.again(1, asked_to_stop=lambda: False))
-    assert stack.look()["containers"] == was["containers"]
-    time.sleep(2.5)  # longer than the grace: no stop comes later
-    assert stack.look()["containers"] == was["containers"]
+    assert "web" in stack.running(), "the grace period is not over"
+    undo_with_retries(up.again(1, asked_to_stop=lambda: False))
+    assert stack.state()["containers"] == was["containers"]
+    time.sleep(2.5)  # longer than the grace period: the container is not stopped later
+    assert stack.state()["containers"] == was["containers"]

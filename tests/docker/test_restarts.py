@@ -1,4 +1,4 @@
-"""What is restarted, in which order and how far, and what is asked of engine and registries for it."""
+"""Restarts of services: selection, order, reverts, moved tags of registries, and the number of engine calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from longshore.orchestration.stacks.orchestrate import Stacks
 from longshore.orchestration.stacks.plan import RolloutOptions
 from longshore.orchestration.stacks.rules import stack_rules
 from longshore.tasks.operations.compose.cli import _program
-from tests.docker.engine_proxy import InBetween
+from tests.docker.engine_proxy import EngineProxy
 from tests.docker.stale_stacks import PREFIX, QUICK, MakeProject, place, project, rules, selected, two, up
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
@@ -47,9 +47,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # --- restart ----------------------------------------------------------------------------------------
 
 
-def test_what_is_named_is_restarted_whether_it_is_stale_or_not(
-    place: Installation, two: tuple[Project, Project]
-) -> None:
+def test_named_services_are_restarted_without_drift(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     before = [shop.state(), blog.state()]
 
@@ -58,11 +56,11 @@ def test_what_is_named_is_restarted_whether_it_is_stale_or_not(
     assert piped.code == 0, piped.err
     after = [shop.state(), blog.state()]
     assert [changed(*pair) for pair in zip(before, after, strict=True)] == [{"db-1"}, {"jobs-1"}]
-    assert after[0]["db-1"][0] == before[0]["db-1"][0], "stopped and started, not made anew"
+    assert after[0]["db-1"][0] == before[0]["db-1"][0], "restarted, and not recreated"
     whole = place.longshore("restart", blog.name, *QUICK)
     assert whole.code == 0
     assert changed(after[1], blog.state()) == {"db-1", "web-1", "jobs-1"}
-    # and what does not exist, or is not said, changes nothing
+    # and unknown or missing names change nothing
     now = [shop.state(), blog.state()]
     for words in (("restart", "nobody"), ("restart", f"{shop.name}/db", f"{shop.name}/nobody"), ("restart", "db")):
         assert place.longshore(*words).code == 2, words
@@ -73,10 +71,10 @@ def test_what_is_named_is_restarted_whether_it_is_stale_or_not(
     assert (nothing.code, nothing.out.splitlines()[-1]) == (0, "no services need a restart")
 
 
-def test_one_of_three_that_fails_is_named_and_the_others_stay(place: Installation, project: MakeProject) -> None:
+def test_failed_stack_is_named_and_other_stacks_stay_updated(place: Installation, project: MakeProject) -> None:
     three = [project(name) for name in ("one", "three", "two")]
     up(*three)
-    now = [one.image_moves("db", command=["false"] if one is three[1] else None) for one in three]
+    now = [one.move_image("db", command=["false"] if one is three[1] else None) for one in three]
 
     done = place.longshore("restart", *QUICK, "-o", "json")
 
@@ -86,31 +84,31 @@ def test_one_of_three_that_fails_is_named_and_the_others_stay(place: Installatio
     assert [one.state()["db-1"][1] == image for one, image in zip(three, now, strict=True)] == [True, False, True]
 
 
-def test_stacks_are_brought_right_in_order_and_behind_a_canary(place: Installation, project: MakeProject) -> None:
+def test_stacks_are_updated_in_order_after_a_canary(place: Installation, project: MakeProject) -> None:
     shop, infra, blog = (project(name) for name in ("a-shop", "infra", "b-blog"))
     shop.up(db={"labels": {"longshore.after": infra.name}})
     up(infra, blog)
     for one in (shop, infra, blog):
-        one.image_moves("db")
+        one.move_image("db")
     dry = place.longshore("orchestrate", "--dry-run", "-o", "json").json
     levels = {step["step"]: step["level"] for step in dry["steps"]}
     assert levels[infra.name] < levels[shop.name]
     # given a first stack that fails
     old = infra.state()["db-1"][1]
-    blog.image_moves("db", command=["false"])
+    blog.move_image("db", command=["false"])
     done = place.longshore("orchestrate", "--canary", "1", *QUICK)
     assert done.code == 3
-    assert {one.state()["db-1"][1] for one in (shop, infra, blog)} == {old}, "nobody came after it"
+    assert {one.state()["db-1"][1] for one in (shop, infra, blog)} == {old}, "no stack follows the failed canary"
 
 
-def test_what_has_moved_since_it_was_selected_is_looked_at_again(place: Installation, project: MakeProject) -> None:
+def test_restart_inspects_stacks_that_changed_after_the_selection(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
-    shop.image_moves("web")
-    shop.image_moves("db")
+    shop.move_image("web")
+    shop.move_image("db")
     deployed = Stacks(place.client())
     plan = deployed.plan(deployed.select(), RolloutOptions(min_healthy_time=0.5))
-    shop.compose("up", "--detach", "db")  # somebody was faster
+    shop.compose("up", "--detach", "db")  # a change outside of Longshore
     before = shop.state()
 
     report = place.client().start(plan).wait(60)
@@ -120,10 +118,10 @@ def test_what_has_moved_since_it_was_selected_is_looked_at_again(place: Installa
     assert changed(before, shop.state()) == {"web-1"}
 
 
-def test_the_way_back_is_known_also_where_the_files_changed(place: Installation, project: MakeProject) -> None:
+def test_failed_restart_is_reverted_although_the_files_changed(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
-    assert place.longshore("orchestrate", *QUICK).code == 0  # it is looked at, and nothing is done
+    assert place.longshore("orchestrate", *QUICK).code == 0  # stores the inventory, and restarts nothing
     before = shop.state()
     shop.write(db={"command": ["false"]})
 
@@ -139,9 +137,7 @@ def test_the_way_back_is_known_also_where_the_files_changed(place: Installation,
     assert label in now["Config"]["Labels"]
 
 
-def test_what_of_a_project_stands_stays_so_when_the_project_is_restarted(
-    place: Installation, project: MakeProject
-) -> None:
+def test_restart_leaves_stopped_services_stopped(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up(seed={"command": ["true"]}, web={"deploy": {"replicas": 2}})
     shop.compose("stop", "--timeout", "1", "jobs")
@@ -152,21 +148,21 @@ def test_what_of_a_project_stands_stays_so_when_the_project_is_restarted(
 
     assert done.code == 0, done.err
     assert changed(before, shop.state()) == {"db-1", "web-1"}
-    # and a new image makes the stopped one anew, and starts it not
-    now = shop.image_moves("web")
+    # and with a new image, the stopped container is recreated and not started
+    now = shop.move_image("web")
     assert place.longshore("orchestrate", *QUICK).code == 0
     assert [shop.state()[name][1:4:2] for name in ("web-1", "web-2")] == [(now, "running"), (now, "exited")]
-    # by its own name it is started
+    # and a restart by name starts the stopped service
     assert place.longshore("restart", f"{shop.name}/jobs", *QUICK).code == 0
     assert shop.state()["jobs-1"][3] == "running"
 
 
-def test_a_job_that_had_failed_is_done_again_and_may_end(place: Installation, project: MakeProject) -> None:
+def test_failed_one_off_service_runs_again(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     (shop.folder / "seed").write_text("exit 1")
     seed = {"command": ["sh", "/seed"], "volumes": ["./seed:/seed"], "labels": {"longshore.files": "seed=none"}}
     shop.up(seed=seed)
-    wait_for("its failure", lambda: shop.state()["seed-1"][3] == "exited")
+    wait_for("the failure of the service", lambda: shop.state()["seed-1"][3] == "exited")
     assert list(selected(place)) == [f"{shop.name}/seed"]
     (shop.folder / "seed").write_text("exit 0")
 
@@ -174,10 +170,10 @@ def test_a_job_that_had_failed_is_done_again_and_may_end(place: Installation, pr
     assert selected(place) == {}
 
 
-def test_what_is_in_the_network_of_another_comes_along(place: Installation, project: MakeProject) -> None:
+def test_services_in_the_network_of_another_are_recreated_with_it(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up(jobs={"network_mode": "service:db"})
-    now = shop.image_moves("db")
+    now = shop.move_image("db")
     before = shop.state()
 
     assert place.longshore("orchestrate", *QUICK).code == 0
@@ -189,13 +185,13 @@ def test_what_is_in_the_network_of_another_comes_along(place: Installation, proj
     assert mode == f"container:{after['db-1'][0]}"
 
 
-def test_services_that_differ_in_what_they_need_alone_are_told_apart(place: Installation, project: MakeProject) -> None:
-    """Compose hashes them alike where it leaves out what they need."""
+def test_services_that_differ_only_in_dependencies_are_distinguished(place: Installation, project: MakeProject) -> None:
+    """Compose's hash of a service does not depend on its dependencies."""
     shop = project("shop")
     same = {"image": shop.ref("web"), "depends_on": ["db"]}
     shop.up(web={"volumes": []} | same, one=same, two={"image": shop.ref("web")}, jobs={"depends_on": ["db"]})
     shop.engine.stop(shop.container("db"), timeout=1)
-    shop.image_moves("web")
+    shop.move_image("web")
 
     for _ in range(2):
         assert place.longshore("orchestrate", *QUICK).code == 0
@@ -203,13 +199,11 @@ def test_services_that_differ_in_what_they_need_alone_are_told_apart(place: Inst
     assert place.longshore("orchestrate").out.splitlines()[-1] == "cache valid, nothing to do"
 
 
-def test_the_undo_of_a_run_takes_it_back_and_that_is_no_partial_success(
-    place: Installation, project: MakeProject
-) -> None:
+def test_undo_of_an_orchestration_restores_the_image(place: Installation, project: MakeProject) -> None:
     shop = project("shop")
     shop.up()
     old = shop.state()["web-1"][1]
-    shop.image_moves("web")
+    shop.move_image("web")
     done = Stacks(place.client()).orchestrate(min_healthy_time=0.5)
     assert done.report is not None
     run = place.client().get(done.report.run_id)
@@ -220,24 +214,24 @@ def test_the_undo_of_a_run_takes_it_back_and_that_is_no_partial_success(
     assert list(selected(place)) == [f"{shop.name}/web"]
 
 
-def test_a_stack_whose_files_cannot_be_used_is_no_success(place: Installation, two: tuple[Project, Project]) -> None:
+def test_invalid_files_of_a_stack_fail_only_this_stack(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
     (shop.folder / "compose.yml").write_text("services: [")
-    now = blog.image_moves("db")
+    now = blog.move_image("db")
 
     done = place.longshore("orchestrate", *QUICK)
 
     assert done.code == 3
     assert f"{shop.name}: its files are invalid" in done.err
-    assert blog.state()["db-1"][1] == now, "it harms no other"
+    assert blog.state()["db-1"][1] == now, "the other stack is updated"
     assert place.longshore("select").code == 3
     assert place.longshore("restart", f"{shop.name}/db").code == 2
 
 
-# --- registries, and what runs an image -------------------------------------------------------------
+# --- registries -------------------------------------------------------------------------------------
 
 
-def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
+def test_moved_tag_of_a_registry_is_found_without_a_pull(
     place: Installation, project: MakeProject, closed_registry: Registry, new_image: Callable[[str], str], rules: Path
 ) -> None:
     shop = project("shop")
@@ -246,16 +240,16 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
     first = new_image(ref)
     engine.push(ref, auth_config=login)
     shop.up(db={"image": ref})
-    assert selected(place, registry=True) == {}, "whoever is not let in is told nothing, and that is no error"
+    assert selected(place, registry=True) == {}, "a refused login is not an error"
     assert f"left alone: image {ref}: its registry could not be queried: " in place.longshore("select").out
     second = new_image(ref)
     engine.push(ref, auth_config=login)
     engine.tag(first, ref.rpartition(":")[0], "1")
-    assert selected(place) == {}, "nobody has asked"
+    assert selected(place) == {}, "without --registry, no registry is queried"
     with contextlib.suppress(Exception):
         engine.remove_image(second, force=True)
-    said = {"username": USER, "password": "{{ secret('env:LONGSHORE_SECRET_REGISTRY') }}"}
-    rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"], "registries": {closed_registry.host: said}}))
+    login_of_rules = {"username": USER, "password": "{{ secret('env:LONGSHORE_SECRET_REGISTRY') }}"}
+    rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"], "registries": {closed_registry.host: login_of_rules}}))
 
     (reason,) = selected(place, registry=True)[f"{shop.name}/db"]
 
@@ -265,13 +259,13 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
     done = place.longshore("orchestrate", "--registry", *QUICK)
     assert done.code == 0, done.err
     assert shop.state()["db-1"][1] == engine.inspect_image(ref)["Id"] != first
-    # and what runs it is found by its name
+    # and the service is found by the name of its image
     for name in (ref, ref.rpartition(":")[0], shop.state()["db-1"][1][7:19]):
         assert list(selected(place, image=name)) == [f"{shop.name}/db"]
     assert selected(place, image=f"{shop.name}:nobody") == {}
     check = place.longshore("check", "--image", ref, "--json")
     assert [one["service"] for one in check.json["deployments"]] == ["db"]
-    # and nothing of it holds the password
+    # and the stored data do not contain the password
     rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"]}))
     assert PASSWORD not in all_that_is_kept(place)
 
@@ -283,7 +277,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "how-to" / "stacks.md").read_text(), re.DOTALL)
 
 
-def test_the_page_does_what_it_says(place: Installation, engine: docker.APIClient, rules: Path, tmp_path: Path) -> None:
+def test_commands_and_code_of_the_stacks_page_run(
+    place: Installation, engine: docker.APIClient, rules: Path, tmp_path: Path
+) -> None:
     shutil.copytree(ROOT / "examples" / "orchestrate", tmp_path / "examples" / "orchestrate")
     for name in ("infra", "shop"):
         (tmp_path / "examples" / "orchestrate" / name / ".env").write_text(f"IMAGE={IMAGE}\n")
@@ -293,33 +289,33 @@ def test_the_page_does_what_it_says(place: Installation, engine: docker.APIClien
     was = rules.read_text()
     rules.write_text(yaml.safe_dump({"only": ["orchestrate-*"]}))
     try:
-        said = []
+        printed = []
         for command in (["sh", "-e", "-c", shell], [sys.executable, "-c", python]):
             done = subprocess.run(
                 command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
             )
             assert done.returncode == 0, done.stdout + done.stderr
-            said.append(done.stdout)
-        assert "orchestrate-shop/web\n" in said[0]
-        assert said[0].count("cache valid, nothing to do") == 1
-        assert said[1] == "cache valid, nothing to do 0\n"
+            printed.append(done.stdout)
+        assert "orchestrate-shop/web\n" in printed[0]
+        assert printed[0].count("cache valid, nothing to do") == 1
+        assert printed[1] == "cache valid, nothing to do 0\n"
     finally:
         rules.write_text(was)
         for name in ("orchestrate-shop", "orchestrate-infra"):
             remove_project(engine, name)
 
 
-def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
+def test_file_on_the_page_is_valid(tmp_path: Path) -> None:
     (tmp_path / "stacks.yaml").write_text(blocks("yaml")[0])
-    said = stack_rules(str(tmp_path / "stacks.yaml"))
-    assert (list(said.stacks), said.only) == (["shop"], ["*", "!test-*"])
+    read = stack_rules(str(tmp_path / "stacks.yaml"))
+    assert (list(read.stacks), read.only) == (["shop"], ["*", "!test-*"])
 
 
-# --- how much is asked ------------------------------------------------------------------------------
+# --- the number of calls ----------------------------------------------------------------------------
 
 
-class Counter(InBetween):
-    """Stands before the engine and Compose, passes everything on, and keeps what was asked."""
+class Counter(EngineProxy):
+    """A proxy before the engine and Compose that forwards and records all calls."""
 
     def __init__(self, folder: Path) -> None:
         self._calls: list[str] = []
@@ -331,10 +327,10 @@ class Counter(InBetween):
         plugin.chmod(0o755)
         super().__init__(folder)
 
-    def asked(self) -> tuple[list[str], int]:
-        """Calls of the engine, and how often Compose was, since the last time."""
+    def requests(self) -> tuple[list[str], int]:
+        """The calls of the engine, and the number of calls of Compose, since the last call of this method."""
         calls, self._calls = self._calls, []
-        # The worker itself looks for jobs that were left, now and then.
+        # Without the calls of the job agent, which periodically searches for job containers.
         watch = [call for call in calls if "longshore.kind" in call]
         for call in [*watch, *(["GET /version"] if watch and "GET /version" in calls else [])]:
             calls.remove(call)
@@ -354,7 +350,7 @@ def counter(short_folder: Path) -> Iterator[Counter]:
     made.close()
 
 
-def test_a_hundred_containers_cost_a_handful_of_calls(
+def test_checks_of_a_hundred_containers_need_at_most_five_engine_calls(
     install: MakeInstallation, engine: docker.APIClient, counter: Counter, tmp_path: Path
 ) -> None:
     prefix = f"los-many-{uuid.uuid4().hex[:6]}"
@@ -368,9 +364,9 @@ def test_a_hundred_containers_cost_a_handful_of_calls(
         (folder / "site.conf").write_text("one")
         (folder / "compose.yml").write_text(json.dumps({"services": services}))
         for number in range(5):
-            said = {"project": folder.name, "service": f"s{number}", "container-number": "1", "config-hash": "x"}
-            said |= {"project.working_dir": str(folder), "project.config_files": str(folder / "compose.yml")}
-            labels = {f"com.docker.compose.{key}": value for key, value in said.items()}
+            values = {"project": folder.name, "service": f"s{number}", "container-number": "1", "config-hash": "x"}
+            values |= {"project.working_dir": str(folder), "project.config_files": str(folder / "compose.yml")}
+            labels = {f"com.docker.compose.{key}": value for key, value in values.items()}
             binds = engine.create_host_config(binds=[f"{folder}/site.conf:/site.conf"])
             engine.create_container(IMAGE, name=f"{folder.name}-s{number}-1", labels=labels, host_config=binds)
 
@@ -379,25 +375,25 @@ def test_a_hundred_containers_cost_a_handful_of_calls(
     try:
         for folder in folders:
             make(folder)
-        counter.asked()
+        counter.requests()
         assert place.longshore("rebuild", "--force", timeout=120.0).code == 0
-        assert counter.asked()[1] == 40
-        # each of the worker's processes may be asked for the first time
+        assert counter.requests()[1] == 40
+        # repeated, because each pool process may execute its first check
         for command in [("check",), ("select", "-o", "names")] * 2:
-            said = place.longshore(*command)
-            assert said.code == 0, said.err
-            calls, compose = counter.asked()
+            done = place.longshore(*command)
+            assert done.code == 0, done.err
+            calls, compose = counter.requests()
             assert len(calls) <= 5, calls
             assert compose == 0
-        assert len(said.out.splitlines()) == 100
+        assert len(done.out.splitlines()) == 100
         for folder in folders[:3]:
             with (folder / "compose.yml").open("a") as file:
                 file.write("\n")
         assert place.longshore("check").code == 1
-        calls, compose = counter.asked()
+        calls, compose = counter.requests()
         assert (len(calls) <= 5, compose) == (True, 0), calls
         assert place.longshore("select").code == 0
-        calls, compose = counter.asked()
+        calls, compose = counter.requests()
         assert (len(calls) <= 5, compose) == (True, 6), calls
     finally:
         for folder in folders:

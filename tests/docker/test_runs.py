@@ -1,4 +1,4 @@
-"""Through real workers on a real engine: two runs at once, cancels, and workers that are killed in the middle."""
+"""Runs with a real engine: concurrent runs, locks, cancels, killed workers, and the undo command."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ assert module_installation
 
 @pytest.fixture(scope="module")
 def place(module_installation: MakeInstallation) -> Installation:
-    """Two hosts, in name; both talk to the one engine."""
+    """An installation with one worker."""
     made = module_installation(docker_host=engine_url(), options={"host": "web1"})
     made.worker("one", "-c", "3").start()
     return made
 
 
-def up(stack: Stack, **said: Any) -> Plan:
+def up(stack: Stack, **params: Any) -> Plan:
     plan = Plan("up")
     base = {"project_dir": str(stack.directory), "project": stack.name, "min_healthy_time": 0.5}
-    plan.step("up", "compose.up.execute", **base | said)
+    plan.step("up", "compose.up.execute", **base | params)
     return plan
 
 
-def at_work(run: Run, step: str = "up") -> None:
-    def looks() -> bool:
+def wait_until_running(run: Run, step: str = "up") -> None:
+    def is_running() -> bool:
         found = run.report()
         assert not found.ended, found
         return found.step(step).status == "running"
 
-    wait_for(f"{step} to be at work", looks)
+    wait_for(f"the start of {step}", is_running)
 
 
-def cancelled_in_time(run: Run, step: str) -> None:
-    """The step itself ends soon after the request; then the run is undone."""
+def assert_ends_soon_after_cancel(run: Run, step: str) -> None:
+    """Cancel a run. The step ends soon, and then the run is undone."""
     began = time.monotonic()
     run.cancel()
-    wait_for("the step to end", lambda: run.report().step(step).status in {"cancelled", "failed", "changed"})
+    wait_for("the end of the step", lambda: run.report().step(step).status in {"cancelled", "failed", "changed"})
     assert time.monotonic() - began < SOON
     assert run.wait(60).state in {"undone", "failed"}
 
 
-def test_two_runs_that_bring_up_the_same_new_stack_wait_for_each_other(place: Installation, stack: Stack) -> None:
+def test_concurrent_runs_of_a_new_stack_run_one_at_a_time(place: Installation, stack: Stack) -> None:
     client = place.client()
     one, two = client.start(up(stack)), client.start(up(stack))
 
@@ -64,79 +64,77 @@ def test_two_runs_that_bring_up_the_same_new_stack_wait_for_each_other(place: In
     assert [report.state for report in reports] == ["succeeded", "succeeded"]
     assert sorted(report.step("up").status for report in reports) == ["changed", "unchanged"] or {
         report.step("up").status for report in reports
-    } == {"changed"}, "relative to what was before each of them"
+    } == {"changed"}, "each compared with the state before its step"
     assert stack.running() == {"db", "web"}
-    assert len(stack.look()["networks"]) == 1
+    assert len(stack.state()["networks"]) == 1
     assert len(stack.containers()) == 2
     assert place.longshore("locks", "ls", "-o", "json").json == []
 
 
-def test_a_lock_is_seen_while_it_is_held(place: Installation, stack: Stack) -> None:
+def test_held_lock_is_listed(place: Installation, stack: Stack) -> None:
     stack.write(web={"healthcheck": {"test": ["CMD", "false"], "interval": "60s", "retries": 9}})
     run = place.client().start(up(stack, healthy_deadline=60))
-    wait_for("it to be at work", lambda: stack.running() == {"db", "web"})
+    wait_for("the start of all services", lambda: stack.running() == {"db", "web"})
     (held,) = place.longshore("locks", "ls", "-o", "json").json
     assert (held["what"], held["run"], held["step"], held["why"]) == (
         f"project {stack.name}", run.id, "up", "compose.up.execute",
     )  # fmt: skip
     assert f"project {stack.name}  held for" in place.longshore("locks", "ls").out
-    cancelled_in_time(run, "up")
+    assert_ends_soon_after_cancel(run, "up")
     assert stack.containers() == []
-    assert stack.look()["networks"] == []
+    assert stack.state()["networks"] == []
 
 
-def test_long_steps_end_within_two_seconds_of_a_cancel(place: Installation) -> None:
+def test_long_steps_end_soon_after_a_cancel(place: Installation) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         image = f"127.0.0.1:{silent.getsockname()[1]}/lst-silent:1"
-        for operation, said in (
+        for operation, params in (
             ("docker.pull.execute", {"image": image}),
             ("docker.run.execute", {"image": IMAGE, "command": ["sleep", "600"]}),
             ("network.http.get", {"url": "http://127.0.0.1:1/", "deadline": "10m"}),
         ):
-            run = place.client().run_operation(operation, **said)
-            at_work(run, "do")
+            run = place.client().run_operation(operation, **params)
+            wait_until_running(run, "do")
             time.sleep(0.7)
-            cancelled_in_time(run, "do")
+            assert_ends_soon_after_cancel(run, "do")
 
 
-def test_a_release_that_never_gets_well_ends_on_the_old_images(place: Installation, stack: Stack) -> None:
+def test_run_with_an_unhealthy_release_is_undone(place: Installation, stack: Stack) -> None:
     stack.with_jobs = True
     stack.write()
     assert place.client().start(up(stack)).wait(90).exit_code == 0
-    was = stack.look()
+    was = stack.state()
     stack.new_image()
     stack.write(web={"healthcheck": {"test": ["CMD", "false"], "interval": "300ms", "retries": 1}})
     release = Plan("release")
-    said = {"project_dir": str(stack.directory), "project": stack.name, "healthy_deadline": 20}
+    params = {"project_dir": str(stack.directory), "project": stack.name, "healthy_deadline": 20}
     release.step("note", "file.deploy.execute", path=f"{stack.directory}/note", content="x")
-    release.step("up", "compose.up.execute", **said).after("note")
+    release.step("up", "compose.up.execute", **params).after("note")
 
     report = place.client().start(release).wait(120)
 
     assert (report.state, report.exit_code, report.left_over) == ("undone", 1, [])
-    assert stack.look()["containers"] == was["containers"]
+    assert stack.state()["containers"] == was["containers"]
     assert not (stack.directory / "note").exists()
 
 
-@pytest.mark.parametrize("chance", range(2))
-def test_a_worker_that_is_killed_anywhere_in_a_recreate_leaves_the_service_up(
-    place: Installation, stack: Stack, chance: int
-) -> None:
-    # Given a stack that runs, and a worker of its own for the release
-    stack.write(web={"init": False})  # ignores TERM, so that its replacement takes its time
+@pytest.mark.parametrize("number", range(2))
+def test_services_run_after_a_kill_during_a_recreate(place: Installation, stack: Stack, number: int) -> None:
+    # Given a running stack whose containers stop slowly
+    stack.write(web={"init": False})  # ignores SIGTERM, so that the recreate takes longer
     assert place.client().start(up(stack)).wait(90).exit_code == 0
     stack.new_image()
-    moment = [0.3, 1.2][chance] + random.random() / 3
+    moment = [0.3, 1.2][number] + random.random() / 3
 
     # When
     run = place.client().start(up(stack))
-    at_work(run)
+    wait_until_running(run)
     time.sleep(moment)
     place.workers[0].kill()
     place.workers[0].start()
     report = run.wait(120)
 
-    # Then the run has healed it or taken it back
+    # Then the run has completed or undone the release
     assert report.state in {"succeeded", "undone"}
     assert report.left_over == []
     assert stack.running() == {"db", "web"}
@@ -145,16 +143,16 @@ def test_a_worker_that_is_killed_anywhere_in_a_recreate_leaves_the_service_up(
     assert len(images) == 1
 
 
-def test_an_undo_of_the_whole_release_by_hand(place: Installation, stack: Stack, tmp_path: Path) -> None:
+def test_undo_command_restores_the_stack(place: Installation, stack: Stack, tmp_path: Path) -> None:
     assert place.client().start(up(stack)).wait(90).exit_code == 0
-    was = stack.look()
+    was = stack.state()
     stack.new_image()
     run = place.client().start(up(stack), run_id=f"release-{stack.name}")
     assert run.wait(90).step("up").status == "changed"
     assert place.longshore("runs", "undo", run.id).code == 0
-    assert stack.look()["containers"] == was["containers"]
+    assert stack.state()["containers"] == was["containers"]
     shown = place.longshore("ops", "run", "compose.ps.get", f"project={stack.name}", "-o", "json").json
     assert [revision["number"] for revision in shown["steps"][0]["data"]["revisions"]] == [1, 2]
     back = place.longshore("ops", "run", "compose.rollback.execute", f"project={stack.name}", "to=2", "--dry-run")
     assert f"project {stack.name} to revision 2" in back.out
-    assert json.dumps(stack.look()["containers"]) == json.dumps(was["containers"])
+    assert json.dumps(stack.state()["containers"]) == json.dumps(was["containers"])

@@ -1,6 +1,6 @@
-"""Jobs that start by themselves: two real beats, real workers, a real stack.
+"""Scheduled jobs with two beats, a worker and a real stack.
 
-Planned times are made due by moving back up to when they are dealt with, so that no test waits for a clock.
+To make due times, the tests move the schedule mark back, so that no test waits for the clock.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ assert module_installation
 
 HOST = "web1"
 DAY = 24 * 3600 * 1000
-#: No planned time passes while a test is at it.
-HALF_A_DAY_AWAY = f"0 {(time.gmtime().tm_hour + 12) % 24} * * *"
+#: A schedule without a planned time during the test.
+IN_TWELVE_HOURS = f"0 {(time.gmtime().tm_hour + 12) % 24} * * *"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def place(module_installation: MakeInstallation) -> Iterator[Installation]:
         beat.communicate()
 
 
-class Clockwork:
+class JobSchedule:
     """The schedule of one job."""
 
     def __init__(self, place: Installation, shop: JobStack) -> None:
@@ -55,20 +55,20 @@ class Clockwork:
         return self.schedules.marks().get(self.key)
 
     def until_known(self, schedule: str) -> Mark:
-        """The hosts are asked twice a minute; here, at once."""
+        """Wait until the schedule has a mark. Job discovery runs at once, instead of twice a minute."""
 
-        def look() -> Mark | None:
+        def known_mark() -> Mark | None:
             Jobs(self.client).list()
             found = self.mark()
             return found if found and found.schedule == schedule else None
 
-        return wait_for("the schedule to be known", look)
+        return wait_for("the mark of the schedule", known_mark)
 
     def runs(self) -> list[Run]:
         return [run for run in self.client.runs(200) if run.id.startswith(f"{self.key}.")]
 
     def started(self, number: int, settle: float = 0.0) -> list[Run]:
-        """Wait until there are so many; `settle`: and some time more, in which there might be more."""
+        """Wait for a number of runs, then `settle` seconds for further runs, and for the end of all runs."""
         wait_for(f"{number} runs", lambda: len(self.runs()) >= number)
         time.sleep(settle)
         found = self.runs()
@@ -77,13 +77,11 @@ class Clockwork:
         return found
 
 
-def test_two_beats_start_one_run_for_a_planned_time_by_the_labels_of_that_moment(
-    place: Installation, shop: JobStack
-) -> None:
-    labels = {"schedule": HALF_A_DAY_AWAY, "missed": "all"}
+def test_two_beats_start_one_run_per_due_time_with_the_current_labels(place: Installation, shop: JobStack) -> None:
+    labels = {"schedule": IN_TWELVE_HOURS, "missed": "all"}
     shop.up(labels=labels)
-    clock = Clockwork(place, shop)
-    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+    clock = JobSchedule(place, shop)
+    mark = clock.until_known(f"{IN_TWELVE_HOURS} UTC")
 
     clock.schedules.put(clock.key, Mark(mark.until - DAY, mark.schedule))
     (run,) = clock.started(1, settle=2.0)
@@ -92,29 +90,27 @@ def test_two_beats_start_one_run_for_a_planned_time_by_the_labels_of_that_moment
     shop.describe(more="echo changed; echo run >>/mnt/data/runs", labels=labels)
     clock.schedules.put(clock.key, Mark(mark.until - 2 * DAY, mark.schedule))
     runs = clock.started(2, settle=2.0)
-    assert len(runs) == 2, "two beats, one run for each planned time"
+    assert len(runs) == 2, "one run for each due time"
     (later,) = [other for other in runs if other.id != run.id]
     assert "changed" in later.report().step("work").data["stdout"]
 
 
 @pytest.mark.parametrize(("policy", "number"), [("skip", 0), ("once", 1), ("all", 3)])
-def test_what_was_missed_is_dealt_with_as_the_label_says(
-    place: Installation, shop: JobStack, policy: str, number: int
-) -> None:
-    shop.up(labels={"schedule": HALF_A_DAY_AWAY, "missed": policy})
-    clock = Clockwork(place, shop)
-    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+def test_missed_due_times_follow_the_label(place: Installation, shop: JobStack, policy: str, number: int) -> None:
+    shop.up(labels={"schedule": IN_TWELVE_HOURS, "missed": policy})
+    clock = JobSchedule(place, shop)
+    mark = clock.until_known(f"{IN_TWELVE_HOURS} UTC")
 
     clock.schedules.put(clock.key, Mark(mark.until - 3 * DAY, mark.schedule))
 
-    wait_for("it to be dealt with", lambda: (found := clock.mark()) and found.until > mark.until - DAY)
+    wait_for("a new mark", lambda: (found := clock.mark()) and found.until > mark.until - DAY)
     assert len(clock.started(number, settle=1.0)) == number
 
 
-def test_after_three_failures_a_job_is_left_alone_until_somebody_resets_it(place: Installation, shop: JobStack) -> None:
-    shop.up(more="exit 4", labels={"schedule": HALF_A_DAY_AWAY, "missed": "all"})
-    clock = Clockwork(place, shop)
-    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+def test_breaker_of_a_job_opens_after_three_failures(place: Installation, shop: JobStack) -> None:
+    shop.up(more="exit 4", labels={"schedule": IN_TWELVE_HOURS, "missed": "all"})
+    clock = JobSchedule(place, shop)
+    mark = clock.until_known(f"{IN_TWELVE_HOURS} UTC")
     clock.schedules.put(clock.key, Mark(mark.until - 3 * DAY, mark.schedule))
     runs = clock.started(3)
 
@@ -123,13 +119,13 @@ def test_after_three_failures_a_job_is_left_alone_until_somebody_resets_it(place
     assert service in place.longshore("breaker", "ls").out
     assert "breaker_opened" in [event.name for run in runs for event in run.events()]
     clock.schedules.put(clock.key, Mark(mark.until - 3 * DAY, mark.schedule))
-    wait_for("it to be passed over", lambda: (found := clock.mark()) and found.until > mark.until - DAY)
+    wait_for("a new mark", lambda: (found := clock.mark()) and found.until > mark.until - DAY)
     assert len(clock.runs()) == 3
 
     assert place.longshore("breaker", "reset", service).code == 0
 
     def started_again() -> bool:
-        # A tick that began before the reset may move the mark once more.
+        # A tick that began before the reset may still move the mark.
         clock.schedules.put(clock.key, Mark(mark.until - 4 * DAY, mark.schedule))
         time.sleep(1.0)
         return len(clock.runs()) >= 4
@@ -138,10 +134,10 @@ def test_after_three_failures_a_job_is_left_alone_until_somebody_resets_it(place
     clock.started(4)
 
 
-def test_the_command_line_and_beat_at_the_same_moment_take_turns(place: Installation, shop: JobStack) -> None:
-    shop.up(sleep=1.0, labels={"schedule": HALF_A_DAY_AWAY, "missed": "once"})
-    clock = Clockwork(place, shop)
-    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+def test_job_started_by_beat_and_by_command_runs_one_at_a_time(place: Installation, shop: JobStack) -> None:
+    shop.up(sleep=1.0, labels={"schedule": IN_TWELVE_HOURS, "missed": "once"})
+    clock = JobSchedule(place, shop)
+    mark = clock.until_known(f"{IN_TWELVE_HOURS} UTC")
 
     clock.schedules.put(clock.key, Mark(mark.until - DAY, mark.schedule))
     done = place.longshore("job", "run", shop.job, "--run-id", f"{shop.job}-by-hand")
@@ -155,6 +151,6 @@ def test_the_command_line_and_beat_at_the_same_moment_take_turns(place: Installa
         for work in [report.step("work").data]
     )
     (_, one, until), (_, two, until_two) = spans
-    assert until < two or until_two < one, "one after the other"
+    assert until < two or until_two < one, "the runs do not overlap"
     assert shop.runs() == 2
-    assert shop.is_well()
+    assert shop.is_healthy()

@@ -1,4 +1,4 @@
-"""A secret that containers, programs, own operations and child runs print: no record, log, page or message has it."""
+"""Secrets printed by containers, programs, functions and child runs are masked in records, logs, pages and messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from longshore.orchestration import Plan, Report
 from tests.conftest import get
 from tests.docker.stack import IMAGE, Stack, stack
-from tests.integration import own_operations  # noqa: F401 - the client knows them as well
+from tests.integration import own_operations  # noqa: F401 - registers the operations for the client
 from tests.integration.conftest import MakeInstallation, module_installation
 from tests.integration.flower import Flower
 from tests.integration.leaks import assert_nowhere, everything
@@ -24,7 +24,7 @@ assert stack
 assert module_installation
 assert listener
 
-#: Eight characters, most of which JSON, addresses, pages or Base64 write otherwise.
+#: Eight characters, most of which JSON, URLs, HTML or Base64 encode.
 VALUE = 's3"/+é%8'
 REFERENCE = "{{ secret('env:LONGSHORE_SECRET_DB') }}"
 LEAK = "echo cannot connect to postgres://app:$$PW@db >&2; exit 1"
@@ -32,7 +32,7 @@ LEAK = "echo cannot connect to postgres://app:$$PW@db >&2; exit 1"
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    """A server of its own, whose append-only file is read."""
+    """A Redis server of this module, whose append-only file the tests read."""
     with get(RedisServer) as server:
         yield server
 
@@ -41,9 +41,12 @@ def redis_server() -> Iterator[RedisServer]:
 def place(module_installation: MakeInstallation, listener: Listener) -> Installation:
     options = {"host": "web1", "lease": "2s", "imports": "tests.integration.own_operations"}
     made = module_installation(docker_host=engine_url(), options=options)
-    # The state folder holds the configurations of stacks with their environment, in private files.
+    # The state folder has private files with the environments of the stacks, and is not searched.
     made.options |= {"state_dir": str(made.folder.with_name(f"{made.folder.name}-state"))}
-    made.options |= {"notify_command": f"sh -c 'cat >> {made.folder}/told'", "notify_webhook": f"{listener.url}/hook"}
+    made.options |= {
+        "notify_command": f"sh -c 'cat >> {made.folder}/notices'",
+        "notify_webhook": f"{listener.url}/hook",
+    }
     worker(made, "one").start()
     return made
 
@@ -61,7 +64,7 @@ def worker(place: Installation, name: str) -> Worker:
 
 
 def release(stack: Stack, **services: Any) -> Plan:
-    """A plan that writes the secret into `.env`, which services print, and into `pw`, which steps print."""
+    """A plan that writes the secret into `.env` for the services, and into `pw` for the steps."""
     printing = {"environment": {"PW": "${PW}"}, "command": ["sh", "-c", "echo begun with $$PW; exec sleep 600"]}
     stack.write(web=printing, **{name: printing | service for name, service in services.items()})
     plan = Plan("release", on_error="continue")
@@ -72,13 +75,13 @@ def release(stack: Stack, **services: Any) -> Plan:
 
 
 def up(stack: Stack, plan: Plan, service: str, *, deadline: int = 20) -> Any:
-    said = {"project_dir": str(stack.directory), "project": stack.name, "services": [service], "grace": 0}
-    said |= {"min_healthy_time": 0.5, "healthy_deadline": deadline}
-    return plan.step(f"up-{service}", "compose.up.execute", **said).after("env", "pw")
+    params = {"project_dir": str(stack.directory), "project": stack.name, "services": [service], "grace": 0}
+    params |= {"min_healthy_time": 0.5, "healthy_deadline": deadline}
+    return plan.step(f"up-{service}", "compose.up.execute", **params).after("env", "pw")
 
 
 def child(stack: Stack) -> Path:
-    """A stored plan without a secret of its own."""
+    """The file of a plan that does not contain the secret."""
     file = stack.directory / "child.yaml"
     web, password = stack.container("web"), stack.directory / "pw"
     file.write_text(f"""\
@@ -92,16 +95,18 @@ steps:
     return file
 
 
-def told_nowhere(place: Installation, server: RedisServer, listener: Listener, flower: Flower, report: Report) -> None:
-    told = place.folder / "told"
-    wait_for("the command", lambda: told.exists() and f'"{report.run_id}"' in told.read_text())
+def assert_secret_is_masked_everywhere(
+    place: Installation, server: RedisServer, listener: Listener, flower: Flower, report: Report
+) -> None:
+    notices = place.folder / "notices"
+    wait_for("the command", lambda: notices.exists() and f'"{report.run_id}"' in notices.read_text())
     wait_for("the webhook", lambda: listener.notices(report.run_id))
     found = everything(place, server, report, flower)
     found["notifications"] = "\n".join(body.decode() for _, _, body in listener.heard)
     assert_nowhere(found, VALUE)
 
 
-def test_nothing_that_a_run_leaves_has_a_secret_which_its_steps_print(
+def test_printed_secret_is_masked_everywhere(
     place: Installation, redis_server: RedisServer, listener: Listener, flower: Flower, stack: Stack
 ) -> None:
     check = {"test": ["CMD-SHELL", LEAK], "interval": "300ms", "retries": 1}
@@ -131,24 +136,24 @@ def test_nothing_that_a_run_leaves_has_a_secret_which_its_steps_print(
 
     report = place.run(plan).wait(PATIENCE)
 
-    # They were printed, and what was printed can be read but for the secret.
+    # The output of the steps is stored, with the secret masked.
     assert report.step("up-web").status == "changed", report.step("up-web").error
     assert "begun with ***" in str(report.step("logs").data)
     for name in ("exec", "run", "reads", "service-run", "up-sick", "up-loops", "own-fails", "stops", "exec-here"):
         step = report.step(name)
         assert (str(step.status), "***" in f"{step.error} {step.data}") == ("failed", True), step
     assert str(report.step("forms").data).count("***") == 9
-    told_nowhere(place, redis_server, listener, flower, report)
-    # The search finds what is there: the host's private configuration of the stack.
+    assert_secret_is_masked_everywhere(place, redis_server, listener, flower, report)
+    # The search finds an unmasked secret: the private configuration of the stack.
     private = [path.read_text() for path in place.settings.state_dir.rglob("*.yml")]
     with pytest.raises(AssertionError, match="private"):
         assert_nowhere({"private": "".join(private)}, VALUE)
 
 
-def test_nothing_has_it_either_where_the_worker_is_killed(
+def test_printed_secret_is_masked_after_a_kill_of_the_worker(
     place: Installation, redis_server: RedisServer, listener: Listener, flower: Flower, stack: Stack
 ) -> None:
-    # Given steps in a container, in a program, in an own operation and in a release, which print and do not end
+    # Given running steps that have printed the secret: a container, a program, a function and a release
     check = {"test": ["CMD-SHELL", LEAK], "interval": "300ms", "retries": 20}
     plan = release(stack, sick={"healthcheck": check})
     password, go = stack.directory / "pw", stack.directory / "go"
@@ -170,12 +175,12 @@ def test_nothing_has_it_either_where_the_worker_is_killed(
         rows = stack.engine.containers(filters=labels)
         sick = [one for one in stack.containers() if "sick" in one["Names"][0] and one["State"] == "running"]
         checks = stack.engine.inspect_container(sick[0]["Id"])["State"]["Health"]["Log"] if sick else []
-        said = "".join(text for _, text in run.output("shell"))
+        output = "".join(text for _, text in run.output("shell"))
         in_container = rows and stack.engine.logs(rows[0]["Id"])
-        return bool(in_container and checks and "***" in said and Path(own["began"]).exists())
+        return bool(in_container and checks and "***" in output and Path(own["began"]).exists())
 
-    wait_for("all to print", printed)
-    # When the worker is killed, and another one takes its steps
+    wait_for("the output of all steps", printed)
+    # When the worker is killed, and another worker continues
     place.workers[0].kill()
     go.touch()
     worker(place, "two").start()
@@ -186,4 +191,4 @@ def test_nothing_has_it_either_where_the_worker_is_killed(
     for name in ("run", "up-sick", "stops"):
         step = report.step(name)
         assert (str(step.status), "***" in f"{step.error} {step.data}") == ("failed", True), step
-    told_nowhere(place, redis_server, listener, flower, report)
+    assert_secret_is_masked_everywhere(place, redis_server, listener, flower, report)

@@ -1,4 +1,4 @@
-"""A release always has a way back: however its stack is named, and whoever brought the stack up."""
+"""Reverts of bad releases, for each way to name a stack, and for stacks that were started without Longshore."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.docker.stack import Stack, stack
 
 assert stack
 
-#: More rounds by hand: LONGSHORE_ROUNDS=10.
+#: The number of bad releases in a row. LONGSHORE_ROUNDS sets another number.
 ROUNDS = int(os.environ.get("LONGSHORE_ROUNDS", "3"))
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(60 + 60 * ROUNDS)]
 BAD = {"healthcheck": {"test": ["CMD", "sh", "-c", "echo no database; exit 3"], "interval": "200ms", "retries": 1}}
@@ -31,12 +31,12 @@ NAMINGS: dict[str, Callable[[Stack], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def release(stack: Stack, naming: str, **said: Any) -> Step:
-    return stack.up(**{"healthy_deadline": 20, "grace": 0} | NAMINGS[naming](stack) | said)
+def release(stack: Stack, naming: str, **params: Any) -> Step:
+    return stack.up(**{"healthy_deadline": 20, "grace": 0} | NAMINGS[naming](stack) | params)
 
 
-def by_hand(stack: Stack) -> None:
-    """As an operator brings it up, without Longshore."""
+def start_manually(stack: Stack) -> None:
+    """Start the stack with Docker Compose, without Longshore."""
     command = ["docker", "compose", "-p", stack.name, "--project-directory", str(stack.directory)]
     command += ["-f", str(stack.directory / "compose.yml"), "up", "-d"]
     subprocess.run(command, check=True, capture_output=True, cwd=stack.directory)
@@ -54,14 +54,14 @@ def bad_release(stack: Stack, naming: str, number: int, *, reverts: bool) -> Non
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
-def test_each_of_many_bad_releases_ends_on_the_old_images_and_configurations(stack: Stack, naming: str) -> None:
+def test_repeated_bad_releases_are_reverted(stack: Stack, naming: str) -> None:
     release(stack, "both").act()
-    was = stack.look()["containers"]
+    was = stack.state()["containers"]
 
     for number in range(ROUNDS):
         bad_release(stack, naming, number, reverts=number % 2 == 0)
 
-        assert stack.look()["containers"] == was, f"after bad release {number + 1}"
+        assert stack.state()["containers"] == was, f"after bad release {number + 1}"
     assert len(revisions.history(stack.name)) == 1
     stack.engine.tag(stack.v1, stack.name, "app")
     stack.write()
@@ -69,19 +69,19 @@ def test_each_of_many_bad_releases_ends_on_the_old_images_and_configurations(sta
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
-def test_so_does_the_first_release_of_a_stack_that_was_started_by_hand(stack: Stack, naming: str) -> None:
-    by_hand(stack)
-    was = stack.look()["containers"]
+def test_bad_release_of_a_manually_started_stack_is_reverted(stack: Stack, naming: str) -> None:
+    start_manually(stack)
+    was = stack.state()["containers"]
 
     for number in range(ROUNDS):
         bad_release(stack, naming, number, reverts=number % 2 == 1)
 
-        assert stack.look()["containers"] == was, f"after bad release {number + 1}"
+        assert stack.state()["containers"] == was, f"after bad release {number + 1}"
     assert [one.number for one in revisions.history(stack.name)] == [1]
 
 
 @pytest.mark.parametrize("naming", ["project", "folder"])
-def test_a_rollback_that_fails_goes_back_as_well(stack: Stack, naming: str) -> None:
+def test_failed_rollback_is_reverted(stack: Stack, naming: str) -> None:
     (stack.directory / "flag").mkdir()
     (stack.directory / "flag" / "ok").touch()
     check = {"test": ["CMD", "test", "-f", "/flag/ok"], "interval": "200ms", "retries": 1}
@@ -89,22 +89,22 @@ def test_a_rollback_that_fails_goes_back_as_well(stack: Stack, naming: str) -> N
     release(stack, "both").act()
     stack.write(web={"environment": {"TAG": "2"}})
     release(stack, "both").act()
-    was = stack.look()["containers"]
-    (stack.directory / "flag" / "ok").unlink()  # revision 1 cannot become healthy any more
+    was = stack.state()["containers"]
+    (stack.directory / "flag" / "ok").unlink()  # revision 1 is now unhealthy
 
     for number in range(ROUNDS):
-        said = NAMINGS[naming](stack)
-        back = stack.step("compose.rollback.execute", **said, to=1, auto_revert=number % 2 == 0, min_healthy_time=1)
+        params = NAMINGS[naming](stack)
+        back = stack.step("compose.rollback.execute", **params, to=1, auto_revert=number % 2 == 0, min_healthy_time=1)
         with pytest.raises(OperationError, match="is unhealthy"):
             back.act()
         back.undo()
-        assert stack.look()["containers"] == was
+        assert stack.state()["containers"] == was
 
 
-def test_a_stack_started_by_hand_can_be_rolled_back_to(stack: Stack) -> None:
-    # Given a stack that somebody started, and whose files have changed since
-    by_hand(stack)
-    first = stack.look()["containers"]
+def test_rollback_to_a_manually_started_stack(stack: Stack) -> None:
+    # Given a stack that was started without Longshore, and whose files have changed since
+    start_manually(stack)
+    first = stack.state()["containers"]
     stack.new_image()
     stack.write(web={"environment": {"TAG": "2"}}, third={})
     up = release(stack, "folder")
@@ -116,32 +116,32 @@ def test_a_stack_started_by_hand_can_be_rolled_back_to(stack: Stack) -> None:
     assert "revision 1" in back.predict().action
     assert back.act().changed
 
-    assert stack.look()["containers"] == first
+    assert stack.state()["containers"] == first
     assert not stack.other("rollback", to=1, min_healthy_time=0).act().changed
     back.undo()
     assert stack.running() == {"db", "web", "third"}
 
 
-def test_where_no_way_back_can_be_had_nothing_is_touched(stack: Stack) -> None:
-    # Given a stopped container whose image somebody removed
+def test_release_without_a_way_back_changes_nothing(stack: Stack) -> None:
+    # Given a stopped container whose image was removed
     stack.write(web={"image": f"{stack.name}:other"})
     stack.engine.tag(stack.new_image(), stack.name, "other")
     stack.engine.tag(stack.v1, stack.name, "app")
-    by_hand(stack)
+    start_manually(stack)
     stack.engine.stop(stack.container("web"), timeout=0)
     stack.engine.remove_image(stack.engine.inspect_container(stack.container("web"))["Image"], force=True)
     stack.write(web={"environment": {"TAG": "2"}})
-    was, ids = stack.look(), stack.ids()
+    was, ids = stack.state(), stack.ids()
     up = release(stack, "folder")
 
-    foretold = up.predict()
+    prediction = up.predict()
     with pytest.raises(Preflight, match=r"no way back: image .*-web-1 is not on the .*no_way_back: accept") as error:
         up.act()
 
-    assert foretold.impossible is not None
-    assert foretold.impossible.startswith("no way back")
+    assert prediction.impossible is not None
+    assert prediction.impossible.startswith("no way back")
     assert "\n" not in str(error.value)
-    assert (stack.look(), stack.ids()) == (was, ids)
+    assert (stack.state(), stack.ids()) == (was, ids)
     down = stack.other("down")
     with pytest.raises(Preflight, match="no way back: image"):
         down.act()
@@ -153,8 +153,8 @@ def test_where_no_way_back_can_be_had_nothing_is_touched(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("who", ["by hand", "by Longshore"])
-def test_a_container_comes_back_as_it_was_in_every_respect(stack: Stack, who: str) -> None:
-    # Given a container with all kinds of things
+def test_revert_restores_every_setting_of_a_container(stack: Stack, who: str) -> None:
+    # Given a container with many settings
     (stack.directory / "conf").write_text("x")
     stack.write(
         web={
@@ -169,21 +169,21 @@ def test_a_container_comes_back_as_it_was_in_every_respect(stack: Stack, who: st
     )  # fmt: skip
     text = (stack.directory / "compose.yml").read_text()
     (stack.directory / "compose.yml").write_text(text[:-1] + ', "networks": {"front": {}, "back": {"internal": true}}}')
-    by_hand(stack) if who == "by hand" else release(stack, "folder").act()
+    start_manually(stack) if who == "by hand" else release(stack, "folder").act()
     web = stack.engine.inspect_container(stack.container("web"))
     cache = next(one["Name"] for one in web["Mounts"] if one["Destination"] == "/cache")
-    was = stack.look()
+    was = stack.state()
 
     for number in range(2):
-        bad_release_keeping(stack, text, number)
-        # Compose hashes the id of the container that another one shares the network of.
+        act_on_bad_release(stack, text, number)
+        # Compose's hash of `side` contains the id of the container whose network it shares.
         hashed = {f"/{stack.container('side')}"} if who == "by Longshore" else set()
-        looks = [
-            [(one[0], "" if one[0] in hashed else one[1], *one[2:]) for one in look["containers"]]
-            for look in (stack.look(), was)
+        states = [
+            [(one[0], "" if one[0] in hashed else one[1], *one[2:]) for one in state["containers"]]
+            for state in (stack.state(), was)
         ]
-        assert looks[0] == looks[1]
-        assert stack.look()["networks"] == was["networks"]
+        assert states[0] == states[1]
+        assert stack.state()["networks"] == was["networks"]
         now = stack.engine.inspect_container(stack.container("web"))
         for key in ("Env", "Cmd", "User", "WorkingDir", "Hostname", "Healthcheck", "StopTimeout"):
             assert now["Config"].get(key) == web["Config"].get(key), key
@@ -200,7 +200,7 @@ def test_a_container_comes_back_as_it_was_in_every_respect(stack: Stack, who: st
         assert side["HostConfig"]["NetworkMode"] == f"container:{now['Id']}"
 
 
-def bad_release_keeping(stack: Stack, text: str, number: int) -> None:
+def act_on_bad_release(stack: Stack, text: str, number: int) -> None:
     stack.new_image()
     changed = text[:-1] + ', "networks": {"front": {}, "back": {"internal": true}}}'
     changed = changed.replace('"TAG": "1"', f'"TAG": "bad {number}"').replace('["CMD", "true"]', '["CMD", "false"]')
@@ -211,7 +211,7 @@ def bad_release_keeping(stack: Stack, text: str, number: int) -> None:
     assert error.value.data.get("reverted") is True, error.value
 
 
-def test_what_is_kept_for_undos_is_bounded(stack: Stack) -> None:
+def test_number_of_stored_revisions_and_backups_is_limited(stack: Stack) -> None:
     for number in range(13):
         stack.new_image()
         stack.write(web={"environment": {"TAG": str(number)}})
@@ -225,12 +225,12 @@ def test_what_is_kept_for_undos_is_bounded(stack: Stack) -> None:
     assert len({tag.rpartition(":r")[2].partition("-")[0] for tag in tags if ":r" in tag}) == revisions.RETAINED
 
 
-def test_a_prune_in_the_middle_of_a_revert_takes_no_image_away(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_during_a_revert_removes_no_image(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     release(stack, "both").act()
-    was = stack.look()
+    was = stack.state()
     bad = stack.new_image()
     stack.write(web=BAD)
-    named, prune = stack.look()["tags"], restoration._stop_and_remove
+    named, prune = stack.state()["tags"], restoration._stop_and_remove
 
     def pruned(*arguments: Any) -> None:
         prune(*arguments)
@@ -240,6 +240,6 @@ def test_a_prune_in_the_middle_of_a_revert_takes_no_image_away(stack: Stack, mon
     with pytest.raises(OperationError, match="was reverted"):
         release(stack, "both", auto_revert=True).act()
 
-    assert stack.look()["containers"] == was["containers"]
-    assert stack.look()["tags"] == named
+    assert stack.state()["containers"] == was["containers"]
+    assert stack.state()["tags"] == named
     assert stack.engine.inspect_image(stack.ref)["Id"] == bad

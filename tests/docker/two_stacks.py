@@ -1,4 +1,4 @@
-"""Two Compose projects of three services each, and how they look from outside."""
+"""Compose projects of three services, and their state on the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABEL = "com.docker.compose."
 
 
 class Project:
-    """`db`, `web` that needs it and has a file, and `jobs`, each with an image name of its own."""
+    """The services `db`, `web` and `jobs`, each with its own tag. `web` depends on `db` and mounts a file."""
 
     def __init__(self, engine: docker.APIClient, folder: Path, name: str) -> None:
         self.engine = engine
@@ -58,19 +58,19 @@ class Project:
         return f"{self.name}-{service}-{number}"
 
     def state(self) -> dict[str, tuple[str, str, str, str]]:
-        """By container: id, image id, when it was started, how it is."""
+        """The id, image id, start time and status of each container."""
         found = {}
         for row in self.engine.containers(all=True, filters={"label": f"{LABEL}project={self.name}"}):
             try:
                 raw = self.engine.inspect_container(row["Id"])
-            except NotFound:  # replaced meanwhile
+            except NotFound:  # replaced since the listing
                 continue
             name = raw["Name"].removeprefix(f"/{self.name}-")
             found[name] = (raw["Id"], raw["Image"], raw["State"]["StartedAt"], raw["State"]["Status"])
         return found
 
-    def image_moves(self, service: str, *, command: list[str] | None = None) -> str:
-        """The service's image name means another image from now on; its id."""
+    def move_image(self, service: str, *, command: list[str] | None = None) -> str:
+        """Move the tag of a service to a new image, and return the id of the image."""
         made = self.engine.create_container(IMAGE, ["true"])["Id"]
         try:
             changes = [f"ENV MOVED={os.urandom(8).hex()}"]
@@ -81,7 +81,7 @@ class Project:
         return str(self.engine.inspect_image(done["Id"])["Id"])
 
     def content(self) -> str:
-        """Of its file, as the container of `web` sees it."""
+        """The content of the mounted file in the container of `web`."""
         done = self.engine.exec_create(self.container("web"), ["cat", "/etc/site.conf"])
         text: bytes = self.engine.exec_start(done["Id"])
         return text.decode()
@@ -96,5 +96,5 @@ class Project:
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
-    """Containers that are not what they were."""
+    """The names of containers that differ between two states."""
     return {name for name in {*before, *after} if before.get(name) != after.get(name)}

@@ -1,4 +1,4 @@
-"""Short by default; long with LONGSHORE_FAULTS=long. The seed is printed, and taken from LONGSHORE_FAULTS_SEED."""
+"""Fixtures of injected faults. LONGSHORE_FAULTS=long selects the long form, LONGSHORE_FAULTS_SEED repeats a seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.processes import Installation
 
 LONG = os.environ.get("LONGSHORE_FAULTS") == "long"
 SEED = int(os.environ.get("LONGSHORE_FAULTS_SEED") or random.SystemRandom().randrange(10**6))
-#: Where the long form leaves its figures.
+#: The folder of the figures of the long form.
 FIGURES = Path(__file__).resolve().parents[2] / "build" / "faults"
 
 
@@ -35,12 +35,13 @@ def pytest_report_header() -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """How long a test rages."""
+    """The form of the tests, short or long, and the seed of their random numbers."""
 
     long: bool
     seed: int
 
     def of(self, short: Any, long: Any) -> Any:
+        """Return the value for this form."""
         return long if self.long else short
 
 
@@ -52,7 +53,7 @@ def form() -> Form:
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest, form: Form) -> Iterator[Callable[[str, Any], None]]:
-    """Notes a figure; they are printed, and kept in the long form, with the docstring of the test."""
+    """A function that records a figure. The long form also stores the figures with the docstring of the test."""
     found: dict[str, Any] = {}
     began = time.monotonic()
 
@@ -74,14 +75,14 @@ def figures(request: pytest.FixtureRequest, form: Form) -> Iterator[Callable[[st
 
 @pytest.fixture
 def own_redis(redis_server: servers.RedisServer) -> Iterator[servers.RedisServer]:
-    """One that may be restarted; what it has acknowledged is on its disk."""
+    """A Redis server of this test that writes each change to the disk before it answers."""
     with servers.RedisServer("--appendfsync", "always") as server:
         yield server
 
 
 @pytest.fixture
 def place(own_redis: servers.RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
-    """An installation with a lease of one second, whose workers know the deeds."""
+    """An installation with a lease of one second, whose workers import `tests.faults.effects`."""
     made = Installation(own_redis.url, tmp_path / "place")
     made.folder.mkdir()
     made.options = {
@@ -89,7 +90,7 @@ def place(own_redis: servers.RedisServer, tmp_path: Path, monkeypatch: pytest.Mo
     }  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", made.pythonpath)
     monkeypatch.setenv("LONGSHORE_IMPORTS", "tests.faults.effects")
-    import tests.faults.effects  # noqa: F401 - the plans are checked here
+    import tests.faults.effects  # noqa: F401 - this process validates the plans
 
     yield made
     made.close()

@@ -1,6 +1,6 @@
-"""Operations that write down what they do, outside of Redis: the log that the rules are checked against.
+"""Operations that log their effects in files outside of Redis. The tests compare the reports with these logs.
 
-A deed is one line, appended by one `write`, so that no kill leaves half of it.
+An effect is one line, appended by one `write`, so that no kill leaves a part of a line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from longshore.orchestration import Blocked, Context, Preflight, Transient, oper
 
 @contextmanager
 def _log(folder: Path, run_id: str) -> Iterator[int]:
-    """The run's log, locked: what is read of it stays true until it is written to."""
+    """The log of a run, with an exclusive lock."""
     number = os.open(folder / f"{run_id}.log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
     try:
         fcntl.flock(number, fcntl.LOCK_EX)
@@ -39,50 +39,50 @@ def _own(ctx: Context) -> str:
     return ctx.part.replace("@undo", "")
 
 
-@operation("deed.set", idempotent=True, undo="deed.unset")
+@operation("effect.set", idempotent=True, undo="effect.unset")
 def set_(ctx: Context, folder: Path, seconds: float = 0.0, flaky: bool = False) -> dict[str, str]:
-    """Bring about a state; a second call finds it. `flaky` fails the first time."""
+    """Set a state. A second call changes nothing. With `flaky`, the first attempt fails."""
     with _log(folder, ctx.run_id) as log:
         if flaky and not _count(log, "tried", ctx.part):
             _write(log, "tried", ctx.part)
-            raise Transient("the first try fails")
+            raise Transient("the first attempt fails")
         if not _count(log, "did", ctx.part):
             _write(log, "did", ctx.part)
     time.sleep(seconds)
     return {"folder": str(folder), "part": ctx.part}
 
 
-@operation("deed.unset", idempotent=True)
+@operation("effect.unset", idempotent=True)
 def unset(ctx: Context, folder: Path) -> None:
-    """Take the state back, where it is."""
+    """Reverse `effect.set` or `effect.act`. A second call changes nothing."""
     with _log(folder, ctx.run_id) as log:
         if _count(log, "did", _own(ctx)) > _count(log, "undid", _own(ctx)):
             _write(log, "undid", _own(ctx))
 
 
-@operation("deed.act")
+@operation("effect.act")
 def act(ctx: Context, folder: Path, seconds: float = 0.0) -> None:
-    """Something that must not be done twice."""
+    """Log an effect at each call. The operation is not idempotent."""
     with _log(folder, ctx.run_id) as log:
         _write(log, "did", ctx.part)
     time.sleep(seconds)
 
 
-@operation("deed.fail")
+@operation("effect.fail")
 def fail(ctx: Context, folder: Path, fails: bool) -> None:
     if fails:
-        raise Preflight("it fails, as told")
+        raise Preflight("the parameter `fails` is set")
 
 
-@operation("deed.always", idempotent=True)
+@operation("effect.always", idempotent=True)
 def always(ctx: Context, folder: Path) -> None:
     with _log(folder, ctx.run_id) as log:
         _write(log, "always", ctx.part)
 
 
-@operation("deed.call", idempotent=True, service="bank")
+@operation("effect.call", idempotent=True, service="bank")
 def call(ctx: Context, folder: Path) -> None:
-    """It needs a service that a file says is down."""
+    """Call a service, which is unavailable while the file `down` exists."""
     with (folder / "calls").open("a") as calls:
         calls.write(f"{time.time():.3f} {ctx.run_id}\n")
     if (folder / "down").exists():
@@ -92,8 +92,8 @@ def call(ctx: Context, folder: Path) -> None:
             _write(log, "did", ctx.part)
 
 
-def deeds(folder: Path, run_id: str) -> Counter[tuple[str, str]]:
-    """How often each deed of a run was done: `(word, part)`."""
+def effect_counts(folder: Path, run_id: str) -> Counter[tuple[str, str]]:
+    """The number of each effect of a run, by `(word, part)`."""
     path = folder / f"{run_id}.log"
     lines = path.read_text().splitlines() if path.exists() else []
     return Counter((word, part) for word, part in (line.split() for line in lines))

@@ -1,4 +1,4 @@
-"""Writes docs/reference/faults.md from what `make faults` has left: the last figures, and the guards of the scripts."""
+"""Writes docs/reference/faults.md: the latest figures of `make faults`, and the guards of the scripts."""
 
 from __future__ import annotations
 
@@ -50,48 +50,49 @@ fails. The guards are listed by script (`orchestration/store/lua`), with these t
 
 The [glossary](../concepts/glossary.md) defines the other terms.
 """
-#: Headings of tests whose names are no good sentences.
+#: The headings of the tests, by name of the test.
 TITLES = {
-    "a blocked service holds fifty runs and resumes them spread": "Fifty runs wait for a service that is down",
-    "a rolling restart of all workers under load costs nothing": "A rolling restart of all workers repeats no step",
-    "a step longer than the visibility timeout is done once": "A step longer than the visibility timeout runs once",
-    "clients are killed as they start runs": "Clients are killed while they start runs",
-    "connections are cut again and again": "Connections to Redis are cut again and again",
-    "eight processes command one run at random": "Eight processes send random commands to one run",
-    "random plans outlive lost writes sleeping workers and clock jumps": (
+    "killed client leaves a complete run or none": "Clients are killed while they start runs",
+    "random plans survive lost writes stopped workers and clock jumps": (
         "Random plans outlive lost writes, sleeping workers and clock jumps"
     ),
-    "redis is down for longer than leases": "Redis is down for longer than a lease",
-    "redis is full for a while under load": "Redis is full for a second at a time",
-    "runs outlive killed workers a redis restart and doubled messages": (
+    "rolling restart of workers under load repeats no step": "A rolling restart of all workers repeats no step",
+    "run ends after its only worker is killed and restarted": "The only worker is killed in a step and started again",
+    "run stays consistent under random commands of eight processes": "Eight processes send random commands to one run",
+    "runs continue after redis is down for longer than leases": "Redis is down for longer than a lease",
+    "runs of a blocked service resume at different times": "Fifty runs wait for a service that is down",
+    "runs survive a full redis": "Redis is full for a second at a time",
+    "runs survive all faults at once": "Runs outlive everything at once",
+    "runs survive cut connections": "Connections to Redis are cut again and again",
+    "runs survive killed workers a redis restart and duplicated messages": (
         "Runs outlive killed workers, a Redis restart and doubled messages"
     ),
-    "the only worker is killed in mid step and started again": "The only worker is killed in a step and started again",
+    "step longer than the visibility timeout runs once": "A step longer than the visibility timeout runs once",
 }
 
 
 def figures(folder: Path) -> str:
-    """A section for each test of the last long form."""
+    """A section for each test of the latest long form."""
     parts = []
     crashes: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("*.json")):
-        kept = json.loads(path.read_text())
-        kept["figures"].pop("took", None)
-        if kept["test"].startswith("a crash at"):
-            crashes[kept["test"].partition("[")[2].rstrip("]")] = kept["figures"]
+        stored = json.loads(path.read_text())
+        stored["figures"].pop("took", None)
+        if stored["test"].startswith("run recovers from a crash at"):
+            crashes[stored["test"].partition("[")[2].rstrip("]")] = stored["figures"]
             continue
-        if kept["test"].startswith("a crash of"):
-            crashes.update({point: {"a suspended or resumed run": what} for point, what in kept["figures"].items()})
+        if stored["test"].startswith("suspended run recovers from a crash at"):
+            crashes.update({point: {"a suspended or resumed run": what} for point, what in stored["figures"].items()})
             continue
-        rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in kept["figures"].items())
-        about = f"{kept['about']}\n\n" if kept["about"] else ""
-        title = TITLES.get(kept["test"], kept["test"].capitalize())
-        parts.append(f"## {title}\n\n{about}| seed | {kept['seed']} |\n|---|---|\n{rows}\n")
+        rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in stored["figures"].items())
+        about = f"{stored['about']}\n\n" if stored["about"] else ""
+        title = TITLES.get(stored["test"], stored["test"].capitalize())
+        parts.append(f"## {title}\n\n{about}| seed | {stored['seed']} |\n|---|---|\n{rows}\n")
     return "\n".join([*parts, *_matrix(crashes)])
 
 
 def _matrix(crashes: dict[str, dict[str, str]]) -> list[str]:
-    """The result of each kind of step at each point; empty where the step does not reach the point."""
+    """The result of each kind of step at each point; empty if the step does not reach the point."""
     if not crashes:
         return []
     kinds = list(dict.fromkeys(kind for row in crashes.values() for kind in row))
@@ -108,7 +109,7 @@ def _cell(value: object) -> str:
 
 
 def guards() -> str:
-    """The guards that are marked in the scripts: a list for each script, below its name and purpose."""
+    """The marked guards: a list for each script, below its name and purpose."""
     found: dict[str, dict[str, None]] = {}
     for mutant in mutants():
         found.setdefault(mutant.script, {})[mutant.rule.replace("redis", "Redis")] = None

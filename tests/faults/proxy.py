@@ -1,4 +1,4 @@
-"""A way to Redis that can be cut: every connection through it, at once."""
+"""A TCP proxy before Redis that closes all connections on request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class Proxy:
-    """Listens on a port of its own and passes everything on; `cut` ends all connections, `shut` takes no new ones."""
+    """A TCP proxy on its own port. `cut` closes all connections. While `shut` is set, new connections are refused."""
 
     def __init__(self, port: int) -> None:
         self._to = port
@@ -53,9 +53,9 @@ class Proxy:
             with self._lock:
                 self._open |= {client, server}
             for one, other in ((client, server), (server, client)):
-                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+                threading.Thread(target=self._forward, args=(one, other), daemon=True).start()
 
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+    def _forward(self, one: socket.socket, other: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := one.recv(65536):
                 other.sendall(data)
@@ -64,4 +64,4 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
         with self._lock:
             self._open.discard(one)
-        one.close()  # the other way round is the other thread's
+        one.close()  # the thread of the other direction closes the other socket

@@ -1,4 +1,4 @@
-"""Every labelled point, for every kind of operation: a process dies there, and the run ends right all the same."""
+"""A crash at each crash point, for each kind of step: the run still ends in the correct state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longshore.orchestration import Plan, Run
 from longshore.orchestration.plans.handles import StepHandle
 from longshore.tasks.crash_points import HELD_POINTS, POINTS
 from tests.faults.conftest import LONG, Form
-from tests.faults.effects import deeds
+from tests.faults.effects import effect_counts
 from tests.integration.processes import PATIENCE, Installation, Worker, lines, wait_for
 from tests.servers import SOON
 
@@ -42,15 +42,15 @@ def _file(plan: Plan, home: Path) -> StepHandle:
 
 
 def _function(plan: Plan, home: Path) -> StepHandle:
-    return plan.step("it", "deed.set", folder=str(home))
+    return plan.step("it", "effect.set", folder=str(home))
 
 
 def _function_once(plan: Plan, home: Path) -> StepHandle:
-    return plan.step("it", "deed.act", folder=str(home)).undo("deed.unset", folder=str(home))
+    return plan.step("it", "effect.act", folder=str(home)).undo("effect.unset", folder=str(home))
 
 
 def _items(plan: Plan, home: Path) -> StepHandle:
-    return plan.step("it", "deed.set", folder=str(home)).foreach([1, 2, 3]).max_parallel(2)
+    return plan.step("it", "effect.set", folder=str(home)).foreach([1, 2, 3]).max_parallel(2)
 
 
 def _approval(plan: Plan, home: Path) -> StepHandle:
@@ -74,12 +74,12 @@ KINDS: dict[str, Kind] = {
     "approval": _approval,
     "child run": _child,
 }
-#: Those that may have happened once their worker is lost, and must not be repeated.
+#: Kinds whose outcome is unknown after a lost attempt.
 DOUBTFUL = {"command", "function"}
 
 
 class Crasher:
-    """A worker that dies at one point, each time that it is armed."""
+    """A worker that crashes at one point, once after each `arm`."""
 
     def __init__(self, place: Installation, folder: Path, point: str) -> None:
         self.marker = folder / "marker"
@@ -89,7 +89,7 @@ class Crasher:
         self.worker.start()
         self.place = place
 
-    def to_its_end(self, run: Run) -> Any:
+    def wait_for_end(self, run: Run) -> Any:
         def ended() -> bool:
             self.worker.keep_alive()
             return run.report().ended
@@ -106,7 +106,7 @@ class Crasher:
 
 
 def _plan(kind: str, home: Path, marker: Path, *, fails: bool) -> Plan:
-    """It arms the crash, does its step, and then goes well or does not."""
+    """A plan that arms the crash, runs the step, and then fails or succeeds."""
     plan = Plan("crash")
     text = f"test -e {marker}.armed || {{ touch {marker}.armed; rm -f {marker}; }}"
     armed = plan.step("arm", "command.shell.execute", command=text, changes=False)
@@ -120,63 +120,64 @@ def _wrong(kind: str, home: Path, report: Any, *, fails: bool) -> Iterator[str]:
     status = report.step("it").status
     doubt = kind in DOUBTFUL and status == "unknown"
     if report.state != ("undone" if fails or doubt else "succeeded"):
-        yield f"it ended {report.state}, its step {status}: {report.error}"
+        yield f"the run ended {report.state}, and its step {status}: {report.error}"
     if report.left_over:
         yield f"left over: {report.left_over}"
     if report.step("lights").status != "changed":
         yield f"the always step is {report.step('lights').status}"
-    did = deeds(home, report.run_id)
+    did = effect_counts(home, report.run_id)
     if kind == "function" and did["did", "it"] > 1:
-        yield f"it was done {did['did', 'it']} times"
+        yield f"the step was executed {did['did', 'it']} times"
     if kind == "command" and len(lines(home / "log")) > 1:
-        yield f"it was done {len(lines(home / 'log'))} times"
-    standing = [part for word, part in did if word == "did" and did["did", part] != did["undid", part]]
+        yield f"the step was executed {len(lines(home / 'log'))} times"
+    remaining = [part for word, part in did if word == "did" and did["did", part] != did["undid", part]]
     files = [name for name in ("conf", "made", "inner") if (home / name).exists()]
-    if (fails or doubt) and (standing or files):
-        yield f"it was taken back, and {standing or files} stand"
+    if (fails or doubt) and (remaining or files):
+        yield f"the step was undone, and {remaining or files} remain"
 
 
-@pytest.mark.skipif(not LONG, reason="only in the long form: make faults; the short one is integration/test_crashes.py")
+@pytest.mark.skipif(not LONG, reason="only in the long form (make faults); short form: integration/test_crashes.py")
 @pytest.mark.parametrize("point", POINTS)
-def test_a_crash_at(
+def test_run_recovers_from_a_crash_at(
     point: str, place: Installation, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
     crasher = Crasher(place, tmp_path, point)
     fails = point.startswith("undo.")
     rows: dict[str, str] = {}
     for number, kind in enumerate(KINDS):
-        if not _comes_by(point, kind):
+        if not _reaches(point, kind):
             continue
         home = tmp_path / f"home{number}"
         home.mkdir()
         Path(f"{crasher.marker}.armed").unlink(missing_ok=True)
         if point in {"advance.created", "advance.admitted"}:
-            crasher.arm()  # nobody could do it later
+            crasher.arm()  # the step that arms the crash starts after this point
             Path(f"{crasher.marker}.armed").touch()
         run = place.run(_plan(kind, home, crasher.marker, fails=fails), run_id=f"{point}-{number}")
-        report = crasher.to_its_end(run)
-        with contextlib.suppress(AssertionError):  # the last point comes after the end of the record
+        report = crasher.wait_for_end(run)
+        with contextlib.suppress(AssertionError):  # the last point is after the end of the run
             wait_for("the crash", lambda: crasher.crashed, SOON)
         wrong = list(_wrong(kind, home, report, fails=fails))
-        rows[kind] = "; ".join(wrong) or "recovered" if crasher.crashed else "it did not come by"
+        rows[kind] = "; ".join(wrong) or "recovered" if crasher.crashed else "the point was not reached"
     for kind, what in rows.items():
         figures(kind, what)
     assert set(rows.values()) == {"recovered"}
 
 
-def _comes_by(point: str, kind: str) -> bool:
+def _reaches(point: str, kind: str) -> bool:
+    """Whether a step of a kind reaches a crash point."""
     if point == "step.parked":
         return kind in {"approval", "child run"}
     if point in {"step.acted", "step.recorded"}:
         return kind not in {"approval", "child run"}
     if point == "undo.acted":
-        # The undo of a child waits for the child's.
+        # The undo of the step waits for the undo of the child run.
         return kind not in {"approval", "child run"}
     return not (point.startswith("undo.") and kind == "approval")
 
 
 @pytest.mark.parametrize("point", HELD_POINTS)
-def test_a_crash_of_a_run_that_is_held_at(
+def test_suspended_run_recovers_from_a_crash_at(
     point: str, place: Installation, tmp_path: Path, figures: Callable[[str, Any], None]
 ) -> None:
     # given
@@ -184,21 +185,21 @@ def test_a_crash_of_a_run_that_is_held_at(
     crasher = Crasher(place, tmp_path, point)
     (tmp_path / "down").touch()
     plan = Plan("held", on_failure="keep")
-    call = plan.step("call", "deed.call", folder=str(tmp_path))
+    call = plan.step("call", "effect.call", folder=str(tmp_path))
     check = plan.step("check", "command.shell.execute", command=f"test -e {tmp_path}/ok", changes=False).after(call)
-    plan.step("last", "deed.set", folder=str(tmp_path)).after(check)
+    plan.step("last", "effect.set", folder=str(tmp_path)).after(check)
     crasher.arm()
 
-    # when it is held by a service, lifted, fails and is resumed, with a crash on the way
+    # when the run is suspended by a service, continues, fails and is resumed, with a crash in between
     run = place.run(plan)
 
-    def held() -> bool:
+    def suspended() -> bool:
         crasher.worker.keep_alive()
         return run.state() == "suspended" and (tmp_path / "calls").exists()
 
-    wait_for("it to be held", held)
+    wait_for("the suspension", suspended)
     (tmp_path / "down").unlink()
-    assert crasher.to_its_end(run).state == "failed"
+    assert crasher.wait_for_end(run).state == "failed"
     (tmp_path / "ok").touch()
     run.resume()
 
@@ -207,7 +208,7 @@ def test_a_crash_of_a_run_that_is_held_at(
         return run.state() == "succeeded"
 
     # then
-    wait_for("it to succeed", resumed)
-    assert crasher.crashed, "it did not come by"
-    assert deeds(tmp_path, run.id) == {("did", "call"): 1, ("did", "last"): 1}
+    wait_for("the success of the run", resumed)
+    assert crasher.crashed, "the point was not reached"
+    assert effect_counts(tmp_path, run.id) == {("did", "call"): 1, ("did", "last"): 1}
     figures(point, "recovered")

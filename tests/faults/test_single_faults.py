@@ -1,4 +1,4 @@
-"""One fault at a time, each with its figure."""
+"""Tests of single faults."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store.breakers import Breakers
 from tests.faults import rules
 from tests.faults.conftest import LONG, Form
-from tests.faults.effects import deeds
+from tests.faults.effects import effect_counts
+from tests.faults.fault_injector import histogram
 from tests.faults.proxy import Proxy
-from tests.faults.storm import histogram
-from tests.faults.test_storms import Load, four_workers, until
+from tests.faults.test_combined_faults import Load, four_workers, until
 from tests.integration.processes import Installation, lines, names, wait_for
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.timeout(3600)
 Note = Callable[[str, Any], None]
-#: Seconds; far beyond what any of it takes.
+#: Seconds within which each run ends, with a large margin.
 PATIENCE = 300.0
 
 
-def test_the_only_worker_is_killed_in_mid_step_and_started_again(
+def test_run_ends_after_its_only_worker_is_killed_and_restarted(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     # given the lease of production in the long form
@@ -60,7 +60,7 @@ def test_the_only_worker_is_killed_in_mid_step_and_started_again(
     assert (report.exit_code, report.step("work").attempts) == (0, 2)
 
 
-def test_a_step_longer_than_the_visibility_timeout_is_done_once(
+def test_step_longer_than_the_visibility_timeout_runs_once(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     """Celery delivers the message of the running step again."""
@@ -83,27 +83,29 @@ def test_a_step_longer_than_the_visibility_timeout_is_done_once(
     assert lines(tmp_path / "log") == ["x"]
 
 
-def test_redis_is_down_for_longer_than_leases(
+def test_runs_continue_after_redis_is_down_for_longer_than_leases(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     """Redis is killed while steps run, and starts again after the outage."""
-    # given runs under way, among them steps that last longer than the outage
-    lease, away = form.of((2.0, 4.0), (1.0, 60.0))  # other work of this machine's may keep a worker busy for a second
+    # given runs in progress, some of them with a step that is longer than the outage
+    lease, away = form.of((2.0, 4.0), (1.0, 60.0))  # on a busy machine, a worker may be late by a second
     place.options["lease"] = f"{lease:g}s"
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "4").start()
-    folder = tmp_path / "deeds"
+    folder = tmp_path / "effects"
     folder.mkdir()
     client = place.client()
     long = [client.start(_long(folder, away + 3.0), run_id=f"long{n}") for n in range(3)]
-    short = [client.start(rules.twelve(folder, fails=False), run_id=f"short{n}") for n in range(4)]
-    wait_for("the long ones to be at work", lambda: all(deeds(folder, run.id)["did", "work"] for run in long))
+    short = [client.start(rules.twelve_steps(folder, fails=False), run_id=f"short{n}") for n in range(4)]
+    wait_for(
+        "the first effect of each long run", lambda: all(effect_counts(folder, run.id)["did", "work"] for run in long)
+    )
 
     # when
     own_redis.stop(signal.SIGKILL)
     began = time.monotonic()
     with pytest.raises(StoreUnavailable) as refused:
-        place.client().start(rules.twelve(folder, fails=False))
+        place.client().start(rules.twelve_steps(folder, fails=False))
     refusal = time.monotonic() - began
     while time.monotonic() - began < away:
         for worker in place.workers:
@@ -111,7 +113,7 @@ def test_redis_is_down_for_longer_than_leases(
         time.sleep(0.1)
     own_redis.start()
 
-    # then the workers come back by themselves, or by whatever runs them
+    # then the workers reconnect, or are started again
     def ended() -> bool:
         for worker in place.workers:
             worker.keep_alive()
@@ -120,8 +122,8 @@ def test_redis_is_down_for_longer_than_leases(
         except LongshoreError:
             return False
 
-    wait_for("all to end", ended, PATIENCE)
-    repeated = [run.id for run in long if deeds(folder, run.id)["did", "work"] != 1]
+    wait_for("the end of all runs", ended, PATIENCE)
+    repeated = [run.id for run in long if effect_counts(folder, run.id)["did", "work"] != 1]
     lost = [name for run in long for name in names(run, "lease_lost")]
     figures("Redis was down for", f"{away:g} s, {away / lease:g} leases")
     figures("start of a run during the outage", f"refused after {refusal:.1f} s: {str(refused.value)[:60]}…")
@@ -132,11 +134,11 @@ def test_redis_is_down_for_longer_than_leases(
 
 def _long(folder: Path, seconds: float) -> Plan:
     plan = Plan("long")
-    plan.step("work", "deed.act", folder=str(folder), seconds=seconds)
+    plan.step("work", "effect.act", folder=str(folder), seconds=seconds)
     return plan
 
 
-def test_a_blocked_service_holds_fifty_runs_and_resumes_them_spread(
+def test_runs_of_a_blocked_service_resume_at_different_times(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     """Each run calls a service that is down. The runs wait `suspended` or `pending` until the service is back."""
@@ -145,18 +147,22 @@ def test_a_blocked_service_holds_fifty_runs_and_resumes_them_spread(
     place.options |= {"slow_retry": "5s", "retry_spread": "3s"}
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "4").start()
-    folder = tmp_path / "deeds"
+    folder = tmp_path / "effects"
     folder.mkdir()
     (folder / "down").touch()
     plan = Plan("needy")
     first = plan.step("first", "noop.execute")
-    call = plan.step("call", "deed.call", folder=str(folder)).after(first)
+    call = plan.step("call", "effect.call", folder=str(folder)).after(first)
     plan.step("last", "noop.execute").after(call)
     client = place.client()
 
-    # when they have all come to the service, or wait at the door for it
+    # when all runs are suspended or wait for admission
     runs = [client.start(plan, run_id=f"r{n}") for n in range(count)]
-    wait_for("all of them to be held", lambda: all(run.state() in {"suspended", "pending"} for run in runs), PATIENCE)
+    wait_for(
+        "all runs to be suspended or pending",
+        lambda: all(run.state() in {"suspended", "pending"} for run in runs),
+        PATIENCE,
+    )
     time.sleep(form.of(1.0, 15.0))
     in_vain = len(lines(folder / "calls"))
     states = Counter(str(run.state()) for run in runs)
@@ -170,34 +176,34 @@ def test_a_blocked_service_holds_fifty_runs_and_resumes_them_spread(
     figures("calls during the outage", in_vain)
     figures("runs whose call failed in the end", sum(run.report().step("call").status != "changed" for run in runs))
     figures("calls per half second after the return", "\n    " + "\n    ".join(histogram(came, 0.5)))
-    # Not all at once: they fall into several spans, whatever the machine's speed is.
+    # The calls are in several intervals, at any speed of the machine.
     assert len({int((moment - min(came)) / 0.25) for moment in came}) > 2
     assert Breakers(client.store).open() == []
 
 
-def test_connections_are_cut_again_and_again(
+def test_runs_survive_cut_connections(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     """A proxy closes all connections between the workers and Redis."""
-    # given workers that come to Redis by a way that can be cut
+    # given workers that connect to Redis through a proxy
     with Proxy(own_redis.port) as proxy:
         through = f"redis://127.0.0.1:{proxy.port}/0"
         for number in range(2):
             place.worker(f"w{number}", "--concurrency", "3", LONGSHORE_REDIS_URL=through).start()
-        load = Load(place, tmp_path / "deeds", form.of(4, 60), 6).begin()
-        chance, end = random.Random(form.seed), until(load)
+        load = Load(place, tmp_path / "effects", form.of(4, 60), 6).begin()
+        rng, end = random.Random(form.seed), until(load)
 
-        # when; after the last cut the runs come to their end in peace
+        # when; after the last cut the connections are stable
         most = form.of(8, 10**6)
         while not end():
-            time.sleep(chance.uniform(0.3, 1.5))
+            time.sleep(rng.uniform(0.3, 1.5))
             for worker in place.workers:
                 worker.keep_alive()
             if proxy.cuts >= most:
                 continue
             proxy.shut = True
             proxy.cut()
-            time.sleep(chance.uniform(0.0, 0.8))
+            time.sleep(rng.uniform(0.0, 0.8))
             proxy.shut = False
 
         # then
@@ -209,45 +215,47 @@ def test_connections_are_cut_again_and_again(
         assert broken == []
 
 
-def test_clients_are_killed_as_they_start_runs(place: Installation, tmp_path: Path, form: Form, figures: Note) -> None:
+def test_killed_client_leaves_a_complete_run_or_none(
+    place: Installation, tmp_path: Path, form: Form, figures: Note
+) -> None:
     """Each client starts one run. A killed client leaves a complete run, or none."""
     # given
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "2").start()
-    folder = tmp_path / "deeds"
+    folder = tmp_path / "effects"
     folder.mkdir()
     plan = tmp_path / "plan.yaml"
-    plan.write_text(rules.twelve(folder, fails=False).to_yaml())
-    chance = random.Random(form.seed)
+    plan.write_text(rules.twelve_steps(folder, fails=False).to_yaml())
+    rng = random.Random(form.seed)
     ids = [f"r{n}" for n in range(form.of(3, 40))]
 
-    # when each is killed at some moment between its start and the end of its run
+    # when each client is killed between its start and the end of its run
     for run_id in ids:
         process = place.popen("run", str(plan), "--run-id", run_id)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0.2, 2.5))
+            process.wait(rng.uniform(0.2, 2.5))
         process.kill()
         process.communicate()
 
-    # then a run is there whole, or not at all
+    # then each stored run ends, and the other runs have no effects
     client = place.client()
     there = [run_id for run_id in ids if client.store.body(run_id) is not None]
     for run_id in there:
         report = client.get(run_id).wait(PATIENCE)
         assert list(rules.broken(report, folder, fails=False)) == []
-    assert not [run_id for run_id in ids if run_id not in there and deeds(folder, run_id)]
+    assert not [run_id for run_id in ids if run_id not in there and effect_counts(folder, run_id)]
     figures("clients killed", len(ids))
     figures("stored runs, which all ended", len(there))
 
 
-@pytest.mark.skipif(not LONG, reason="only in the long form: make faults; the short one is in test_redis_itself.py")
-def test_redis_is_full_for_a_while_under_load(
+@pytest.mark.skipif(not LONG, reason="only in the long form (make faults); short form: test_redis_itself.py")
+def test_runs_survive_a_full_redis(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     """Redis has no free memory for a second at a time."""
     # given
     four_workers(place)
-    load = Load(place, tmp_path / "deeds", form.of(4, 60), 6).begin()
+    load = Load(place, tmp_path / "effects", form.of(4, 60), 6).begin()
     end, times = until(load), 0
 
     # when
@@ -270,76 +278,76 @@ def test_redis_is_full_for_a_while_under_load(
     assert broken == []
 
 
-# --- eight that command one run -------------------------------------------------------------------------
+# --- concurrent commands --------------------------------------------------------------------------------
 
 
 def _command_at_random(settings: dict[str, Any], plan: dict[str, Any], run_id: str, seed: int, seconds: float) -> None:
-    """One process: starts the run, cancels it, resumes it, undoes it, as the dice say."""
-    chance = random.Random(seed)
+    """Start, cancel, resume and undo the run at random. Runs in a process of its own."""
+    rng = random.Random(seed)
     client = Client(Settings(**settings))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
             run = client.start(Plan.model_validate(plan), run_id=run_id)
-            # An undo that has been carried out is the end: it is rare.
-            chance.choices([run.cancel, run.resume, run.undo, lambda: None], weights=[4, 8, 0.1, 4])[0]()
+            # A successful undo ends the test, so that an undo is rare.
+            rng.choices([run.cancel, run.resume, run.undo, lambda: None], weights=[4, 8, 0.1, 4])[0]()
         except LongshoreError:
             pass
-        time.sleep(chance.uniform(0.0, 0.3))
+        time.sleep(rng.uniform(0.0, 0.3))
 
 
-def test_eight_processes_command_one_run_at_random(
+def test_run_stays_consistent_under_random_commands_of_eight_processes(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     """For a minute, the processes start, cancel, resume and undo the run. *refuse* counts the refused commands."""
     # given
     four_workers(place)
-    folder = tmp_path / "deeds"
+    folder = tmp_path / "effects"
     folder.mkdir()
     plan = Plan("fought-over", on_failure="keep")
     before = None
     for number in range(6):
-        step = plan.step(f"s{number}", "deed.set", folder=str(folder), seconds=0.2)
+        step = plan.step(f"s{number}", "effect.set", folder=str(folder), seconds=0.2)
         before = step.after(before) if before else step
-    plan.step("lights", "deed.always", folder=str(folder)).after("s5").always()
+    plan.step("lights", "effect.always", folder=str(folder)).after("s5").always()
     settings = {name: value for name, value in place.settings.model_dump().items() if value is not None}
 
     # when
     context = multiprocessing.get_context("spawn")
     arguments = (settings, plan.to_dict(), "one")
-    people = [
+    processes = [
         context.Process(target=_command_at_random, args=(*arguments, form.seed + n, form.of(4.0, 60.0)))
         for n in range(form.of(3, 8))
     ]
-    for person in people:
-        person.start()
-    for person in people:
-        person.join()
-    assert [person.exitcode for person in people] == [0] * len(people)
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * len(processes)
 
-    # then there is one end, and what stands is what it says
+    # then the run ends, and the report has the effects that remain
     run = place.client().get("one")
     run.cancel()
     report = run.wait(PATIENCE)
     time.sleep(2.5)
-    assert run.report() == report, "it has ended, and something still moves"
-    done = deeds(folder, "one")
-    standing = {part for word, part in done if word == "did" and done["did", part] > done["undid", part]}
-    kept = [step for step in report.steps if step.undo is None or step.undo.status != "undone"]
-    changed = {step.name for step in kept if step.changed}
-    # A busy machine may lose an attempt's lease while the run is being ended: the report names the step as unknown.
-    unknown = {step.name for step in kept if step.status == "unknown"}
+    assert run.report() == report, "the record changes after the end of the run"
+    done = effect_counts(folder, "one")
+    remaining = {part for word, part in done if word == "did" and done["did", part] > done["undid", part]}
+    not_undone = [step for step in report.steps if step.undo is None or step.undo.status != "undone"]
+    changed = {step.name for step in not_undone if step.changed}
+    # On a busy machine, a lease may expire while the run ends. The outcome of the step is then unknown.
+    unknown = {step.name for step in not_undone if step.status == "unknown"}
     commands = [event for event in run.events() if event.name == "command"]
     figures("commands", dict(Counter(event.fields["kind"] for event in commands)))
     figures("final states", str(report.state))
     assert report.state in TERMINAL
     steps = [(step.name, str(step.status), step.undo and str(step.undo.status), step.error) for step in report.steps]
-    assert changed - {"lights"} <= standing <= (changed | unknown) - {"lights"}, steps
+    assert changed - {"lights"} <= remaining <= (changed | unknown) - {"lights"}, steps
     assert done["always", "lights"] or report.state == "failed"
 
 
-def test_threads_of_one_client_may_share_it(place: Installation, form: Form) -> None:
-    """The client is used from web servers: many threads, one object."""
+def test_client_is_thread_safe(place: Installation, form: Form) -> None:
+    """Several threads of a web server can share a client."""
     place.worker("one", "--concurrency", "4").start()
     client, ended = place.client(), []
 

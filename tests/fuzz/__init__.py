@@ -1,1 +1,1 @@
-"""Whatever comes in from outside, made up at random: only clean errors, in bounded time and memory."""
+"""Random input from outside: each input is accepted or refused, in limited time and memory."""

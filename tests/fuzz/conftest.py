@@ -1,4 +1,4 @@
-"""How long each test makes things up: a few seconds in the suite, ten minutes in `make fuzz`."""
+"""Limits of the tests with random input. A test takes a few seconds in the suite, and ten minutes in `make fuzz`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from longshore.orchestration.settings import get_settings
 
 #: Seconds of each test in the long form; 0 for the short one.
 LONG = float(os.environ.get("LONGSHORE_FUZZ_SECONDS", "0"))
-#: Seconds of CPU that one example may take; on an idle machine it takes less than one.
-ONE = 10.0
-#: KiB by which the process may grow.
+#: The limit of processor time of one example, in seconds. On an idle machine an example takes less than one second.
+EXAMPLE_LIMIT = 10.0
+#: The limit of the growth of the process, in KiB.
 MEMORY = 600 * 1024
 
 settings.register_profile(
     "fuzz",
     deadline=None,
-    max_examples=200 if LONG else 15,  # the long form repeats the test, each time with other examples
+    max_examples=200 if LONG else 15,  # the long form repeats the test with other examples
     derandomize=not LONG,
     database=None,
     suppress_health_check=list(HealthCheck),
@@ -47,7 +47,7 @@ def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def fuzz() -> Callable[[Callable[[], Any]], None]:
-    """Run a test of Hypothesis for its time; it calls `timed` for each example."""
+    """A function that repeats a test of Hypothesis until the time is over."""
 
     def run(test: Callable[[], Any]) -> None:
         end = time.monotonic() + LONG
@@ -59,8 +59,8 @@ def fuzz() -> Callable[[Callable[[], Any]], None]:
     return run
 
 
-def timed(do: Callable[[], Any], *, clean: tuple[type[BaseException], ...]) -> Any:
-    """Do one thing: it may fail as `clean` says, and in no other way, in the time of one example."""
+def run_limited(do: Callable[[], Any], *, clean: tuple[type[BaseException], ...]) -> Any:
+    """Call a function, which may raise only the exceptions `clean`, within the limit of one example."""
     began = time.process_time()
     try:
         return do()
@@ -68,4 +68,4 @@ def timed(do: Callable[[], Any], *, clean: tuple[type[BaseException], ...]) -> A
         str(error)
         return None
     finally:
-        assert time.process_time() - began < ONE
+        assert time.process_time() - began < EXAMPLE_LIMIT

@@ -1,4 +1,4 @@
-"""Plans, requests, messages, commands and entries of indices, made up at random or made worse one by one."""
+"""Random or mutated plans, requests, messages, commands and entries of indices."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from longshore.orchestration.store.run_store import Store
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.loaded_runs import Plans
 from longshore.workers import transport
-from tests.fuzz.conftest import LONG, timed
+from tests.fuzz.conftest import LONG, run_limited
 from tests.store.simulated_workers import MessageQueue
 from tests.sweeping import sweep
 
-# ruff: noqa: E501 - grammars are lines as they are
+# ruff: noqa: E501 - the grammars have long lines
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(LONG + 170)]
 
 Fuzz = Callable[[Callable[[], Any]], None]
 PROFILE = settings.get_profile("fuzz")
 
-# --- what is made up --------------------------------------------------------------------------------------
+# --- generators -------------------------------------------------------------------------------------------
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12
 )  # fmt: skip
 
-#: Words from which expressions are put together, most of them by the grammar of templates, some against it.
+#: The words of expressions. Most of them belong to the grammar of templates, some do not.
 words = st.sampled_from(
     [
         "params.a",
@@ -156,8 +156,8 @@ def _plan(draw: Any) -> dict[str, Any]:
 plans = st.composite(_plan)()
 
 
-def worse(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
-    """The bytes with some of them cut out, doubled or replaced."""
+def mutated(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
+    """The bytes after some deletions, insertions and replacements."""
     for at, length, put in changes:
         place = at % (len(data) + 1)
         data = data[:place] + put + data[place + length :]
@@ -173,27 +173,27 @@ changes = st.lists(
 # --- plans ------------------------------------------------------------------------------------------------
 
 
-def test_plans_are_read_or_refused(fuzz: Fuzz) -> None:
+def test_plans_are_parsed_or_refused(fuzz: Fuzz) -> None:
     @settings(PROFILE)
     @given(plans)
     def one(data: dict[str, Any]) -> None:
         text = json.dumps(data)
-        plan = timed(lambda: parse(text), clean=(PlanError,))
+        plan = run_limited(lambda: parse(text), clean=(PlanError,))
         if plan is not None:
-            timed(lambda: reject_forbidden(plan, get_settings()), clean=(PlanError,))
-            timed(lambda: request_body(plan, {}, "ann"), clean=(LongshoreError,))
+            run_limited(lambda: reject_forbidden(plan, get_settings()), clean=(PlanError,))
+            run_limited(lambda: request_body(plan, {}, "ann"), clean=(LongshoreError,))
 
     fuzz(one)
 
 
-def test_files_of_plans_are_read_or_refused(fuzz: Fuzz) -> None:
+def test_plan_files_are_parsed_or_refused(fuzz: Fuzz) -> None:
     written = yaml.safe_dump({"name": "p", "params": {"a": "integer"}, "steps": {"s": {"op": "noop.execute"}}}).encode()
 
     @settings(PROFILE)
     @given(changes)
     def one(change: list[tuple[int, int, bytes]]) -> None:
-        text = worse(written, change).decode("utf-8", "replace")
-        timed(lambda: parse(text), clean=(PlanError,))
+        text = mutated(written, change).decode("utf-8", "replace")
+        run_limited(lambda: parse(text), clean=(PlanError,))
 
     fuzz(one)
 
@@ -204,8 +204,8 @@ def test_templates_render_or_are_refused(fuzz: Fuzz) -> None:
     @settings(PROFILE)
     @given(template_texts)
     def one(text: str) -> None:
-        timed(lambda: render(text, scope), clean=(TemplateProblem,))
-        timed(lambda: templates.references(text), clean=(TemplateProblem,))
+        run_limited(lambda: render(text, scope), clean=(TemplateProblem,))
+        run_limited(lambda: templates.references(text), clean=(TemplateProblem,))
 
     fuzz(one)
 
@@ -213,9 +213,9 @@ def test_templates_render_or_are_refused(fuzz: Fuzz) -> None:
 # --- requests and commands --------------------------------------------------------------------------------
 
 
-class Here:
-    """An installation in memory, with one run that goes on. Each round of examples has a new one: nobody claims the
-    steps of its run, which therefore fails after `claim_timeout`.
+class MemoryInstallation:
+    """An installation in memory with one running run. No worker claims the steps of the run, and the run fails after
+    `claim_timeout`, so that each round of examples has a new installation.
     """
 
     def __init__(self) -> None:
@@ -227,11 +227,13 @@ class Here:
         plan.step("b", "noop.execute").after("a")
         self.body = request_body(plan, {}, "ann")
         Admission(self.store).submit("good", self.body)
-        self.coordinator = Coordinator(MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: Nowhere())  # type: ignore[arg-type]
+        self.coordinator = Coordinator(
+            MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: DroppingCanvas()
+        )  # type: ignore[arg-type]
         sweep(self.coordinator)
 
-    def look(self) -> None:
-        """Everything that reads: none of it may fail."""
+    def read_all(self) -> None:
+        """Call all functions that read the store. No call may raise an exception."""
         sweep(self.coordinator)
         self.store.call(self.store.client.delete, self.store.keys.purged)
         sweep(self.coordinator)
@@ -241,45 +243,45 @@ class Here:
         integrity.clean(self.store)
 
 
-class Nowhere:
-    """A canvas whose messages are all lost."""
+class DroppingCanvas:
+    """A canvas that drops all messages."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_args, **_kwargs: None
 
 
-def test_requests_are_begun_or_refused(fuzz: Fuzz) -> None:
+def test_requests_are_started_or_refused(fuzz: Fuzz) -> None:
     def some() -> None:
-        here = Here()
-        written = json.dumps(here.body).encode()
+        installation = MemoryInstallation()
+        written = json.dumps(installation.body).encode()
 
         @settings(PROFILE)
         @given(changes | values)
         def one(change: Any) -> None:
             text = (
-                worse(written, change)
+                mutated(written, change)
                 if change and isinstance(change, list) and isinstance(change[0], tuple)
                 else json.dumps(change)
             )
-            here.raw.set(here.store.keys.of("r").request, text)
-            here.raw.zadd(here.store.keys.inbox, {"r": 1})
-            timed(here.look, clean=())
-            assert here.store.state("good") == "running"
-            here.coordinator.lifecycle.forget("r")
-            here.raw.delete(*here.raw.keys("longshore:{r}:*") or [b"none"])
+            installation.raw.set(installation.store.keys.of("r").request, text)
+            installation.raw.zadd(installation.store.keys.inbox, {"r": 1})
+            run_limited(installation.read_all, clean=())
+            assert installation.store.state("good") == "running"
+            installation.coordinator.lifecycle.forget("r")
+            installation.raw.delete(*installation.raw.keys("longshore:{r}:*") or [b"none"])
             for index in ("inbox", "live", "queue", "admitted", "runs", "ended"):
-                here.raw.zrem(f"longshore:{index}", "r")
-            here.raw.hdel(here.store.keys.admission_requests, "r")
-            here.coordinator.plans._loaded.pop("r", None)
+                installation.raw.zrem(f"longshore:{index}", "r")
+            installation.raw.hdel(installation.store.keys.admission_requests, "r")
+            installation.coordinator.plans._loaded.pop("r", None)
 
         one()
 
     fuzz(some)
 
 
-def test_commands_are_carried_out_or_refused(fuzz: Fuzz) -> None:
+def test_commands_are_executed_or_refused(fuzz: Fuzz) -> None:
     def some() -> None:
-        here = Here()
+        installation = MemoryInstallation()
         kinds = st.sampled_from(["resume", "undo", "resolve", "approve", "reject", "prune", "x", ""])
 
         @settings(PROFILE)
@@ -288,25 +290,25 @@ def test_commands_are_carried_out_or_refused(fuzz: Fuzz) -> None:
             encoded = {
                 name.encode("utf-8", "replace"): text.encode("utf-8", "replace") for name, text in fields.items()
             }
-            here.raw.xadd(here.store.keys.of("good").commands, {b"kind": kind.encode(), **encoded})
-            here.raw.zadd(here.store.keys.inbox, {"good": 1})
-            timed(here.look, clean=())
-            assert here.store.state("good") == "running"
+            installation.raw.xadd(installation.store.keys.of("good").commands, {b"kind": kind.encode(), **encoded})
+            installation.raw.zadd(installation.store.keys.inbox, {"good": 1})
+            run_limited(installation.read_all, clean=())
+            assert installation.store.state("good") == "running"
 
         one()
 
     fuzz(some)
 
 
-def test_signed_texts_are_only_what_was_signed(fuzz: Fuzz) -> None:
+def test_mutated_signed_text_is_refused(fuzz: Fuzz) -> None:
     ring = signing.Ring((signing.new_key("worker"),))
     signed = f"{json.dumps(signing.sign(ring, 'request', signing._of_text('r', '{}')))}\n{{}}"
 
     @settings(PROFILE)
     @given(changes)
     def one(change: list[tuple[int, int, bytes]]) -> None:
-        text = worse(signed.encode(), change).decode("utf-8", "surrogateescape")
-        key = timed(lambda: signing.check_text(ring, "request", "r", text), clean=(signing.Forged,))
+        text = mutated(signed.encode(), change).decode("utf-8", "surrogateescape")
+        key = run_limited(lambda: signing.check_text(ring, "request", "r", text), clean=(signing.Forged,))
         assert key is None or signing.opened(text)[0] == "{}"
 
     fuzz(one)
@@ -315,7 +317,7 @@ def test_signed_texts_are_only_what_was_signed(fuzz: Fuzz) -> None:
 # --- messages ---------------------------------------------------------------------------------------------
 
 
-def test_messages_are_taken_or_put_aside(fuzz: Fuzz) -> None:
+def test_mutated_messages_cause_no_exception(fuzz: Fuzz) -> None:
     headers = {
         "task": "longshore.advance",
         "id": "a",
@@ -334,15 +336,15 @@ def test_messages_are_taken_or_put_aside(fuzz: Fuzz) -> None:
     def one(change: Any) -> None:
         raw = json.dumps(good).encode()
         if isinstance(change, list):
-            raw = worse(raw, change)
+            raw = mutated(raw, change)
         else:
             name, value = change
-            spoilt = json.loads(raw)
-            (spoilt["headers"] if name in headers else spoilt["properties"] if name in properties else spoilt)[name] = (
-                value
-            )
-            raw = json.dumps(spoilt).encode()
-        assert isinstance(timed(lambda: transport.fault(raw), clean=()), str)
+            message = json.loads(raw)
+            (message["headers"] if name in headers else message["properties"] if name in properties else message)[
+                name
+            ] = value
+            raw = json.dumps(message).encode()
+        assert isinstance(run_limited(lambda: transport.fault(raw), clean=()), str)
 
     fuzz(one)
 
@@ -369,9 +371,9 @@ def write(redis: Any, key: str, kind: str, first: bytes, second: bytes) -> None:
             redis.xadd(key, {first or b"x": second})
 
 
-def test_entries_of_indices_harm_themselves(fuzz: Fuzz) -> None:
+def test_invalid_entries_of_indices_do_not_affect_other_runs(fuzz: Fuzz) -> None:
     def some() -> None:
-        here = Here()
+        installation = MemoryInstallation()
         entry = st.binary(max_size=8) | st.sampled_from([b"good2", b"r", b"{}", b"[" * 5000, b"nan", b"node:x", b"h"])
 
         @settings(PROFILE)
@@ -379,12 +381,19 @@ def test_entries_of_indices_harm_themselves(fuzz: Fuzz) -> None:
         def one(written: list[tuple[str, str, bytes, bytes]]) -> None:
             for name, kind, first, second in written:
                 key = f"longshore:{name}"
-                if here.raw.type(key).decode() not in {"none", kind}:
-                    here.raw.delete(key)
-                write(here.raw, key, kind, first, second)
-            timed(lambda: (integrity.repair(here.store), here.look(), list(doctor._keys(here.store))), clean=())
-            assert integrity.wrong_keys(here.store) == []
-            assert here.store.state("good") == "running"
+                if installation.raw.type(key).decode() not in {"none", kind}:
+                    installation.raw.delete(key)
+                write(installation.raw, key, kind, first, second)
+            run_limited(
+                lambda: (
+                    integrity.repair(installation.store),
+                    installation.read_all(),
+                    list(doctor._keys(installation.store)),
+                ),
+                clean=(),
+            )
+            assert integrity.wrong_keys(installation.store) == []
+            assert installation.store.state("good") == "running"
 
         one()
 

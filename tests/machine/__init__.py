@@ -1,1 +1,1 @@
-"""The servers that the tests need, on a machine that has none of them. Standard library only."""
+"""Servers for the tests on a machine without them. This package imports only the standard library."""

@@ -1,4 +1,4 @@
-/* A wall clock that a test sets: preloaded, it adds the milliseconds that the file $CLOCK_FILE begins with, as text. */
+/* A wall clock for LD_PRELOAD: each time has an offset, the number of milliseconds at the start of the file $CLOCK_FILE. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

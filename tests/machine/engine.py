@@ -1,9 +1,9 @@
-"""A Docker engine of our own, which keeps everything in the checkout and leaves nothing behind.
+"""A private Docker engine with all its data in the checkout.
 
-It runs in process and mount namespaces of its own, held by one process that dies with us: when that one
-is killed, the kernel ends the engine, its containers and its mounts with it. It shares the machine's
-network, for tests reach published ports and the engine reaches a registry on the loopback; but it never
-touches the machine's firewall, forwarding, or another engine's bridge.
+The engine runs in its own process and mount namespaces, which one process, the holder, keeps alive. The holder ends
+with this process, and the kernel then ends the engine, its containers and its mounts. The engine shares the network of
+the machine, because tests use published ports and the engine uses a registry on loopback. The engine does not change
+the firewall, the forwarding or the bridges of other engines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.machine.packages import UnavailableError
 PROGRAMS = ("dockerd", "containerd", "docker", "iptables", "ip", "unshare", "setpriv")
 PACKAGES = ["docker.io", "docker-cli", "iptables", "iproute2"]
 
-# What dockerd and containerd make elsewhere whatever they are told, parents first.
+# Paths outside of the configured folders that dockerd and containerd always create, parents first.
 OUTSIDE = [
     "/etc/docker",
     "/etc/docker/key.json",
@@ -34,10 +34,10 @@ OUTSIDE = [
     "/opt/containerd/lib",
 ]
 
-# Its first process reaps what the shims leave. /run is its own, for the sockets that have fixed places.
+# The first process of the namespace reaps orphaned processes. A private /run has the sockets with fixed paths.
 INIT = 'mount --no-mtab -t tmpfs tmpfs /run && { dockerd "$@" & wait; }'
 
-# Dies with us, and takes everything inside with it.
+# The holder of the namespaces, which the kernel kills at the end of this process.
 HOLDER = ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child"]
 HOLDER += ["--pid", "--mount-proc", "--mount", "--propagation", "slave"]
 
@@ -47,7 +47,7 @@ SOCKET_LIMIT = 107
 
 class Engine:
     def __init__(self, home: Path, short: Path) -> None:
-        """`home` takes all; only the sockets go to the folder `short` if the way to `home` is too long."""
+        """All data are in `home`. If the path of `home` is too long for sockets, the sockets are in `short`."""
         mark = hashlib.sha256(os.fsencode(home)).hexdigest()[:8]
         self.name = f"longshore-{mark}"
         self.bridge = f"ls-{mark}"
@@ -64,13 +64,13 @@ class Engine:
     def start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
         self.lock = (self.home / "lock").open("w")
-        fcntl.flock(self.lock, fcntl.LOCK_EX)  # two runs in one checkout take turns
+        fcntl.flock(self.lock, fcntl.LOCK_EX)  # one engine per checkout at a time
         self.made = [path for path in OUTSIDE if not Path(path).exists()] + self._end_killed_run()
         self._save()
         if not output("ip", "link", "show", self.bridge):
             run("ip", "link", "add", self.bridge, "type", "bridge")
         self._let_bridges_pass()
-        temporary = self.home / "tmp"  # containerd writes its stacks there when it is slow to come up
+        temporary = self.home / "tmp"  # containerd writes its stack traces there after a slow start
         temporary.mkdir(exist_ok=True)
         with self.log.open("wb") as log:
             self.holder = subprocess.Popen(
@@ -79,31 +79,31 @@ class Engine:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "TMPDIR": str(temporary)},
-                start_new_session=True,  # Ctrl-C is for the tests: they still need the engine to clean up
+                start_new_session=True,  # no Ctrl-C: the tests still need the engine for their cleanup
             )
         self._save()
-        self._wait_until_it_answers()
-        self._remove_everything()  # what a killed run has left in the data
+        self._wait_until_ready()
+        self._remove_everything()  # containers and networks of a killed run
 
     def stop(self) -> None:
-        """End all of it, also when it never came up. Called twice, it does nothing the second time."""
+        """End the engine, also after a failed start. A second call has no effect."""
         if self.lock is None:
             return
         if self.holder and self.holder.poll() is None:
-            self._remove_everything()  # the engine itself takes away networks, veth pairs and cgroups
+            self._remove_everything()  # the engine removes networks, veth pairs and cgroups
             self.holder.kill()
         try:
             if self.holder:
                 self.holder.wait()
-                self._wait_until_all_are_gone(self.sockets)
+                self._wait_until_processes_end(self.sockets)
         finally:
-            self._take_back()
+            self._remove_traces()
             self.lock.close()
             self.lock = None
 
     def _options(self) -> list[str]:
         config = self.home / "daemon.json"
-        config.write_text("{}")  # the machine's own file is for another engine
+        config.write_text("{}")  # instead of the configuration of the machine's engine
         values = {
             "config-file": config,
             "host": self.url,
@@ -121,15 +121,15 @@ class Engine:
         return [f"--{name}={value}" for name, value in values.items()]
 
     def _end_killed_run(self) -> list[str]:
-        """Finish off what a run left that could not stop its engine; gives the paths which it had made."""
+        """End the engine of a killed run. Returns the paths that the killed run has created."""
         if not self.state.exists():
             return []
         left = json.loads(self.state.read_text())
         sockets = Path(left["sockets"])
         if left["pid"] and str(sockets) in command_line(left["pid"]):
             os.kill(left["pid"], signal.SIGKILL)
-        self._wait_until_all_are_gone(sockets)
-        # The data stay: only the engine knows from them which bridges are its own.
+        self._wait_until_processes_end(sockets)
+        # The engine needs its data to find its bridges.
         remove_sockets(sockets)
         shutil.rmtree(left["short"], ignore_errors=True)
         return list(left["made"])
@@ -140,9 +140,9 @@ class Engine:
         self.state.write_text(json.dumps(state))
 
     def _let_bridges_pass(self) -> None:
-        """Another engine, also one long gone, makes the firewall drop what passes between containers."""
+        """Allow packets between containers, which the firewall rules of another engine drop, even after its end."""
         switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-        # Without rules there is nothing to do, and a first rule would leave an empty table behind.
+        # Without rules, the firewall drops nothing, and a first rule would create a table.
         has_rules = output("iptables", "-w", "-S", "FORWARD") != "-P FORWARD ACCEPT"
         if has_rules and switch.exists() and switch.read_text().strip() == "1":
             self._drop_rule()
@@ -159,11 +159,11 @@ class Engine:
     def _docker(self, *words: str) -> str:
         return output("docker", "--host", self.url, *words)
 
-    def _wait_until_it_answers(self) -> None:
+    def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 60
         while not self._docker("version", "--format", "{{.Server.Version}}"):
             if self.holder is None or self.holder.poll() is not None or time.monotonic() > deadline:
-                lines = self.log.read_text(errors="replace").rstrip().splitlines() or ["it said nothing"]
+                lines = self.log.read_text(errors="replace").rstrip().splitlines() or ["no output"]
                 raise UnavailableError(f"no Docker engine: dockerd did not start: {lines[-1]}")
             time.sleep(0.1)
 
@@ -173,15 +173,15 @@ class Engine:
             self._docker("rm", "--force", "--volumes", *containers)
         self._docker("network", "prune", "--force")
 
-    def _wait_until_all_are_gone(self, sockets: Path) -> None:
+    def _wait_until_processes_end(self, sockets: Path) -> None:
         mark = str(sockets / "exec")
         deadline = time.monotonic() + 20
         while any(mark in command_line(int(p.name)) for p in Path("/proc").glob("[0-9]*")):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"processes of the test engine are left: look for {mark}")
+                raise RuntimeError(f"processes of the test engine still run: search for {mark} in the process list")
             time.sleep(0.02)
 
-    def _take_back(self) -> None:
+    def _remove_traces(self) -> None:
         if output("ip", "link", "show", self.bridge):
             run("ip", "link", "delete", self.bridge)
         self._drop_rule()
@@ -202,12 +202,12 @@ class Engine:
 def remove_sockets(folder: Path) -> None:
     shutil.rmtree(folder / "exec", ignore_errors=True)
     (folder / "docker.sock").unlink(missing_ok=True)
-    # It holds a number of the engine's own process namespace, which would stop the next engine.
+    # The file has a process id of the engine's namespace. The next engine would refuse to start.
     (folder / "dockerd.pid").unlink(missing_ok=True)
 
 
 def remove_folder(path: str) -> None:
-    with contextlib.suppress(OSError):  # gone, or in use by another engine
+    with contextlib.suppress(OSError):  # missing, or in use by another engine
         os.rmdir(path)
 
 
@@ -219,7 +219,7 @@ def command_line(pid: int) -> str:
 
 
 def output(*command: str, timeout: float = 60) -> str:
-    """What a command prints; nothing if it fails."""
+    """The output of a command, or an empty text if the command fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except (OSError, subprocess.TimeoutExpired):

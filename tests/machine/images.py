@@ -1,7 +1,7 @@
-"""Images to build the deployment from where no registry is to be had: this machine's own programs, as tars.
+"""Base images of the deployment, built without a registry from the programs of this machine.
 
-Not the images that people use: those are Debian's Python, docker's CLI and Redis's own. What stands in for them has the
-same programs in the same places, and this machine's libraries.
+The images replace Python's slim image, `docker:cli` and `redis`. They have the same programs at the same paths, and
+the libraries of this machine.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from tests.machine.packages import find_busybox
 
-#: Where the wheels lie in the image that stands in for Python's; nothing else is asked for packages.
+#: The folder of the wheels in the replacement of Python's image, and pip's only source of packages.
 WHEELS = "/wheels"
-#: Libraries that wheels load and the interpreter does not name.
+#: Libraries that wheels load, and that the interpreter does not link.
 _MORE = ("librt.so.1", "libdl.so.2", "libutil.so.1", "libpthread.so.0", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6")
 _MORE += ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2")
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3"}
@@ -29,7 +29,7 @@ _PASSWD = b"root:x:0:0:root:/root:/bin/sh\nredis:x:999:999::/data:/bin/sh\n"
 
 
 class _Image:
-    """A file system in a tar; what is put in twice is there once."""
+    """A file system as a tar archive. Each path is added once."""
 
     def __init__(self) -> None:
         self.bytes = io.BytesIO()
@@ -65,7 +65,7 @@ class _Image:
         self._tar.addfile(info, io.BytesIO(content))
 
     def file(self, source: str | Path, path: str) -> None:
-        """Put a file there, with all libraries that it needs."""
+        """Add a file. `done` adds the libraries of the file."""
         if path in self._there:
             return
         content = Path(source).read_bytes()
@@ -93,7 +93,7 @@ class _Image:
                 self._add(f"usr/bin/{name}", tarfile.SYMTYPE, "busybox")
 
     def done(self) -> bytes:
-        """The tar, with the libraries of all that is in it."""
+        """The archive, with the libraries of all its files."""
         said = subprocess.run(["ldd", *self._objects], capture_output=True, text=True, check=False).stdout
         found = set(re.findall(r"(?:=> |^\t)(/\S+) \(0x", said, re.M))
         libc = next((Path(path) for path in found if "/libc.so." in path), None)
@@ -106,11 +106,11 @@ class _Image:
 
 
 def python() -> tuple[bytes, list[str]]:
-    """What stands in for `python:3.x-slim`: the interpreter that runs this, with pip; and the image's settings."""
+    """The replacement of `python:3.x-slim`: the interpreter of this process with pip, and the settings of the image."""
     image = _Image()
     image.busybox()
     stdlib = Path(sysconfig.get_path("stdlib"))
-    # All at its own place, for an interpreter knows where its parts lie.
+    # At the paths of this machine, which are compiled into the interpreter.
     image.file(os.path.realpath(sys.executable), os.path.realpath(sys.executable))
     image.tree(stdlib, str(stdlib), _LEFT_OUT)
     for name in ("python", "python3"):
@@ -128,7 +128,7 @@ def python() -> tuple[bytes, list[str]]:
 
 
 def redis(program: str) -> tuple[bytes, list[str]]:
-    """What stands in for `redis:8`."""
+    """The replacement of `redis:8`."""
     image = _Image()
     image.busybox()
     image.file(os.path.realpath(program), "/usr/bin/redis-server")
@@ -139,7 +139,7 @@ def redis(program: str) -> tuple[bytes, list[str]]:
 
 
 def cli() -> tuple[bytes, list[str]]:
-    """What stands in for `docker:cli`."""
+    """The replacement of `docker:cli`."""
     image = _Image()
     image.file(os.path.realpath(shutil.which("docker") or ""), "/usr/local/bin/docker")
     home = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
@@ -150,7 +150,7 @@ def cli() -> tuple[bytes, list[str]]:
 
 
 def load(name: str, made: tuple[bytes, list[str]]) -> None:
-    """Give it to the engine."""
+    """Import an image into the engine."""
     content, settings = made
     changes = [word for line in settings for word in ("--change", line)]
     subprocess.run(["docker", "import", *changes, "-", name], input=content, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""Run a command with real servers at hand: those that the machine has, and those that can be added."""
+"""Run a command with real servers. Missing servers are installed, fetched or started if possible."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEV = packages.ROOT / ".dev"
 LOG = DEV / "machine.log"
 SCRATCH = DEV / "apt"
 P = ParamSpec("P")
-#: Programs of the pages' tests.
+#: Programs of the tests of Flower's pages.
 BROWSER = ["chromium", "chromedriver"]
 USAGE = "usage: with-servers [--redis-only] COMMAND..."
 
@@ -34,15 +34,15 @@ def main(arguments: list[str]) -> int:
     if not command:
         print(USAGE, file=sys.stderr)
         return 2
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
-    # Whatever the tests write to the temporary folder goes with it. A short name, for sockets may lie in it.
+    # The folder is deleted with all temporary files of the tests. Its name is short, because the folder has sockets.
     temporary = Path(tempfile.mkdtemp(prefix="ls-")).resolve()
     engine = Engine(DEV / "engine", short=temporary)
     environment = {**os.environ, "TMPDIR": str(temporary)}
     try:
-        # Debian's programs for administrators, which a plain user's PATH may lack.
+        # Folders of Debian's programs for administrators, which may be missing in PATH.
         os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
         prepare(environment, engine, redis_only)
         return run(command, environment)
@@ -60,7 +60,7 @@ def leave(number: int, _: FrameType | None) -> None:
 
 
 def prepare(environment: dict[str, str], engine: Engine, redis_only: bool) -> None:
-    """Each thing that cannot be had is one line; the tests then skip what needs it, or fail under CI."""
+    """Provide all servers. Each missing one is reported in one line, and its tests are skipped, or fail under CI."""
     wants_engine = not redis_only and not engine_answers(environment)
     install_missing(wants_engine, redis_only)
     if wants_engine:
@@ -96,7 +96,7 @@ def install_missing(wants_engine: bool, redis_only: bool) -> None:
 
 
 def engine_answers(environment: dict[str, str]) -> bool:
-    """Then DOCKER_HOST names the person's engine: libraries know nothing of docker's contexts."""
+    """Whether the user's engine responds. DOCKER_HOST then names this engine, since docker-py ignores contexts."""
     if not output("docker", "version", "--format", "{{.Server.Version}}", timeout=15):
         return False
     if "DOCKER_HOST" not in environment:
@@ -116,7 +116,7 @@ def start_engine(environment: dict[str, str], engine: Engine) -> None:
 def add_compose(environment: dict[str, str]) -> None:
     if "LONGSHORE_TEST_ENGINE" not in environment and has_compose():
         return
-    # A client configuration of ours, for nothing may be added to the person's.
+    # A separate client configuration, so that the user's configuration stays unchanged.
     config = DEV / "engine/config"
     config.mkdir(parents=True, exist_ok=True)
     os.environ["DOCKER_CONFIG"] = environment["DOCKER_CONFIG"] = str(config)
@@ -146,10 +146,10 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     try:
         code = child.wait()
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Ctrl-C on a terminal has reached the command already; a second one would break off its cleaning up.
-        told = isinstance(stop, KeyboardInterrupt) and sys.stdin.isatty()
-        # SIGINT first: pytest takes its fixtures down on it, while SIGTERM just ends it.
-        for number in (None if told else signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        # A terminal sends Ctrl-C to the command, too. A second SIGINT would interrupt the cleanup of the command.
+        interrupted = isinstance(stop, KeyboardInterrupt) and sys.stdin.isatty()
+        # SIGINT first: pytest then tears down its fixtures, and SIGTERM would end pytest at once.
+        for number in (None if interrupted else signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             if number:
                 child.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What is missing, from the machine's own distribution: installed, or only unpacked into the checkout."""
+"""Missing servers and tools from packages of the distribution, installed or unpacked into the checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUIET = ["-qq", "-o", "Acquire::Retries=3", "-o", "Acquire::Languages=none", "-o
 
 
 class UnavailableError(Exception):
-    """A server or tool is missing and cannot be had; the message is one line for the person."""
+    """A server or tool is missing and not available. The message is one line for the user."""
 
 
 def can_install() -> bool:
@@ -22,12 +22,12 @@ def can_install() -> bool:
 
 
 def install(wanted: list[str], log: Path) -> None:
-    """Install packages, those of them that this distribution has, without starting a service."""
+    """Install those of the packages that the distribution has, without their services."""
     run_logged(["apt-get", *QUIET, "update"], log)
     known = [name for name in wanted if candidate(name)]
     running = set(service_pids())
     run_logged(["apt-get", *QUIET, "install", "-y", "--no-install-recommends", *known], log)
-    # Where neither systemd nor a policy-rc.d holds them back, the packages' scripts start their services.
+    # Without systemd and policy-rc.d, the scripts of the packages start their services.
     for service in {name for pid, name in service_pids().items() if pid not in running}:
         name = "docker" if service == "dockerd" else service
         run_logged(["service", name, "stop"], log)
@@ -38,7 +38,7 @@ def service_pids() -> dict[int, str]:
     for comm in Path("/proc").glob("[0-9]*/comm"):
         try:
             name = comm.read_text().strip()
-        except OSError:  # the process has ended meanwhile
+        except OSError:  # the process has ended
             continue
         if name in SERVICES:
             found[int(comm.parent.name)] = name
@@ -46,7 +46,7 @@ def service_pids() -> dict[int, str]:
 
 
 def fetch_compose(target: Path, scratch: Path, log: Path) -> None:
-    """Put a Compose v2 plugin at `target`, out of the distribution's package or that of Debian 13."""
+    """Copy a Compose v2 plugin to `target`, from a package of the distribution or of Debian 13."""
     if shutil.which("apt-get") is None:
         raise UnavailableError("Docker Compose v2 is missing, and there is no apt-get to fetch it")
     scratch.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def fetch_compose(target: Path, scratch: Path, log: Path) -> None:
     unpacked = unpack(name, scratch, log, options)
     plugin = next(unpacked.glob("usr/*/docker/cli-plugins/docker-compose"), None)
     if plugin is None:
-        raise UnavailableError(f"the package {name} holds no Compose plugin")
+        raise UnavailableError(f"the package {name} has no Compose plugin")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(plugin, target)
     target.chmod(0o755)
@@ -66,16 +66,16 @@ def fetch_compose(target: Path, scratch: Path, log: Path) -> None:
 
 
 def find_busybox() -> Path | None:
-    """A static busybox: the machine's own, or the one that was fetched."""
+    """The path of a static busybox, installed or fetched."""
     for path in map(Path, filter(None, (shutil.which("busybox"), str(ROOT / ".dev/busybox")))):
-        # A dynamic program names its loader in its first bytes; it would not run in an empty image.
+        # The head of a dynamic program names its loader. Such a program does not run in an empty image.
         if path.exists() and b"/ld-" not in path.read_bytes()[:4096]:
             return path
     return None
 
 
 def fetch_busybox(scratch: Path, log: Path) -> None:
-    """Only unpacked: installed, the package would replace the busybox that is there."""
+    """Unpack a static busybox. An installation would replace the busybox of the machine."""
     if shutil.which("apt-get") is None:
         raise UnavailableError("a static busybox is missing, and there is no apt-get to fetch it")
     scratch.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def fetch_busybox(scratch: Path, log: Path) -> None:
 
 
 def find_registry() -> Path | None:
-    """An image registry: the machine's own, or the one that was fetched."""
+    """The path of an image registry, installed or fetched."""
     for path in map(Path, filter(None, (shutil.which("docker-registry"), str(ROOT / ".dev/docker-registry")))):
         if path.exists():
             return path
@@ -94,7 +94,7 @@ def find_registry() -> Path | None:
 
 
 def fetch_registry(scratch: Path, log: Path) -> None:
-    """Only unpacked: installed, the package would start a service."""
+    """Unpack an image registry. An installation would start a service."""
     if shutil.which("apt-get") is None:
         raise UnavailableError("an image registry is missing, and there is no apt-get to fetch it")
     scratch.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def fetch_registry(scratch: Path, log: Path) -> None:
 
 
 def unpack(package: str, scratch: Path, log: Path, options: list[str] | None = None) -> Path:
-    # apt-get can download without being root, but not as its own user into a person's folder.
+    # As root: apt's own user cannot write into a private folder.
     as_me = ["-o", "APT::Sandbox::User=root", *(options or [])]
     run_logged(["apt-get", *QUIET, *as_me, "download", package], log, cwd=scratch)
     unpacked = scratch / "unpacked"
@@ -113,7 +113,7 @@ def unpack(package: str, scratch: Path, log: Path, options: list[str] | None = N
 
 
 def candidate(package: str) -> str:
-    """The version that apt would install, or nothing."""
+    """The version that apt would install, or an empty text."""
     answer = subprocess.run(["apt-cache", "policy", package], capture_output=True, text=True, check=False)
     lines = [line.strip() for line in answer.stdout.splitlines()]
     version = next((line.split()[1] for line in lines if line.startswith("Candidate:")), "(none)")
@@ -121,13 +121,13 @@ def candidate(package: str) -> str:
 
 
 def is_version_2(version: str) -> bool:
-    """Version 2 or newer, of Compose; an epoch may stand before it."""
+    """Whether a version of Compose, with or without an epoch, is at least 2."""
     major = version.rsplit(":", maxsplit=1)[-1].split(".", maxsplit=1)[0]
     return major.isdigit() and int(major) >= 2
 
 
 def debian_13(scratch: Path) -> list[str]:
-    """Options that let apt see Debian 13 from this machine's own mirror, with lists and caches of our own."""
+    """Options of apt for Debian 13 from the mirror of this machine, with separate lists and caches."""
     release = os_release("VERSION_CODENAME")
     suffix, entry = next(debian_entries(release), ("", ""))
     if os_release("ID") != "debian" or not entry:
@@ -148,7 +148,7 @@ def debian_13(scratch: Path) -> list[str]:
 
 
 def debian_entries(release: str) -> Iterator[tuple[str, str]]:
-    """The apt sources of this release, each rewritten for trixie: (the file's suffix, its text)."""
+    """The suffix and text of each apt source of this release, rewritten for trixie."""
     etc = Path("/etc/apt")
     for file in sorted(etc.glob("sources.list.d/*.sources")):
         for paragraph in file.read_text().split("\n\n"):
@@ -171,13 +171,13 @@ def os_release(key: str) -> str:
 
 
 def run_logged(command: list[str], log: Path, cwd: Path | None = None) -> None:
-    """Run it, its output in the log; a failure says where to look and what the last words were."""
+    """Run a command with its output in the log. The error of a failure has the last line and the path of the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    # SYSTEMD_OFFLINE makes systemctl ignore a `start`; needrestart would restart a person's services.
+    # With SYSTEMD_OFFLINE, systemctl ignores `start`. Without NEEDRESTART_SUSPEND, needrestart restarts other services.
     calm = {"DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1", "NEEDRESTART_SUSPEND": "1"}
     with log.open("a") as out:
         print("$", *command, file=out, flush=True)
-        # In a session of its own, for Ctrl-C would leave a package half installed.
+        # In its own session: Ctrl-C would leave a package half installed.
         process = subprocess.Popen(
             command, stdout=out, stderr=out, cwd=cwd, env={**os.environ, **calm}, start_new_session=True
         )

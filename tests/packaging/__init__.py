@@ -1,1 +1,1 @@
-"""The wheel, and what somebody gets who installs it."""
+"""The contents and the installation of the wheel."""

@@ -1,4 +1,4 @@
-"""What is in the wheel, and what it does in an environment that has never seen the checkout."""
+"""The contents of the wheel, and its installation in a clean environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = ("orchestration", "tasks", "workers")
 
 
 def call(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
-    """A command's standard output; fails where it does."""
+    """The standard output of a command, whose exit code has to be 0."""
     done = run(*command, env=env, cwd=cwd)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -35,12 +35,12 @@ def call(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | No
 def run(
     *command: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    said = [str(part) for part in command]
-    return subprocess.run(said, env=env, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    words = [str(part) for part in command]
+    return subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
 def sources() -> set[str]:
-    """What belongs in the wheel, by its name there."""
+    """The expected files of the wheel, by their paths in the wheel."""
     kinds = ("*.py", "*.pyi", "*.lua", "py.typed", "*.html", "*.css", "*.js")
     files = (file for package in PACKAGES for kind in kinds for file in (ROOT / package).rglob(kind))
     return {f"longshore/{file.relative_to(ROOT)}" for file in files}
@@ -48,14 +48,14 @@ def sources() -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that what an earlier build left in the checkout is not in it."""
+    """The wheel, built from a copy of the sources without the files of earlier builds."""
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / file, copy)
     (copy / "celeryconfig.py").symlink_to("workers/celeryconfig.py")
-    # The backend of the lock builds it; an environment for each build would be filled with the same.
+    # Without build isolation: the installed build backend is that of the lock.
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     call(*pip, "--wheel-dir", out, copy, cwd=out)
     (built,) = out.iterdir()
@@ -63,11 +63,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment's folder of programs, with the wheel, what it asks for, and nothing else."""
+def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` folder of an environment with only the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
     call(sys.executable, "-m", "venv", "--without-pip", folder)
-    # Byte code is made when it is needed: most of what is installed never is.
+    # Most of the installed modules are never imported, so that no byte code is compiled.
     pip: list[str | Path] = [
         sys.executable,
         "-m",
@@ -83,22 +83,22 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def env(clean: Path) -> dict[str, str]:
-    """Of somebody who has set up nothing. No PYTHONPATH leads to the checkout."""
-    mine = {name: value for name, value in os.environ.items() if not name.startswith(("LONGSHORE_", "PYTHON"))}
-    return mine | {"PATH": f"{clean}:/usr/bin:/bin"}
+def env(bin_folder: Path) -> dict[str, str]:
+    """The variables of a user without settings, and without the checkout in PYTHONPATH."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LONGSHORE_", "PYTHON"))}
+    return inherited | {"PATH": f"{bin_folder}:/usr/bin:/bin"}
 
 
 @pytest.fixture
 def state(env: dict[str, str]) -> Iterator[Path]:
-    """A state folder whose path leaves room for a socket's name."""
+    """A state folder with a path short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="ls-", ignore_cleanup_errors=True) as folder:
         env["LONGSHORE_STATE_DIR"] = folder
         env["LONGSHORE_IDLE_TIMEOUT"] = "1s"
         env["LONGSHORE_CONCURRENCY"] = "1"
         yield Path(folder)
-        # It ends by itself when it is idle; a folder that is gone is nothing to end in.
-        wait_for("the supervisor to end", lambda: not processes_that_know(folder))
+        # The supervisor ends when it is idle, and still needs the folder.
+        wait_for("the end of the supervisor", lambda: not processes_that_know(folder))
 
 
 def plan_file(folder: Path, steps: str) -> Path:
@@ -110,7 +110,7 @@ def plan_file(folder: Path, steps: str) -> Path:
 # --- the wheel --------------------------------------------------------------------------------------
 
 
-def test_the_wheel_has_every_module_script_and_marker_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_exactly_the_files_of_the_packages(wheel: Path) -> None:
     # when
     names = set(zipfile.ZipFile(wheel).namelist())
 
@@ -120,16 +120,16 @@ def test_the_wheel_has_every_module_script_and_marker_and_nothing_else(wheel: Pa
     assert "longshore/orchestration/store/lua/claim.lua" in names
 
 
-def test_the_wheel_takes_no_name_that_an_application_has(wheel: Path) -> None:
+def test_wheel_installs_only_the_longshore_namespace(wheel: Path) -> None:
     # when
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
 
-    # then no tasks, no workers, no celeryconfig, and room for other packages of the name space
+    # then no top-level tasks, workers or celeryconfig, and a namespace package
     assert {top for top in tops if not top.endswith(".dist-info")} == {"longshore"}
     assert "longshore/__init__.py" not in zipfile.ZipFile(wheel).namelist()
 
 
-def test_the_core_asks_for_neither_docker_nor_flower(wheel: Path) -> None:
+def test_core_requires_neither_docker_nor_flower(wheel: Path) -> None:
     # when
     archive = zipfile.ZipFile(wheel)
     (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -150,13 +150,13 @@ def test_the_core_asks_for_neither_docker_nor_flower(wheel: Path) -> None:
 # --- a clean environment ----------------------------------------------------------------------------
 
 
-def test_the_command_says_its_version(clean: Path, env: dict[str, str], wheel: Path) -> None:
+def test_commands_print_the_version(bin_folder: Path, env: dict[str, str], wheel: Path) -> None:
     version = wheel.name.split("-")[1]
-    assert version in call(clean / "longshore", "--version", env=env)
-    assert version in call(clean / "celery", "longshore", "--version", env=env)
+    assert version in call(bin_folder / "longshore", "--version", env=env)
+    assert version in call(bin_folder / "celery", "longshore", "--version", env=env)
 
 
-def test_orchestration_is_imported_where_there_is_no_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
+def test_orchestration_is_importable_without_docker(bin_folder: Path, env: dict[str, str], tmp_path: Path) -> None:
     # given
     code = """
 import importlib.util, json, sys
@@ -169,17 +169,17 @@ print(json.dumps({
 }))
 """
     # when
-    said = json.loads(call(clean / "python", "-c", code, env=env, cwd=tmp_path))
+    found = json.loads(call(bin_folder / "python", "-c", code, env=env, cwd=tmp_path))
 
-    # then it is the installed one, no name of an application is taken, and no worker's code is loaded
-    assert Path(said["file"]).is_relative_to(clean.parent)
-    assert said["found"] == []
-    assert said["loaded"] == []
+    # then the package is the installed one, no other top-level name exists, and no code of workers is loaded
+    assert Path(found["file"]).is_relative_to(bin_folder.parent)
+    assert found["found"] == []
+    assert found["loaded"] == []
 
 
-def test_the_workers_are_there_for_celery_without_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
+def test_celery_tasks_are_registered_without_docker(bin_folder: Path, env: dict[str, str], tmp_path: Path) -> None:
     code = "from longshore.workers import app; print(sorted(t for t in app.tasks if t.startswith('longshore.')))"
-    out = call(clean / "python", "-c", code, env=env, cwd=tmp_path)
+    out = call(bin_folder / "python", "-c", code, env=env, cwd=tmp_path)
     assert (
         out == "['longshore.advance', 'longshore.dry_run', 'longshore.notify', 'longshore.orchestrate', "
         "'longshore.scheduled', 'longshore.step', 'longshore.task_ended', 'longshore.tick', 'longshore.trace', "
@@ -187,19 +187,17 @@ def test_the_workers_are_there_for_celery_without_docker(clean: Path, env: dict[
     )
 
 
-def test_a_plan_is_checked_where_there_is_no_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
+def test_plan_is_validated_without_docker(bin_folder: Path, env: dict[str, str], tmp_path: Path) -> None:
     # given
     plan = plan_file(tmp_path, "  pull: {op: docker.inspect.get, with: {container: web}}\n")
 
     # then
-    assert call(clean / "longshore", "plan", "levels", plan, env=env) == "0: pull\n"
-    assert json.loads(call(clean / "longshore", "plan", "schema", env=env))["title"] == "Longshore plan"
+    assert call(bin_folder / "longshore", "plan", "levels", plan, env=env) == "0: pull\n"
+    assert json.loads(call(bin_folder / "longshore", "plan", "schema", env=env))["title"] == "Longshore plan"
 
 
-def test_one_command_runs_a_plan_and_says_which_extra_a_step_would_need(
-    clean: Path, env: dict[str, str], state: Path, tmp_path: Path
-) -> None:
-    # given a Redis server on the PATH, and nothing that runs
+def test_run_reports_a_missing_extra(bin_folder: Path, env: dict[str, str], state: Path, tmp_path: Path) -> None:
+    # given a Redis server on the PATH, and no running process
     server = Path(get(servers.redis_program))
     env["PATH"] += f":{server.parent}"
     plan = plan_file(
@@ -209,7 +207,7 @@ def test_one_command_runs_a_plan_and_says_which_extra_a_step_would_need(
     )
 
     # when
-    done = run(clean / "longshore", "run", plan, "-o", "json", env=env)
+    done = run(bin_folder / "longshore", "run", plan, "-o", "json", env=env)
 
     # then
     assert done.returncode == 1, done.stderr
@@ -220,15 +218,15 @@ def test_one_command_runs_a_plan_and_says_which_extra_a_step_would_need(
     assert not (tmp_path / "made").exists()
 
 
-def test_without_any_redis_it_says_what_to_install(
-    clean: Path, env: dict[str, str], state: Path, tmp_path: Path
+def test_error_without_a_redis_server_names_the_extra(
+    bin_folder: Path, env: dict[str, str], state: Path, tmp_path: Path
 ) -> None:
     # given
-    env["PATH"] = str(clean)
+    env["PATH"] = str(bin_folder)
     plan = plan_file(tmp_path, "  only: {op: noop.execute}\n")
 
     # when
-    done = run(clean / "longshore", "run", plan, env=env)
+    done = run(bin_folder / "longshore", "run", plan, env=env)
 
     # then
     assert done.returncode == 2
@@ -236,7 +234,7 @@ def test_without_any_redis_it_says_what_to_install(
     assert "Traceback" not in done.stderr
 
 
-def test_a_users_mypy_sees_the_types(clean: Path, tmp_path: Path) -> None:
+def test_mypy_of_a_user_reads_the_types(bin_folder: Path, tmp_path: Path) -> None:
     # given
     code = tmp_path / "application.py"
     code.write_text(
@@ -246,10 +244,10 @@ def test_a_users_mypy_sees_the_types(clean: Path, tmp_path: Path) -> None:
     )
 
     # when
-    mypy: list[str | Path] = [sys.executable, "-m", "mypy", "--strict", "--python-executable", clean / "python"]
+    mypy: list[str | Path] = [sys.executable, "-m", "mypy", "--strict", "--python-executable", bin_folder / "python"]
     done = run(*mypy, "--cache-dir", tmp_path / "cache", code, cwd=tmp_path)
 
-    # then both mistakes are found, and nothing else
+    # then mypy reports exactly the two errors
     assert "Found 2 errors in 1 file" in done.stdout, done.stdout + done.stderr
     assert 'expression has type "StepState", variable has type "int"' in done.stdout
     assert 'Argument "run_id" to "start" of "Client" has incompatible type "int"' in done.stdout

@@ -17,6 +17,7 @@ from longshore.orchestration.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("orchestration", "tasks", "workers")
+TESTS = ("tests", "benchmarks", "examples")
 
 OPENINGS = re.compile(r"(?:it|what|those|who|that which|somebody|nobody|whoever)\b", re.IGNORECASE)
 WORDS = re.compile(
@@ -31,8 +32,8 @@ def faults(text: str) -> list[str]:
     return [each for each in sentences if OPENINGS.match(each)] + WORDS.findall(text)
 
 
-def sources(suffix: str) -> Iterator[Path]:
-    for folder in PRODUCT:
+def sources(suffix: str, folders: tuple[str, ...] = PRODUCT) -> Iterator[Path]:
+    for folder in folders:
         yield from sorted((ROOT / folder).rglob(f"*{suffix}"))
 
 
@@ -52,6 +53,17 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if id(node) not in parts and len((text := literal(node)).split()) > 2:
             yield getattr(node, "lineno", 1), text
+
+
+def descriptions(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of each docstring, name of a test and message of an assertion."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield getattr(node, "lineno", 1), ast.get_docstring(node) or ""
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.lineno, node.name.removeprefix("test_").replace("_", " ")
+        if isinstance(node, ast.Assert) and node.msg is not None:
+            yield node.lineno, literal(node.msg)
 
 
 def comments(path: Path) -> Iterator[tuple[int, str]]:
@@ -108,6 +120,14 @@ def test_strings_and_comments_name_their_subject(
     assert {str(path.relative_to(ROOT)): listed for path in paths if (listed := wrong(read(path)))} == {}
 
 
+@pytest.mark.parametrize("read", [descriptions, comments])
+def test_texts_and_names_of_tests_name_their_subject(read: Callable[[Path], Iterator[tuple[int, str]]]) -> None:
+    paths = list(sources(".py", TESTS))
+    assert len(paths) > 200
+
+    assert {str(path.relative_to(ROOT)): listed for path in paths if (listed := wrong(read(path)))} == {}
+
+
 def test_pages_name_their_subject() -> None:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     assert len(pages) > 20
@@ -139,3 +159,10 @@ def test_texts_of_a_module_are_read_whole(tmp_path: Path) -> None:
 
     assert [text for _, text in texts(module)] == ["A module of texts.", "run … of it"]
     assert [text for _, text in comments(module)] == ["A comment of two lines", "beside"]
+
+
+def test_descriptions_of_tests_are_read(tmp_path: Path) -> None:
+    module = tmp_path / "test_module.py"
+    module.write_text('"""A module."""\ndef test_a_rule():\n    """A test."""\n    assert "x", f"a message of {1}"\n')
+
+    assert [text for _, text in descriptions(module)] == ["A module.", "A test.", "a rule", "a message of …"]

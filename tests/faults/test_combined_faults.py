@@ -1,4 +1,4 @@
-"""Many runs at once while everything goes wrong: each ends, and no rule is broken."""
+"""Many concurrent runs under combined faults: each run ends, and no rule is broken."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import pytest
 from longshore.orchestration import LongshoreError, Run
 from tests.faults import rules
 from tests.faults.conftest import Form
-from tests.faults.storm import Messages, Storm
+from tests.faults.fault_injector import FaultInjector, Messages
 from tests.integration.processes import Installation
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.timeout(3600)
 
-#: Seconds after which a run that has not ended never will.
+#: Seconds after which the test gives up, before the time for each run is added.
 PATIENCE = 300.0
 
 
 class Load:
-    """Runs of the twelve steps, started by a thread at the pace at which they end."""
+    """Runs of the plan `twelve_steps`. A thread starts a new run for each run that ends."""
 
     def __init__(self, place: Installation, folder: Path, count: int, at_once: int) -> None:
         self.place, self.folder, self.count, self.at_once = place, folder, count, at_once
@@ -34,13 +34,13 @@ class Load:
         self.runs: dict[str, bool] = {}
         self.open: dict[str, Run] = {}
         self.refused = 0
-        self._thread = threading.Thread(target=self._start_them, daemon=True)
+        self._thread = threading.Thread(target=self._start_runs, daemon=True)
 
     def begin(self) -> Load:
         self._thread.start()
         return self
 
-    def _start_them(self) -> None:
+    def _start_runs(self) -> None:
         while len(self.runs) < self.count:
             if len(self.open) >= self.at_once:
                 time.sleep(0.02)
@@ -48,9 +48,9 @@ class Load:
             number = len(self.runs)
             run_id, fails = f"run{number:03}", number % 3 == 2
             try:
-                run = self.client.start(rules.twelve(self.folder, fails=fails), run_id=run_id)
+                run = self.client.start(rules.twelve_steps(self.folder, fails=fails), run_id=run_id)
             except LongshoreError:
-                self.refused += 1  # Redis was away; the same id again is the same run
+                self.refused += 1  # Redis was down; a start with the same id starts the same run
                 time.sleep(0.1)
                 continue
             self.open[run_id] = run
@@ -77,7 +77,7 @@ class Load:
 
 
 def until(load: Load) -> Callable[[], bool]:
-    """Whether all have ended, or it took too long; the rules tell which."""
+    """A condition that holds when all runs have ended, or after the time limit."""
     end = time.monotonic() + PATIENCE + load.count * 2.0
     return lambda: load.ended() or time.monotonic() > end
 
@@ -89,74 +89,83 @@ def four_workers(place: Installation) -> None:
         worker.wait_until_ready()
 
 
-def test_runs_outlive_killed_workers_a_redis_restart_and_doubled_messages(
+def test_runs_survive_killed_workers_a_redis_restart_and_duplicated_messages(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
     """A worker is killed every two seconds, and every tenth message is doubled. Redis is restarted once."""
-    # given four workers, and a plan of twelve steps of which every third run fails
+    # given four workers, and runs of which every third fails
     four_workers(place)
-    storm = Storm(place, form.seed, own_redis)
-    load = Load(place, tmp_path / "deeds", form.of(12, 300), 12).begin()
+    injector = FaultInjector(place, form.seed, own_redis)
+    load = Load(place, tmp_path / "effects", form.of(12, 300), 12).begin()
     restarted = False
 
     def fault() -> None:
         nonlocal restarted
         if not restarted and len(load.runs) > load.count // 2:
             restarted = True
-            storm.restart_redis()
-        storm.kill_a_worker()
+            injector.restart_redis()
+        injector.kill_worker()
 
-    # when one of them is killed every two seconds, and every tenth message is there twice
-    with Messages(place, double_every=10) as messages:
-        storm.rage(2.0, fault, until(load))
-        storm.calm()
+    # when a worker is killed every two seconds, and every tenth message is duplicated
+    with Messages(place, duplicate_every=10) as messages:
+        injector.inject_until(2.0, fault, until(load))
+        injector.continue_workers()
 
     # then
     broken = load.broken()
     figures("runs", len(load.runs))
     figures("final states", load.states())
-    figures("faults", dict(storm.happened) | {"messages doubled": messages.doubled, "messages in all": messages.seen})
+    figures(
+        "faults",
+        dict(injector.injected) | {"messages doubled": messages.duplicated, "messages in all": messages.seen},
+    )
     figures("broken rules", len(broken))
     assert broken == []
 
 
-def test_runs_outlive_everything_at_once(
+def test_runs_survive_all_faults_at_once(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
     """A worker or process is stopped or killed every second. Messages are doubled and lost."""
     # given
     four_workers(place)
-    storm = Storm(place, form.seed, own_redis)
-    load = Load(place, tmp_path / "deeds", form.of(8, 150), 8).begin()
-    faults: list[Callable[[], None]] = [storm.kill_a_worker, storm.kill_a_child, lambda: storm.stop_a_worker(3.0)]
+    injector = FaultInjector(place, form.seed, own_redis)
+    load = Load(place, tmp_path / "effects", form.of(8, 150), 8).begin()
+    faults: list[Callable[[], None]] = [
+        injector.kill_worker,
+        injector.kill_pool_process,
+        lambda: injector.stop_worker(3.0),
+    ]
 
     def fault() -> None:
-        storm.chance.choice(faults)()
+        injector.rng.choice(faults)()
 
     # when
-    with Messages(place, double_every=7, lose_every=11) as messages:
-        storm.rage(1.0, fault, until(load))
-        storm.calm()
+    with Messages(place, duplicate_every=7, lose_every=11) as messages:
+        injector.inject_until(1.0, fault, until(load))
+        injector.continue_workers()
 
     # then
     broken = load.broken()
     figures("runs", len(load.runs))
     figures("final states", load.states())
-    figures("faults", dict(storm.happened) | {"messages doubled": messages.doubled, "messages lost": messages.lost})
+    figures(
+        "faults", dict(injector.injected) | {"messages doubled": messages.duplicated, "messages lost": messages.lost}
+    )
     figures("broken rules", len(broken))
     assert broken == []
 
 
-def test_a_rolling_restart_of_all_workers_under_load_costs_nothing(
+def test_rolling_restart_of_workers_under_load_repeats_no_step(
     place: Installation, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
     """The workers get SIGTERM and start again, one after the other."""
-    # given the default lease, which a busy machine keeps, since no worker is killed
+    # given the default lease, which does not expire on a busy machine
     place.options["lease"] = "15s"
     four_workers(place)
-    load = Load(place, tmp_path / "deeds", form.of(8, 100), 8).begin()
+    load = Load(place, tmp_path / "effects", form.of(8, 100), 8).begin()
 
-    # when each is asked to end, waited for and started again, over and over
+    # when the workers are restarted in turn
     restarts = 0
     end = until(load)
     while not end():
@@ -169,9 +178,9 @@ def test_a_rolling_restart_of_all_workers_under_load_costs_nothing(
         worker.start()
         restarts += 1
 
-    # then no run failed that was not to, and no step was repeated
+    # then only the expected runs failed, and no step was repeated
     reports = [load.client.get(run_id).report() for run_id in load.runs]
-    again = [
+    repeated = [
         str(event)
         for run_id in load.runs
         for event in load.client.get(run_id).events()
@@ -181,7 +190,7 @@ def test_a_rolling_restart_of_all_workers_under_load_costs_nothing(
     figures("runs", len(load.runs))
     figures("final states", load.states())
     figures("restarts of workers", restarts)
-    figures("steps repeated", len(again))
+    figures("steps repeated", len(repeated))
     assert load.broken() == []
-    assert (again, lost) == ([], [])
+    assert (repeated, lost) == ([], [])
     assert all((report.state == "undone") == load.runs[report.run_id] for report in reports)

@@ -1,4 +1,4 @@
-"""What goes wrong, at random but by a seed: workers, children, messages, connections, Redis."""
+"""Random faults of workers, their processes, messages and Redis, reproducible by a seed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tests.servers import RedisServer
 
 
 class Messages:
-    """Doubles, loses and holds back every so many messages: as they are sent, seen through MONITOR."""
+    """Duplicates, drops and reorders each n-th message. A thread reads the sent messages from MONITOR."""
 
     def __init__(
-        self, place: Installation, *, double_every: int = 0, lose_every: int = 0, shuffle_every: int = 0
+        self, place: Installation, *, duplicate_every: int = 0, lose_every: int = 0, shuffle_every: int = 0
     ) -> None:
         self.place = place
-        self.double_every = double_every
+        self.duplicate_every = duplicate_every
         self.lose_every = lose_every
         self.shuffle_every = shuffle_every
-        self.seen = self.doubled = self.lost = self.shuffled = 0
+        self.seen = self.duplicated = self.lost = self.shuffled = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -42,10 +42,10 @@ class Messages:
     def _watch(self) -> None:
         while not self._stop.is_set():
             with contextlib.suppress(redis.RedisError, OSError, ValueError):
-                self._until_it_breaks()
+                self._monitor()
             time.sleep(0.2)
 
-    def _until_it_breaks(self) -> None:
+    def _monitor(self) -> None:
         prefix = self.place.settings.broker_prefix()
         copies: set[str] = set()
         url = self.place.redis_url
@@ -66,84 +66,84 @@ class Messages:
                 self.seen += 1
                 if self.lose_every and self.seen % self.lose_every == 0:
                     self.lost += int(client.lrem(queue, 0, body) > 0)  # type: ignore[operator]
-                elif self.double_every and self.seen % self.double_every == 0:
+                elif self.duplicate_every and self.seen % self.duplicate_every == 0:
                     copies.add(body)
                     client.lpush(queue, body)
-                    self.doubled += 1
+                    self.duplicated += 1
                 elif self.shuffle_every and self.seen % self.shuffle_every == 0:
-                    # The one that is next has its turn last.
+                    # The next message becomes the last one.
                     self.shuffled += int(client.lmove(queue, queue, "RIGHT", "LEFT") is not None)
 
 
-class Storm:
-    """Faults at workers and Redis, one after the other. Run it in the main thread: it starts workers again."""
+class FaultInjector:
+    """Injects faults into workers and Redis. Use it in the main thread, which has to start the workers."""
 
     def __init__(self, place: Installation, seed: int, server: RedisServer | None = None) -> None:
         self.place = place
-        self.chance = random.Random(seed)
+        self.rng = random.Random(seed)
         self.server = server
-        self.happened: Counter[str] = Counter()
+        self.injected: Counter[str] = Counter()
         self._stopped: dict[Worker, float] = {}
         self._clock = 0.0
 
-    def kill_a_worker(self) -> None:
-        worker = self.chance.choice(self.place.workers)
+    def kill_worker(self) -> None:
+        worker = self.rng.choice(self.place.workers)
         worker.kill()
         self._stopped.pop(worker, None)
-        self.happened["workers killed"] += 1
+        self.injected["workers killed"] += 1
 
-    def kill_a_child(self) -> None:
-        worker = self.chance.choice(self.place.workers)
+    def kill_pool_process(self) -> None:
+        worker = self.rng.choice(self.place.workers)
         children = worker.children()
         if children:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.chance.choice(children), signal.SIGKILL)
-                self.happened["pool processes killed"] += 1
+                os.kill(self.rng.choice(children), signal.SIGKILL)
+                self.injected["pool processes killed"] += 1
 
-    def stop_a_worker(self, seconds: float) -> None:
-        """Beyond the lease; it wakes up by itself."""
-        worker = self.chance.choice(self.place.workers)
+    def stop_worker(self, seconds: float) -> None:
+        """Stop all processes of a worker for some seconds."""
+        worker = self.rng.choice(self.place.workers)
         if worker.running and worker not in self._stopped:
             worker.signal_group(signal.SIGSTOP)
             self._stopped[worker] = time.monotonic() + seconds
-            self.happened["workers stopped"] += 1
+            self.injected["workers stopped"] += 1
 
-    def stop_a_part(self, seconds: float) -> None:
-        """Only its main process, which renews leases; or only one that does a step."""
-        worker = self.chance.choice(self.place.workers)
+    def stop_one_process(self, seconds: float) -> None:
+        """Stop either the main process of a worker, which renews the leases, or one pool process."""
+        worker = self.rng.choice(self.place.workers)
         if worker.running and worker not in self._stopped:
             self._stopped[worker] = time.monotonic() + seconds
-            if self.chance.random() < 0.5:
+            if self.rng.random() < 0.5:
                 worker.signal_main(signal.SIGSTOP)
-                self.happened["main processes stopped"] += 1
+                self.injected["main processes stopped"] += 1
                 return
             for child in worker.children()[:1]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGSTOP)
-                    self.happened["pool processes stopped"] += 1
+                    self.injected["pool processes stopped"] += 1
 
     def lose_writes(self) -> None:
-        """Kill Redis, and lose the last of what it has acknowledged."""
+        """Kill Redis, and cut off its latest acknowledged writes."""
         assert self.server is not None
         self.server.stop(signal.SIGKILL)
-        self.server.lose(self.chance.choice([200, 1000, 5000, 20_000, 60_000]))
+        self.server.lose(self.rng.choice([200, 1000, 5000, 20_000, 60_000]))
         self.server.start()
-        self.happened["kills of Redis with lost writes"] += 1
+        self.injected["kills of Redis with lost writes"] += 1
 
     def set_clock(self) -> None:
-        """By an hour or a day, forward or back."""
+        """Set the clock of Redis forward or back, by an hour or a day."""
         assert self.server is not None
-        self._clock += self.chance.choice([-86_400.0, -3600.0, 3600.0, 86_400.0])
+        self._clock += self.rng.choice([-86_400.0, -3600.0, 3600.0, 86_400.0])
         self.server.set_clock(self._clock)
-        self.happened["jumps of the clock"] += 1
+        self.injected["jumps of the clock"] += 1
 
     def restart_redis(self) -> None:
         assert self.server is not None
         self.server.restart(signal.SIGKILL)
-        self.happened["restarts of Redis"] += 1
+        self.injected["restarts of Redis"] += 1
 
-    def keep_up(self) -> None:
-        """What runs workers starts those again that have ended."""
+    def restart_workers(self) -> None:
+        """Continue stopped workers whose time is over, and start ended workers, as a process manager does."""
         for worker, until in list(self._stopped.items()):
             if time.monotonic() >= until:
                 worker.signal_group(signal.SIGCONT)
@@ -152,17 +152,18 @@ class Storm:
             if worker not in self._stopped:
                 worker.keep_alive()
 
-    def calm(self) -> None:
+    def continue_workers(self) -> None:
+        """Continue all stopped workers, and start ended workers."""
         for worker in list(self._stopped):
             worker.signal_group(signal.SIGCONT)
         self._stopped.clear()
-        self.keep_up()
+        self.restart_workers()
 
-    def rage(self, every: float, fault: Callable[[], None], until: Callable[[], bool]) -> None:
-        """A fault every so many seconds, until something holds."""
+    def inject_until(self, every: float, fault: Callable[[], None], until: Callable[[], bool]) -> None:
+        """Inject a fault every `every` seconds until the condition holds."""
         following = time.monotonic() + every
         while not until():
-            self.keep_up()
+            self.restart_workers()
             if time.monotonic() >= following:
                 fault()
                 following = time.monotonic() + every
@@ -170,7 +171,7 @@ class Storm:
 
 
 def histogram(moments: list[float], width: float) -> Iterator[str]:
-    """How many fell into each span."""
+    """The number of moments in each interval, a line each."""
     if not moments:
         return
     begin = min(moments)
