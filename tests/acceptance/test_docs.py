@@ -15,7 +15,7 @@ from longshore.orchestration import Plan, load
 from longshore.orchestration.client import embedded
 from longshore.orchestration.states import diagram
 from tests.acceptance.pages import Block, Player, blocks
-from tests.integration.processes import PATIENCE, processes_that_know, wait_for
+from tests.integration.processes import PATIENCE, processes_with_text, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -125,7 +125,7 @@ def test_the_diagram_in_the_documents_is_the_machine() -> None:
 def test_dev_runs_alone_and_ends_all_of_its_parts_at_a_sigterm(environment: dict[str, str], tmp_path: Path) -> None:
     folder = environment["LONGSHORE_STATE_DIR"]
     with subprocess.Popen(["longshore", "dev"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as dev:
-        wait_for("beat", lambda: any("beat" in command for command in processes_that_know(folder).values()))
+        wait_for("beat", lambda: any("beat" in command for command in processes_with_text(folder).values()))
 
         second = run("longshore", "dev", cwd=tmp_path, env=environment)
         dev.terminate()
@@ -134,4 +134,4 @@ def test_dev_runs_alone_and_ends_all_of_its_parts_at_a_sigterm(environment: dict
     assert second.returncode == 2
     assert "a server and a worker run already" in second.stderr
     assert code == 0
-    wait_for("the end of all parts", lambda: processes_that_know(folder) == {})
+    wait_for("the end of all parts", lambda: processes_with_text(folder) == {})

@@ -26,7 +26,7 @@ from tests.docker.engine_proxy import InBetween
 from tests.docker.stale_stacks import PREFIX, QUICK, MakeProject, place, project, rules, selected, two, up
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
-from tests.integration.processes import Installation, all_that_is_kept, wait_for
+from tests.integration.processes import Installation, stored_text, wait_for
 from tests.servers import IMAGE, PASSWORD, USER, Registry, engine_url, remove_project
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
     assert [one["service"] for one in check.json["deployments"]] == ["db"]
     # and nothing of it holds the password
     rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"]}))
-    assert PASSWORD not in all_that_is_kept(place)
+    assert PASSWORD not in stored_text(place)
 
 
 # --- the page ---------------------------------------------------------------------------------------
