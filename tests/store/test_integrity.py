@@ -38,7 +38,7 @@ GARBAGE = [NO_TEXT, b"{", b"[]", b"{}", b"[" * 100_000]
 
 @pytest.fixture
 def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A run that has not begun, of an installation with one host."""
+    """A pending run of an installation with one host."""
     monkeypatch.setattr(coordinator, "Canvas", QueueCanvas)
     redis_server.flush()
     plan = Plan("p", concurrency={"key": "one"})
@@ -54,7 +54,7 @@ def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def spoil(world: World, key: str) -> None:
-    """Another user of Redis writes a value of another type under that key."""
+    """Write a value of another type under the key, like another user of Redis."""
     world.stored.redis.delete(key)
     world.stored.redis.lpush(key, "spoilt")
 
@@ -191,7 +191,7 @@ def test_unreadable_field_becomes_one_dead_letter(world: World, name: str, field
     world.stored.redis.hset(spaced(world, name), field, garbage)
     store = world.store
 
-    # All that reads it does without it.
+    # All readers ignore the field.
     Hosts(store).all(), JobDiscovery(store).snapshots(), ScheduleMarks(store).marks(), Admission(store).known()
     counters.totals(store), Admission(store).next(), doctor.examine(store)
     world.coordinator.lifecycle.purge_expired()
@@ -277,7 +277,7 @@ def test_unreadable_request_becomes_one_dead_letter(world: World, text: str) -> 
 def test_run_with_a_replaced_request_keeps_its_cached_plan(world: World) -> None:
     sweep(world.coordinator)
     world.stored.redis.set(world.store.keys.of(world.run_id).request, "no JSON")
-    stranger = world.new_driver(world.store)
+    stranger = world.new_coordinator(world.store)
 
     world.age(11)
     sweep(stranger)

@@ -89,8 +89,8 @@ def test_script_runs_on_plain_redis(name: str) -> None:
     assert source.count("redis.call('TIME')") == 1
 
 
-def live_a_whole_life(stored: StoredRun) -> None:
-    """Run all scripts in one run: one step fails, one is lost, one is undone."""
+def call_every_script(stored: StoredRun) -> None:
+    """Call all scripts in one run: one step fails, one is lost, one is undone."""
     stored.begin(0, 1, 2)
     done = stored.claim(0)
     stored.journal(0, done.fence, '{"a":1}', '{"b":2}')
@@ -117,7 +117,7 @@ def live_a_whole_life(stored: StoredRun) -> None:
 
 
 def test_every_transition_adds_one_version_and_one_event(stored: StoredRun) -> None:
-    live_a_whole_life(stored)
+    call_every_script(stored)
 
     events = stored.events()
     assert [int(event["version"]) for event in events] == list(range(1, len(events) + 1))
@@ -138,12 +138,12 @@ def test_scripts_use_the_time_of_redis(stored: StoredRun, monkeypatch: pytest.Mo
     monkeypatch.setattr(time, "time", lambda: far)
     monkeypatch.setattr(time, "time_ns", lambda: int(far * 1e9))
 
-    live_a_whole_life(stored)
+    call_every_script(stored)
 
     stamps = [int(float(event["at"])) for event in stored.events()]
     stamps += [int(stored.run(field) or 0) for field in ("created", "started", "ended")]
     stamps += [int(stored.step(field) or 0) for field in ("started:0", "ended:0", "ustarted:0", "uended:0", "sent:1")]
-    # The time that was let pass inside is the only one by which they may differ.
+    # The elapsed time is the only difference.
     assert all(began - 2 * LEASE * 1000 <= stamp <= began + 60_000 for stamp in stamps)
 
 
@@ -163,7 +163,7 @@ def test_script_touches_only_its_given_keys(server: RedisServer, stored: StoredR
     try:
         url = server.url.replace("redis://", "redis://bound:bound@")
         bound = StoredRun(url, run_id=stored.run_id)
-        live_a_whole_life(bound)
+        call_every_script(bound)
         bound.close()
     finally:
         stored.redis.execute_command("ACL", "DELUSER", "bound")
@@ -557,7 +557,7 @@ def test_run_ends_once(stored: StoredRun) -> None:
 
 @pytest.fixture
 def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
-    """A run that was reopened into the state of an earlier, delayed decision."""
+    """A reopened run in the state that an earlier, delayed decision expects."""
     stored.lay("undoing", left=0, undo_level=1)
     slow = stored.record()
     assert stored.store.finish(stored.run_id, R.UNDOING, R.UNDO_FAILED, [])
@@ -566,7 +566,7 @@ def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
 
 
 def test_decisions_before_a_reopening_are_rejected(reopened: tuple[StoredRun, RunRecord]) -> None:
-    """A command that reopens a run has an epoch of its own."""
+    """A command that reopens a run starts a new epoch."""
     stored, slow = reopened
 
     with stored.unchanged():
@@ -665,7 +665,7 @@ def test_undo_resets_failed_undos(stored: StoredRun) -> None:
     carry_out(stored, "undo", failed=(0,))
 
     assert [stored.step(f"u{kind}:0") for kind in tried] == [None] * 5
-    assert stored.step("ufence:0") == "77"  # a fence is never forgotten
+    assert stored.step("ufence:0") == "77"  # the fence is kept
     assert [stored.step(f"u{kind}:1") for kind in tried] == ["undone", "1", "6", "9", "3"]
 
 
@@ -699,7 +699,7 @@ def test_unknown_command_is_answered(stored: StoredRun) -> None:
 
 @pytest.fixture
 def other(server: RedisServer) -> Iterator[Store]:
-    """Another process."""
+    """Decide like another process."""
     store = Store(settings_for(server.url))
     yield store
     client: redis.Redis = store.client
