@@ -121,7 +121,7 @@ def test_metrics_agree_with_the_reports_of_live_and_ended_runs(client: Client, p
     before = counters(found)
     runs[3].approve("ask")
     runs[3].wait(timeout=PATIENCE)
-    wait_for("metrics to agree after all ends", agreed, 20)
+    wait_for("metrics to agree with ended runs", agreed, 20)
     found = scraped(metrics.text(client.store))
     assert ("longshore_runs_live", ("gated", "running")) not in found
     assert all(counters(found)[key] >= value for key, value in before.items())

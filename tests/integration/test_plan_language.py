@@ -666,7 +666,7 @@ def test_workers_call_hooks_of_installed_packages(install: MakeInstallation, tmp
     package = tmp_path / "site"
     (package / "called-1.0.dist-info").mkdir(parents=True)
     (package / "called-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: called\nVersion: 1.0\n")
-    (package / "called-1.0.dist-info" / "entry_points.txt").write_text("[longshore.hooks]\ntold = called:hooks\n")
+    (package / "called-1.0.dist-info" / "entry_points.txt").write_text("[longshore.hooks]\ncalled = called:hooks\n")
     (package / "called.py").write_text(
         "from longshore.orchestration import Hooks\n"
         "def note(text):\n"

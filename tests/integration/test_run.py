@@ -212,11 +212,11 @@ def test_first_dry_run_leaves_no_key_in_redis(install: MakeInstallation, plan: P
 
 def test_template_reads_the_host_of_its_step(workers: Installation, tmp_path: Path) -> None:
     plan = Plan("knows")
-    error = "{{ host.name }} {{ host.facts.arch }} {{ host.facts.docker is defined }} {{ host.labels|length }}"
-    plan.step("tell", "file.deploy.execute", path=str(tmp_path / "error"), content=error)
+    content = "{{ host.name }} {{ host.facts.arch }} {{ host.facts.docker is defined }} {{ host.labels|length }}"
+    plan.step("tell", "file.deploy.execute", path=str(tmp_path / "host"), content=content)
 
     assert workers.run(plan).wait(timeout=60).state is RunState.SUCCEEDED
-    assert (tmp_path / "error").read_text() == f"longshore {os.uname().machine} True 0"
+    assert (tmp_path / "host").read_text() == f"longshore {os.uname().machine} True 0"
 
 
 def test_quiet_commands_print_failures_on_stderr_and_nothing_else(

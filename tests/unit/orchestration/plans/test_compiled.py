@@ -17,7 +17,7 @@ from tests.unit.plans import compiled, diamond, graphs, of_edges
 
 
 def longest_way(edges: dict[str, list[str]], name: str) -> int:
-    """The level by its definition, without any algorithm from a library."""
+    """The level by its definition, without an algorithm of a library."""
     return 1 + max((longest_way(edges, before) for before in edges[name]), default=-1)
 
 
@@ -143,7 +143,7 @@ def test_chain_links_are_single_steps_of_consecutive_levels(edges: dict[str, lis
             assert len(links) == 1 or len(plan.levels[step.level + n]) == 1
 
 
-def test_step_knows_its_undo_and_retry() -> None:
+def test_compiled_step_has_its_undo_and_retry() -> None:
     plan = Plan("p")
     plan.step("noop", "noop.execute")
     plan.step("plain", "command.exec.execute", argv=["x"])

@@ -11,7 +11,7 @@ from longshore.orchestration.testing import Sandbox
 
 
 def test_wide_fan_out_beside_many_steps_is_dispatched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one unit at the end of another, whatever the number of the other steps of the level."""
+    """No unit waits for the end of another unit, for any number of other steps in the level."""
     parts: list[int] = []
     dispatch_units = Store.dispatch_units
 
