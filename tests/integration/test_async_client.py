@@ -24,7 +24,7 @@ from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation
 
 
-def waiting(name: str = "waits") -> Plan:
+def plan_with_approval(name: str = "waits") -> Plan:
     """A plan that waits for an approval after its first step."""
     plan = Plan(name)
     first = plan.step("first", "noop.execute", data={"x": 1})
@@ -36,8 +36,8 @@ def waiting(name: str = "waits") -> Plan:
 def test_asyncio_client_follows_and_commands_a_run(workers: Installation, client: Client) -> None:
     async def follow() -> tuple[Any, ...]:
         async with AsyncClient(workers.settings) as asynchronous:
-            run = await asynchronous.start(waiting(), run_id="async-followed")
-            again = await asynchronous.start(waiting(), run_id="async-followed")
+            run = await asynchronous.start(plan_with_approval(), run_id="async-followed")
+            again = await asynchronous.start(plan_with_approval(), run_id="async-followed")
             assert (run.attached, again.attached) == (False, True)
             seen = []
             async for event in run.events():
@@ -80,7 +80,7 @@ def test_asyncio_wait_raises_the_errors_of_the_blocking_client(workers: Installa
         async with AsyncClient(workers.settings) as client:
             with pytest.raises(UnknownName):
                 await client.get("nobody")
-            run = await client.start(waiting())
+            run = await client.start(plan_with_approval())
             with pytest.raises(WaitTimeout, match=r"has not ended in 0\.5 s"):
                 await run.wait(0.5)
             with pytest.raises(UnknownName, match="has no step 'third'"):
@@ -111,7 +111,7 @@ def test_asyncio_output_is_followed_until_the_run_ends(workers: Installation) ->
 
 def test_hundred_watchers_share_one_connection(workers: Installation, client: Client) -> None:
     """Watchers of one run and of several runs; some begin late."""
-    runs = [client.start(waiting(f"async-{n}")) for n in range(5)]
+    runs = [client.start(plan_with_approval(f"async-{n}")) for n in range(5)]
     name = "async-watchers"
 
     async def watch(asynchronous: AsyncClient, run_id: str) -> list[str]:
@@ -139,7 +139,7 @@ def test_hundred_watchers_share_one_connection(workers: Installation, client: Cl
     seen, readers, during = asyncio.run(main())
 
     assert readers == 1
-    assert during - before <= 6, "one for the threads of the client, one for messages, one for the reader"
+    assert during - before <= 6, "more connections than threads, messages and the reader need"
     for n, run in enumerate(runs):
         expected = [event.name for event in run.events()]
         assert all(names == expected for names in seen[20 * n : 20 * n + 20])
@@ -170,7 +170,7 @@ def test_watcher_reports_a_deleted_record_as_lost(install: MakeInstallation) -> 
 
     async def main() -> None:
         async with AsyncClient(installation.settings) as client:
-            run = await client.start(waiting())
+            run = await client.start(plan_with_approval())
             waits = asyncio.create_task(run.wait(PATIENCE))
             await asyncio.sleep(0.3)
             installation.redis.delete(installation.client().store.keys.of(run.id).request)
@@ -183,7 +183,7 @@ def test_watcher_reports_a_deleted_record_as_lost(install: MakeInstallation) -> 
 def test_asyncio_client_reports_an_unreachable_redis(install: MakeInstallation) -> None:
     installation = install()
     client = installation.client()
-    run_id = client.start(waiting()).id
+    run_id = client.start(plan_with_approval()).id
 
     async def main() -> None:
         async with AsyncClient(installation.settings) as asynchronous:

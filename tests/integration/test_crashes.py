@@ -27,7 +27,7 @@ AT_ONCE = 4
 CASES = [*((point, "forward") for point in FORWARD), *((point, "backward") for point in BACKWARD)]
 
 
-def arming(marker: Path) -> str:
+def arm_command(marker: Path) -> str:
     """A command that arms the crash point: the next process that reaches the point dies, once."""
     return f"if [ ! -e {marker}.armed ]; then touch {marker}.armed; rm {marker}; fi"
 
@@ -35,7 +35,7 @@ def arming(marker: Path) -> str:
 def forward(home: Path, marker: Path) -> Plan:
     """A chain of two links, a chord, and a tail; the first link arms the crash."""
     plan = Plan("forward")
-    arm = plan.step("arm", "command.shell.execute", command=arming(marker), changes=False)
+    arm = plan.step("arm", "command.shell.execute", command=arm_command(marker), changes=False)
     link = plan.step("link", "file.deploy.execute", path=f"{home}/link.conf", content="new").after(arm)
     left = plan.step("left", "file.deploy.execute", path=f"{home}/left.conf", content="new").after(link)
     once = f"echo once >> {home}/once"
@@ -56,7 +56,7 @@ def backward(home: Path, marker: Path) -> Plan:
     left.foreach(["left", "made/other"])
     right = plan.step("right", "file.deploy.execute", path=f"{home}/right.conf", content="as it was", mode="0600")
     right.after(first)
-    fail = plan.step("fail", "command.shell.execute", command=f"{arming(marker)}; exit 1", changes=False)
+    fail = plan.step("fail", "command.shell.execute", command=f"{arm_command(marker)}; exit 1", changes=False)
     fail.after(left, right)
     bye = plan.approval("bye", timeout="100ms", on_timeout="approve").after(fail).always()
     plan.step("always", "file.deploy.execute", path=f"{home}/always.conf", content="new").after(bye).always()

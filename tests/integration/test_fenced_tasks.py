@@ -106,7 +106,7 @@ def till(shop: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         one.close()
 
 
-def patient(till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch) -> Till:
+def till_with_redelivery_after_an_hour(till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch) -> Till:
     """An application whose broker redelivers the messages of a killed worker after one hour."""
     monkeypatch.setenv("TILL_PATIENT", "yes")
     one = till(True)
@@ -114,7 +114,7 @@ def patient(till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch) -> Ti
     return one
 
 
-def undos(run: Run, step: str) -> str | None:
+def undo_state(run: Run, step: str) -> str | None:
     """The state of the compensation of a step."""
     undo = run.report().step(step).undo
     return str(undo.status) if undo else None
@@ -130,7 +130,7 @@ def ended(run: Run) -> Report:
     return run.wait(timeout=30)
 
 
-def nothing_follows(till: Till) -> None:
+def assert_ledger_unchanged(till: Till) -> None:
     """Check that the ledger is unchanged for longer than the visibility timeout of the application's broker."""
     before = till.ledger
     time.sleep(4.0)
@@ -148,7 +148,7 @@ def test_task_not_received_in_time_is_never_executed(till: Callable[[bool], Till
     report = ended(bank.shop.run(plan))
     bank.worker("-Q", "elsewhere")
 
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     if fenced:
         assert (report.state, report.step("charge").status) == ("failed", "failed")
         assert (report.exit_code, report.left_over, report.in_doubt) == (1, [], [])
@@ -174,7 +174,7 @@ def test_task_of_a_killed_worker_is_not_executed_after_its_refund(till: Callable
 
     if fenced:
         assert time.monotonic() - killed < 5.0
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert (report.state, report.step("charge").status) == ("undone", "unknown")
     assert bank.ledger.index("refund 42") == len(bank.ledger) - 1
     assert (report.exit_code, report.in_doubt) == ((1, []) if fenced else (3, ["charge"]))
@@ -191,7 +191,7 @@ def test_own_retry_due_after_the_time_limit_is_not_executed(till: Callable[[bool
 
     report = ended(bank.shop.run(plan))
 
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert (report.state, report.step("charge").status) == ("undone", "unknown")
     assert bank.ledger == ["no charge yet", "refund 42"]
     assert (report.exit_code, report.in_doubt) == ((1, []) if fenced else (3, ["charge"]))
@@ -214,7 +214,7 @@ def test_lost_worker_of_an_idempotent_task_is_replaced(till: Callable[[bool], Ti
 def test_message_received_by_a_killed_worker_is_resent(
     till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = patient(till, monkeypatch)
+    bank = till_with_redelivery_after_an_hour(till, monkeypatch)
     first = bank.worker("-c", "1")
     plan = Plan("order")
     for name in ("one", "two"):
@@ -234,7 +234,7 @@ def test_message_received_by_a_killed_worker_is_resent(
 def test_compensation_message_received_by_a_killed_worker_is_resent(
     till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = patient(till, monkeypatch)
+    bank = till_with_redelivery_after_an_hour(till, monkeypatch)
     first = bank.worker("-c", "1")
     plan = Plan("order")
     for name in ("one", "two"):
@@ -242,7 +242,9 @@ def test_compensation_message_received_by_a_killed_worker_is_resent(
     plan.step("ship", "noop.execute", fail="no carrier").after("one", "two")
     run = bank.shop.run(plan)
     bank.waits_for("refund begins")
-    wait_for("both compensations to wait", lambda: [undos(run, name) for name in ("one", "two")] == ["waiting"] * 2)
+    wait_for(
+        "both compensations to wait", lambda: [undo_state(run, name) for name in ("one", "two")] == ["waiting"] * 2
+    )
     bank.replace_worker_with_received_messages(first)
 
     report = run.wait(timeout=60)
@@ -260,7 +262,7 @@ def test_resume_repeats_a_failed_compensation(till: Callable[[bool], Till]) -> N
     plan.step("ship", "noop.execute", fail="no carrier").after("charge")
     run = bank.shop.run(plan)
     report = ended(run)
-    assert (report.state, undos(run, "charge")) == ("undo_failed", "undo_failed")
+    assert (report.state, undo_state(run, "charge")) == ("undo_failed", "undo_failed")
 
     bank.tasks.app.control.add_consumer("elsewhere", reply=True)
     bank.waits_for("charge 42")
@@ -326,7 +328,7 @@ def test_cancelled_task_that_no_worker_has_begun_leaves_nothing(till: Callable[[
     report = ended(run)
     bank.worker()
 
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert (report.step("charge").status, report.exit_code, report.in_doubt) == ("cancelled", 1, [])
     assert report.summary.startswith("nothing was changed")
     assert bank.ledger == []
@@ -346,7 +348,7 @@ def test_cancel_does_not_wait_for_the_own_retries_of_a_task(till: Callable[[bool
     report = ended(run)
 
     assert time.monotonic() - cancelled < 2.5
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert (report.state, report.step("charge").status) == ("undone", "cancelled")
     assert bank.ledger == ["no charge yet", "refund 42"]
     assert (report.exit_code, report.in_doubt) == ((1, []) if fenced else (3, ["charge"]))
@@ -373,7 +375,7 @@ def test_task_that_exceeds_its_time_limit_is_interrupted_before_its_compensation
 
     report = ended(bank.shop.run(charging(bank, 1.5, seconds=5.0)))
 
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert report.state == "undone"
     assert bank.ledger == ["charge begins", "refund 42"]
     assert "SoftTimeLimitExceeded" in (report.step("charge").error or "")

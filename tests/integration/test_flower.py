@@ -393,7 +393,7 @@ def test_timeline_is_zoomed_by_buttons_keys_wheel_and_mouse(flower: Flower, brow
     for number in range(4):
         plan.step(f"s{number}", "noop.execute", sleep=0.4, fail=number == 3)
     browser.open(flower.url(ended(client, plan)))
-    browser.console_errors()  # the log has messages of earlier tests
+    browser.console_errors()  # discard messages of earlier tests
 
     def width() -> float:
         return float(browser.driver.execute_script("return document.getElementById('ticks').clientWidth"))

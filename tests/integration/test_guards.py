@@ -29,7 +29,7 @@ def run(installation: Installation, plan: Plan) -> Report:
     return installation.run(plan).wait(timeout=60)
 
 
-def guarded(guard: str, *, on_error: str = "continue", **before: dict[str, object]) -> Plan:
+def guarded_plan(guard: str, *, on_error: str = "continue", **before: dict[str, object]) -> Plan:
     """A plan of dependencies, `noop.execute` by default, and a step with the guard."""
     plan = Plan("guarded", on_error=on_error)
     steps = []
@@ -84,7 +84,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("guard", "before", "reason"), ROWS)
 def test_guard_table(two_hosts: Installation, guard: str, before: dict[str, dict[str, object]], reason: str) -> None:
-    report = run(two_hosts, guarded(guard, **{name: dict(given) for name, given in before.items()}))
+    report = run(two_hosts, guarded_plan(guard, **{name: dict(given) for name, given in before.items()}))
 
     step = report.step("guarded")
     assert (step.status, step.reason or "") == (("skipped", reason) if reason else ("changed", ""))
@@ -206,7 +206,7 @@ def test_when_on_missing_data_fails_the_step(two_hosts: Installation) -> None:
 def test_sandbox_decides_guards_like_workers() -> None:
     """The guard table again, in the sandbox."""
     for guard, before, reason in ROWS:
-        report = Sandbox().run(guarded(guard, **{name: dict(given) for name, given in before.items()}))
+        report = Sandbox().run(guarded_plan(guard, **{name: dict(given) for name, given in before.items()}))
         step = report.step("guarded")
         assert (step.status, step.reason or "") == (("skipped", reason) if reason else ("changed", "")), guard
 
@@ -222,4 +222,4 @@ def test_sandbox_evaluates_guards_on_given_hosts() -> None:
 
     assert [host.status for host in report.step("all").hosts] == ["changed", "failed", "changed"]
     assert report.step("repair").status == "changed"
-    assert report.exit_code == 0, "a tolerated failure does not count as failed"
+    assert report.exit_code == 0, "the tolerated failure counts as a failure"

@@ -190,8 +190,8 @@ def test_retry_counts_attempts_and_waits_between_them(
 
     assert (report.step("flaky").status, report.step("flaky").attempts, report.state) == (status, 4, state)
     assert called == [("flaky", n, "ConnectionError: the bank is away") for n in (1, 2, 3)]
-    waits = [int(event.fields["delay_ms"]) for event in started.events() if event.name == "step_retrying"]
-    for wait, full in zip(waits, (100, 200, 300), strict=True):
+    is_waiting = [int(event.fields["delay_ms"]) for event in started.events() if event.name == "step_retrying"]
+    for wait, full in zip(is_waiting, (100, 200, 300), strict=True):
         assert full / 2 <= wait <= full
 
 
@@ -456,7 +456,7 @@ def test_celery_task_without_an_answer_is_unknown_at_its_timeout(shop: Installat
 # --- approvals ---------------------------------------------------------------------------------------------
 
 
-def asking(**approval: Any) -> Plan:
+def plan_with_approval(**approval: Any) -> Plan:
     plan = Plan("asking")
     before = plan.step("before", "noop.execute")
     ask = plan.approval("ask", "go on?", **approval).after(before)
@@ -464,13 +464,13 @@ def asking(**approval: Any) -> Plan:
     return plan
 
 
-def waits(started: Any) -> bool:
+def is_waiting(started: Any) -> bool:
     return started.report().step("ask").status == "waiting"
 
 
 def test_approval_continues_the_run_with_actor_time_and_note(shop: Installation) -> None:
-    started = shop.run(asking())
-    wait_for("the approval to wait", lambda: waits(started))
+    started = shop.run(plan_with_approval())
+    wait_for("the approval to wait", lambda: is_waiting(started))
 
     approved = shop.longshore("runs", "approve", started.id, "ask", "--note", "looks good", "--actor", "ann")
 
@@ -486,8 +486,8 @@ def test_approval_continues_the_run_with_actor_time_and_note(shop: Installation)
 
 
 def test_rejected_approval_undoes_the_run(shop: Installation) -> None:
-    started = shop.run(asking())
-    wait_for("the approval to wait", lambda: waits(started))
+    started = shop.run(plan_with_approval())
+    wait_for("the approval to wait", lambda: is_waiting(started))
 
     assert shop.longshore("runs", "approve", started.id, "ask", "--reject", "--note", "not today").code == 0
 
@@ -499,7 +499,7 @@ def test_rejected_approval_undoes_the_run(shop: Installation) -> None:
 
 @pytest.mark.parametrize(("on_timeout", "state"), [("fail", "undone"), ("approve", "succeeded")])
 def test_approval_timeout_follows_its_policy(shop: Installation, on_timeout: Any, state: str) -> None:
-    report = shop.run(asking(timeout="500ms", on_timeout=on_timeout)).wait(timeout=30)
+    report = shop.run(plan_with_approval(timeout="500ms", on_timeout=on_timeout)).wait(timeout=30)
 
     assert report.state == state
     if state == "undone":
@@ -507,8 +507,8 @@ def test_approval_timeout_follows_its_policy(shop: Installation, on_timeout: Any
 
 
 def test_only_a_waiting_step_can_be_approved_and_only_once(shop: Installation) -> None:
-    started = shop.run(asking())
-    wait_for("the approval to wait", lambda: waits(started))
+    started = shop.run(plan_with_approval())
+    wait_for("the approval to wait", lambda: is_waiting(started))
     assert started.answer(started.approve("after")) == "the step does not wait for an approval"
     started.answer(started.reject("ask"))
     started.wait(timeout=30)
@@ -517,8 +517,8 @@ def test_only_a_waiting_step_can_be_approved_and_only_once(shop: Installation) -
 
 
 def test_hundred_waiting_approvals_occupy_no_worker(shop: Installation) -> None:
-    runs = [shop.run(asking(), run_id=f"wait-{n}") for n in range(100)]
-    wait_for("all approvals to wait", lambda: all(waits(each) for each in runs))
+    runs = [shop.run(plan_with_approval(), run_id=f"wait-{n}") for n in range(100)]
+    wait_for("all approvals to wait", lambda: all(is_waiting(each) for each in runs))
 
     plan = Plan("meanwhile")
     plan.step("a", "noop.execute")
@@ -690,7 +690,7 @@ def test_workers_call_hooks_of_installed_packages(install: MakeInstallation, tmp
 
 def test_wait_with_a_timeout_has_called_the_hooks_until_then(shop: Installation) -> None:
     called: list[str] = []
-    started = shop.run(asking())
+    started = shop.run(plan_with_approval())
     with pytest.raises(WaitTimeout):
         started.wait(timeout=2, hooks=Hooks(before_step=called.append))
     started.cancel()

@@ -27,7 +27,9 @@ def noop(**params: object) -> Plan:
 
 
 @pytest.fixture
-def forgetful(redis_server: servers.RedisServer, tmp_path: Path) -> Iterator[tuple[servers.RedisServer, Installation]]:
+def without_persistence(
+    redis_server: servers.RedisServer, tmp_path: Path
+) -> Iterator[tuple[servers.RedisServer, Installation]]:
     """An installation with a Redis without persistence, and a worker."""
     with servers.RedisServer("--appendonly", "no", "--save", "") as server:
         place = Installation(server.url, tmp_path, options=QUICK | {"lease": "5s"})
@@ -39,10 +41,10 @@ def forgetful(redis_server: servers.RedisServer, tmp_path: Path) -> Iterator[tup
 
 
 def test_wait_raises_after_redis_has_lost_all_data(
-    forgetful: tuple[servers.RedisServer, Installation],
+    without_persistence: tuple[servers.RedisServer, Installation],
 ) -> None:
     # given
-    server, place = forgetful
+    server, place = without_persistence
     run = place.run(noop(sleep=30))
     wait_for("the run to begin", lambda: run.state() == "running")
     doctor = place.longshore("doctor")
@@ -68,10 +70,10 @@ def test_wait_raises_after_redis_has_lost_all_data(
 
 
 def test_full_redis_is_one_error_and_loses_no_outcome(
-    forgetful: tuple[servers.RedisServer, Installation],
+    without_persistence: tuple[servers.RedisServer, Installation],
 ) -> None:
     # given a run with a running step
-    _, place = forgetful
+    _, place = without_persistence
     run = place.run(noop(sleep=2))
     wait_for("the run to begin", lambda: run.state() == "running")
 
@@ -93,9 +95,9 @@ def test_full_redis_is_one_error_and_loses_no_outcome(
 
 
 def test_worker_refuses_to_start_with_a_redis_that_evicts(
-    forgetful: tuple[servers.RedisServer, Installation],
+    without_persistence: tuple[servers.RedisServer, Installation],
 ) -> None:
-    _, place = forgetful
+    _, place = without_persistence
     place.redis.config_set("maxmemory-policy", "allkeys-lru")
 
     worker = place.worker("two", "--concurrency", "1")

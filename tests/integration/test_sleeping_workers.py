@@ -55,7 +55,7 @@ def place(install: MakeInstallation, monkeypatch: pytest.MonkeyPatch) -> Iterato
         worker.signal_group(signal.SIGCONT)
 
 
-def settled(place: Installation, began: Path) -> bool:
+def began_or_stopped(place: Installation, began: Path) -> bool:
     """Report whether the work has begun, or all processes of the worker are stopped before it."""
     children = place.at(f"sleeper@{place.namespace}").children()
     return began.exists() or all("\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in children)
@@ -72,7 +72,7 @@ def stopped_worker(place: Installation, folder: Path, **environment: str) -> tup
     for run in runs.values():
         wait_for("the step to run", lambda: run.report().step("work").status == "running")  # noqa: B023
     began = [folder / f"{name.replace(' ', '-')}.began" for name in runs]
-    wait_for("all steps to begin", lambda: all(settled(place, path) for path in began))
+    wait_for("all steps to begin", lambda: all(began_or_stopped(place, path) for path in began))
     sleeper.signal_group(signal.SIGSTOP)
     return sleeper, runs
 
@@ -88,7 +88,7 @@ def continue_worker(sleeper: Worker, folder: Path) -> None:
     time.sleep(1.0)  # a command that has survived its worker checks for the file every 0.2 s
 
 
-def check(reports: dict[str, Report], folder: Path) -> None:
+def assert_no_late_effect(reports: dict[str, Report], folder: Path) -> None:
     for name, report in reports.items():
         assert report.step("work").status == "unknown", name
         assert report.in_doubt == [], name
@@ -102,7 +102,7 @@ def test_attempt_stopped_during_its_act_is_ended_before_its_run_ends(place: Inst
     reports = {name: run.wait(PATIENCE) for name, run in runs.items()}
     continue_worker(sleeper, tmp_path)
 
-    check(reports, tmp_path)
+    assert_no_late_effect(reports, tmp_path)
 
 
 def test_attempt_stopped_before_its_receipt_does_not_act_after_its_run(place: Installation, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_attempt_stopped_before_its_receipt_does_not_act_after_its_run(place: In
     reports = {name: run.wait(PATIENCE) for name, run in runs.items()}
     continue_worker(sleeper, tmp_path)
 
-    check(reports, tmp_path)
+    assert_no_late_effect(reports, tmp_path)
 
 
 def test_report_names_a_host_with_only_stopped_workers(place: Installation, tmp_path: Path) -> None:

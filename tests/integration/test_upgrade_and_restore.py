@@ -27,7 +27,7 @@ def two_steps(name: str, sleep: float = 0.0) -> Plan:
     return plan
 
 
-def waiting(name: str) -> Plan:
+def plan_with_approval(name: str) -> Plan:
     plan = Plan(name)
     plan.step("after", "noop.execute", changed=True).after(
         plan.step("ask", "approval.wait.execute").timeout(600).after(plan.step("before", "noop.execute", changed=True))
@@ -70,8 +70,8 @@ def test_upgrade_leaves_new_runs_to_new_workers_and_completes_old_ones(
         old = place.worker("old", "-c", "2")
         old.start()
         client = place.client()
-        begun = client.start(waiting("begun-before"))
-        wait_for("the approval to wait", lambda: begun.report().step("ask").status == "waiting")
+        earlier_run = client.start(plan_with_approval("begun-before"))
+        wait_for("the approval to wait", lambda: earlier_run.report().step("ask").status == "waiting")
 
         # a client of the new version starts a run before the workers are upgraded
         monkeypatch.setattr(request, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
@@ -80,7 +80,7 @@ def test_upgrade_leaves_new_runs_to_new_workers_and_completes_old_ones(
             "the old worker to receive the run",
             lambda: b"newer version" in old.log.read_bytes() or run.state() == "pending",
         )
-        assert client.store.state(run.id) is None  # the old worker has not begun the run
+        assert client.store.state(run.id) is None  # the old worker has not earlier_run the run
 
         new = place.worker(
             "new", "-c", "2", LONGSHORE_IMPORTS="tests.integration.newer_version", PYTHONPATH=place.pythonpath
@@ -89,9 +89,9 @@ def test_upgrade_leaves_new_runs_to_new_workers_and_completes_old_ones(
         # Both workers consume the same queues: messages that the old worker refuses are redelivered.
         assert run.wait(timeout=PATIENCE).state == "succeeded"
         old.stop()
-        begun.approve("ask")
-        assert begun.wait(timeout=PATIENCE).state == "succeeded"
-        assert {step.attempts for step in begun.report().steps} == {1}
+        earlier_run.approve("ask")
+        assert earlier_run.wait(timeout=PATIENCE).state == "succeeded"
+        assert {step.attempts for step in earlier_run.report().steps} == {1}
     finally:
         place.close()
 
@@ -101,7 +101,7 @@ def test_run_continues_after_a_restore_from_the_append_only_file(tmp_path: Path)
         place = Installation(first.url, tmp_path, options=dict(QUICK))
         try:
             place.worker("one", "-c", "2").start()
-            run = place.client().start(waiting("restored"))
+            run = place.client().start(plan_with_approval("restored"))
             wait_for("the approval to wait", lambda: run.report().step("ask").status == "waiting")
         finally:
             place.close()

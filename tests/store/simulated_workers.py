@@ -95,10 +95,10 @@ class InterruptibleStore(Store):
         self._countdown = -1
         self._fault: Callable[[], None] | None = None
 
-    def break_at(self, call: int, fault: Callable[[], None]) -> None:
+    def fail_at(self, call: int, fault: Callable[[], None]) -> None:
         self._countdown, self._fault = call, fault
 
-    def mend(self) -> None:
+    def remove_fault(self) -> None:
         self._fault = None
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -363,7 +363,7 @@ class World:
 
         recorded = complete()
         new = self.sync()
-        assert recorded.accepted == held, "I4: an outcome counts if its attempt holds the step"
+        assert recorded.accepted == held, "I4: an outcome of another attempt than the holder was counted"
         if not held:
             assert self.stored.dump() == before, "I14: a lost attempt changed the run"
             return recorded

@@ -164,11 +164,11 @@ def test_client_waits_for_a_worker_to_reload_scripts(server: RedisServer) -> Non
     asked = threading.Event()
     load = client._load
 
-    def noted(*given: Any) -> None:
+    def load_and_signal(*given: Any) -> None:
         load(*given)
         asked.set()
 
-    client._load = noted  # type: ignore[method-assign]
+    client._load = load_and_signal  # type: ignore[method-assign]
     thread = threading.Thread(target=lambda: Admission(client).submit("r", request()))
     thread.start()
     assert asked.wait(30)

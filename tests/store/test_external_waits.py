@@ -105,7 +105,7 @@ def test_sweep_cost_is_independent_of_waiting_runs(make: Make) -> None:
         sweep(world.coordinator)
     taken = (commands(world) - before) / 10
 
-    assert taken <= 10, "commands of one sweep; a worker sweeps once a second"
+    assert taken <= 10, "too many commands for a sweep, which each worker starts once a second"
 
 
 def test_decision_makes_a_waiting_run_due(make: Make) -> None:

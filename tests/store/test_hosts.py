@@ -186,7 +186,7 @@ def test_target_selects_live_hosts(hosts: Hosts) -> None:
 
     assert names("_all") == ["db1", "web1", "web2"], "a lost host is missing in the target"
     assert names("group:web") == names("group:web.dev") == ["web1", "web2"]
-    assert names("old1") == ["old1"], "a named host is selected even if it is stopped"
+    assert names("old1") == ["old1"], "a stopped host was not selected by its name"
     with pytest.raises(
         UnknownName, match=r"no host has the label role:cache \(there are: group:web.dev.eu, role:db, role:web\)"
     ):
@@ -303,7 +303,7 @@ def test_waiting_step_names_its_missing_worker(stored: StoredRun) -> None:
     stored.put(steps={"status:0": "changed", "ustatus:0": "ready"})
     stored.redis.hdel(stored.keys.steps, "host:0")
     assert pending_reasons(stored.store, compiled, stored.store.everything(stored.run_id)[1]) == {}, (
-        "a drained host executes compensations"
+        "a compensation waits for a drained host"
     )
     stored.put(steps={"status:0": "ready", "host:0": "web1"})
     stored.redis.hdel(stored.keys.steps, "ustatus:0")

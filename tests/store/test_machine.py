@@ -182,7 +182,7 @@ class Saga(RuleBasedStateMachine):
             raise CoordinatorDied
 
         self.world.age(11)
-        self.broken(call, die)
+        self.sweep_with_fault(call, die)
 
     @rule(sends=st.integers(0, 2))
     def sweeper_dies_while_it_sends(self, sends: int) -> None:
@@ -211,16 +211,16 @@ class Saga(RuleBasedStateMachine):
                 self.world.finish(self.work(n), how)
 
         self.world.age(11)
-        self.broken(call, others)
+        self.sweep_with_fault(call, others)
 
-    def broken(self, call: int, fault: Any) -> None:
-        self.world.coordinator_store.break_at(call, fault)
+    def sweep_with_fault(self, call: int, fault: Any) -> None:
+        self.world.coordinator_store.fail_at(call, fault)
         try:
             sweep(self.world.coordinator)
         except CoordinatorDied:
             event("a coordinator died")
         finally:
-            self.world.coordinator_store.mend()
+            self.world.coordinator_store.remove_fault()
 
     # --- operators ----------------------------------------------------------------------------------
 

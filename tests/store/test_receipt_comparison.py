@@ -270,6 +270,8 @@ def test_restart_after_a_clock_set_back_may_have_lost_writes() -> None:
         assert stored.store.shift(stored.run_id, 1, -24 * HOUR)
         server.restart(signal.SIGKILL)
 
-        assert not stored.store.may_have_lost(int(stored.run("created") or 0)), "the creation time hides the loss"
+        assert not stored.store.may_have_lost(int(stored.run("created") or 0)), (
+            "the time of creation already shows the loss"
+        )
         assert stored.store.may_have_lost(int(stored.run("since") or 0))
         stored.close()

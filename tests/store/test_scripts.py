@@ -23,7 +23,7 @@ pytestmark = pytest.mark.store
 R = RunState
 
 
-def but(*states: RunState) -> list[RunState]:
+def all_states_except(*states: RunState) -> list[RunState]:
     """All states of a run except these."""
     return [state for state in RunState if state not in states]
 
@@ -224,7 +224,7 @@ def test_opening_the_first_level_starts_the_run(stored: StoredRun) -> None:
     assert [stored.step(f"status:{i}") for i in range(4)] == ["ready", "skipped", "ready", None]
     assert stored.step("reason:1") == "dependency failed"
     assert now - 5000 <= int(stored.run("opened") or 0) <= now
-    assert stored.step("sent_until:0") is None, "the first message is under way for one lease"
+    assert stored.step("sent_until:0") is None, "a resend is due before the end of the first lease"
     assert (events[1]["level"], events[1]["steps"]) == ("0", "0 2")
     assert (events[2]["step"], events[2]["reason"]) == ("1", "dependency failed")
 
@@ -247,7 +247,7 @@ def test_opening_the_always_steps_moves_the_run_to_finishing(stored: StoredRun) 
     assert (stored.run("state"), stored.run("level"), stored.run("left")) == ("finishing", "0", "1")
 
 
-@pytest.mark.parametrize("state", but(R.RUNNING))
+@pytest.mark.parametrize("state", all_states_except(R.RUNNING))
 def test_level_is_not_opened_from_another_state(stored: StoredRun, state: RunState) -> None:
     stored.lay("running", left=0)
     seen = stored.record()
@@ -363,7 +363,7 @@ def test_operator_undo_has_a_timeout_too(stored: StoredRun) -> None:
     assert int(stored.run("undo_deadline") or 0) > stored.store.now()
 
 
-@pytest.mark.parametrize("state", but(R.ABORTING))
+@pytest.mark.parametrize("state", all_states_except(R.ABORTING))
 def test_undo_is_not_opened_from_another_state(stored: StoredRun, state: RunState) -> None:
     stored.lay("aborting", left=0)
     seen = stored.record()
@@ -430,7 +430,7 @@ def test_abort_can_keep_completed_steps(stored: StoredRun) -> None:
     assert stored.record().keep
 
 
-@pytest.mark.parametrize("state", but(R.RUNNING))
+@pytest.mark.parametrize("state", all_states_except(R.RUNNING))
 def test_only_a_running_run_is_aborted(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, cause="cancel", err="first")
 
@@ -488,7 +488,7 @@ def test_drain_marks_a_lost_step_unknown(stored: StoredRun) -> None:
     assert stored.step("reason:0") != "the run was aborted before the step began"
 
 
-@pytest.mark.parametrize("state", but(R.ABORTING))
+@pytest.mark.parametrize("state", all_states_except(R.ABORTING))
 def test_drain_changes_nothing_in_a_running_run(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, steps={"status:0": "ready", "status:1": "retrying"}, left=2)
 
@@ -521,7 +521,7 @@ def test_finish_ends_the_run(stored: StoredRun, state: RunState) -> None:
     assert (events[0]["state"], events[0]["cause"]) == ("undone", "failure")
 
 
-@pytest.mark.parametrize("state", but(R.RUNNING))
+@pytest.mark.parametrize("state", all_states_except(R.RUNNING))
 def test_finish_is_refused_from_another_state(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, left=0)
 
@@ -616,7 +616,7 @@ def test_cancel_of_a_pending_run_ends_it_with_all_steps(stored: StoredRun) -> No
     assert [stored.step(f"status:{i}") for i in range(4)] == ["not_run", "not_run", "not_run", None]
 
 
-@pytest.mark.parametrize("state", but(R.RUNNING, R.PENDING))
+@pytest.mark.parametrize("state", all_states_except(R.RUNNING, R.PENDING))
 def test_cancel_in_another_state_returns_the_reason(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, cause="failure")
 
@@ -647,7 +647,7 @@ def test_undo_keeps_the_runs_cause(stored: StoredRun) -> None:
     assert stored.run("cause") == "deadline"
 
 
-@pytest.mark.parametrize("state", but(*(TERMINAL - {R.UNDONE, R.CANCELLED})))
+@pytest.mark.parametrize("state", all_states_except(*(TERMINAL - {R.UNDONE, R.CANCELLED})))
 def test_undo_of_a_live_run_returns_the_reason(stored: StoredRun, state: RunState) -> None:
     stored.lay(state)
 

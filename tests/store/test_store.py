@@ -250,12 +250,12 @@ def test_terminal_run_is_not_rescheduled(store: Store) -> None:
     store.look_at("r1", 0)
     found = store.client.zrangebyscore
 
-    def then_rest(*args: Any, **kwargs: Any) -> Any:
+    def read_and_end_the_run(*args: Any, **kwargs: Any) -> Any:
         result = found(*args, **kwargs)
         store.remove_from_live("r1")
         return result
 
-    store.client.zrangebyscore = then_rest  # type: ignore[method-assign]
+    store.client.zrangebyscore = read_and_end_the_run  # type: ignore[method-assign]
     store.due(LEASE)
     assert store.live_count() == 0
 
@@ -277,7 +277,7 @@ def test_expired_attempts_are_listed_by_lease_member(stored: StoredRun) -> None:
     assert stored.store.expired(stored.run_id, stored.store.now()) == ["1"]
 
 
-def ticked(store: Store, ago: float) -> None:
+def backdate_tick(store: Store, ago: float) -> None:
     """Backdate the last sweep by some seconds."""
     store.client.hset(store.keys.clock, "tick", store.now() - round(ago * 1000))
 
@@ -288,25 +288,25 @@ def test_leases_expire_only_while_a_sweeper_runs(store: Store) -> None:
     assert clock.look()
     assert clock.look()
 
-    ticked(store, 1.1 * LEASE)
+    backdate_tick(store, 1.1 * LEASE)
     assert not clock.look()
     assert not clock.look()
     store.client.hset(store.keys.clock, "pause", store.now() - 1)
     assert clock.look()
     # The clock of Redis was set back.
-    ticked(store, -10 * LEASE)
+    backdate_tick(store, -10 * LEASE)
     assert not clock.look()
 
 
 def test_outage_longer_than_a_lease_delays_expiry(store: Store) -> None:
     """Workers renew every third of a lease, so their leases expire two thirds of a lease after the outage begins."""
-    ticked(store, 0.8 * LEASE)
+    backdate_tick(store, 0.8 * LEASE)
     assert not Clock(store).look()
 
 
 def test_sweepers_returning_together_expire_nothing(server: RedisServer, connect: Callable[..., Store]) -> None:
     one, other = connect(server.url), connect(server.url)
-    ticked(one, 2 * LEASE)
+    backdate_tick(one, 2 * LEASE)
     whole, answers = one.client.hset, []
 
     def late(*args: Any, **kwargs: Any) -> Any:

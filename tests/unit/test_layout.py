@@ -177,7 +177,7 @@ def test_no_module_is_too_long() -> None:
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
-#: The limit of imports inside of functions, which need an optional package or a measured start-up time.
+#: The maximum number of imports inside of functions. Each needs an optional package or a measured start-up time.
 LOCAL_IMPORTS = 25
 
 

@@ -41,7 +41,7 @@ COMPUTED = {
     # A level changes the state only for the first `always` steps after an abort.
     "'run_' .. ARGV[3]": {"run_finishing"},
 }
-#: Variables whose values are event names.
+#: Lua expressions whose value is the name of an event.
 PASSED_ON = {"name", "unpack(event)"}
 
 

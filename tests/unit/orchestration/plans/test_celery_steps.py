@@ -11,7 +11,7 @@ from longshore.orchestration import Plan, PlanError, UnknownName, UsageError, va
 from longshore.orchestration.client.client import _same_server
 from longshore.orchestration.testing import Sandbox
 
-#: Options that an application may set without an effect.
+#: Applications may use a setting that Celery deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
 
 

@@ -71,7 +71,7 @@ def test_script_uses_only_portable_redis_functions(name: str) -> None:
 
     assert "cjson" not in code
     assert "cmsgpack" not in code
-    assert "KEYS" not in code, "the prelude names the keys"
+    assert "KEYS" not in code, "the script reads KEYS instead of the names of the prelude"
     assert not re.search(r"\b(loadstring|load|dofile|require|os|io)\b\s*[.(]", code)
 
 

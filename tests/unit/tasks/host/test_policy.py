@@ -196,7 +196,7 @@ def test_init_creates_secrets_once_with_private_modes(tmp_path: Any, monkeypatch
     assert "~billing" in users
     environment = (folder / "env").read_text()
     password = environment.partition("longshore-client:")[2].partition("@")[0]
-    assert password not in users  # a digest of it is
+    assert password not in users  # the file contains a digest of the password
     assert signing.read(folder / "worker/keys.json").role == "worker"
     assert signing.read(folder / "client/keys.json").role == "client"
 
