@@ -15,7 +15,7 @@ from longshore.orchestration import Plan, load
 from longshore.orchestration.client import embedded
 from longshore.orchestration.states import diagram
 from tests.acceptance.pages import Block, Player, blocks
-from tests.integration.processes import PATIENCE, processes_that_know, wait_for
+from tests.integration.processes import PATIENCE, processes_with_text, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -123,7 +123,7 @@ def test_state_diagram_of_the_documents_is_current() -> None:
 def test_second_dev_is_refused_and_sigterm_ends_all_processes(environment: dict[str, str], tmp_path: Path) -> None:
     folder = environment["LONGSHORE_STATE_DIR"]
     with subprocess.Popen(["longshore", "dev"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as dev:
-        wait_for("beat", lambda: any("beat" in command for command in processes_that_know(folder).values()))
+        wait_for("beat", lambda: any("beat" in command for command in processes_with_text(folder).values()))
 
         second = run("longshore", "dev", cwd=tmp_path, env=environment)
         dev.terminate()
@@ -132,4 +132,4 @@ def test_second_dev_is_refused_and_sigterm_ends_all_processes(environment: dict[
     assert second.returncode == 2
     assert "a server and a worker run already" in second.stderr
     assert code == 0
-    wait_for("the end of all processes", lambda: processes_that_know(folder) == {})
+    wait_for("the end of all processes", lambda: processes_with_text(folder) == {})

@@ -26,7 +26,7 @@ from tests.docker.engine_proxy import EngineProxy
 from tests.docker.stale_stacks import PREFIX, QUICK, MakeProject, place, project, rules, selected, two, up
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
-from tests.integration.processes import Installation, all_that_is_kept, wait_for
+from tests.integration.processes import Installation, stored_text, wait_for
 from tests.servers import IMAGE, PASSWORD, USER, Registry, engine_url, remove_project
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def test_moved_tag_of_a_registry_is_found_without_a_pull(
     assert [one["service"] for one in check.json["deployments"]] == ["db"]
     # and the stored data do not contain the password
     rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"]}))
-    assert PASSWORD not in all_that_is_kept(place)
+    assert PASSWORD not in stored_text(place)
 
 
 # --- the page ---------------------------------------------------------------------------------------

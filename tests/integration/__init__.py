@@ -1,1 +1,1 @@
-"""Everything together: clients, real prefork workers and a real Redis."""
+"""End-to-end tests: clients, real prefork workers and a real Redis."""

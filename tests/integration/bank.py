@@ -1,4 +1,4 @@
-"""An application with a Celery app of its own, that knows nothing of Longshore."""
+"""An application with its own Celery app, which does not import Longshore."""
 
 from __future__ import annotations
 

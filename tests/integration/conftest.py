@@ -1,4 +1,4 @@
-"""Workers as separate processes, clients of theirs, and their logs where a test fails."""
+"""Workers as processes, clients of these workers, and the logs of the workers for a failed test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import servers
 from tests.conftest import get
 from tests.integration.processes import Installation, Worker
 
-#: What lets a test see in seconds what takes a minute in production.
+#: Short intervals, so that a test observes in seconds what takes a minute in production.
 QUICK = {"lease": "1s", "sweep_interval": "300ms", "connect_timeout": "5s"}
 MakeInstallation = Callable[..., Installation]
 
@@ -65,9 +65,9 @@ def _close(installation: Installation) -> None:
 
 @pytest.fixture(scope="session")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """An installation in the default name space, with a worker for everything. For tests that kill nothing.
+    """An installation in the default name space, with a worker for all queues. For tests that kill no process.
 
-    Its Redis is its own, since other tests of this process empty the shared one.
+    The installation has its own Redis, because other tests of this process flush the shared server.
     """
     folder = tmp_path_factory.mktemp("everyday")
     engine = f"unix://{folder / 'engine.sock'}"
@@ -82,13 +82,13 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 
 @pytest.fixture(scope="session")
 def client(workers: Installation) -> Client:
-    """A client of those workers, its settings given and not taken from the environment."""
+    """A client of `workers`, with settings that do not depend on the environment."""
     return workers.client()
 
 
 @pytest.fixture
 def install(redis_server: servers.RedisServer, tmp_path: Path) -> Iterator[MakeInstallation]:
-    """Makes installations in name spaces of their own, without workers."""
+    """Create installations without workers, each in its own name space."""
     made: list[Installation] = []
 
     def make(**options: Any) -> Installation:
@@ -106,7 +106,7 @@ def install(redis_server: servers.RedisServer, tmp_path: Path) -> Iterator[MakeI
 def module_installation(
     redis_server: servers.RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MakeInstallation]:
-    """The same, for all tests of a module."""
+    """Create installations that all tests of a module share."""
     made: list[Installation] = []
 
     def make(**options: Any) -> Installation:
@@ -128,7 +128,7 @@ def shop(module_installation: MakeInstallation) -> Installation:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder whose path leaves room for a socket's name."""
+    """A folder with a path short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="ls-") as folder:
         yield Path(folder)
 

@@ -1,4 +1,4 @@
-"""Flower as a process, and a browser that opens its pages, without pytest."""
+"""Flower as a process, and a browser for its pages; independent of pytest."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ return faint;
 
 
 class Flower:
-    """One as `longshore flower` starts it."""
+    """A process of Flower, as `longshore flower` starts it."""
 
     def __init__(
         self, place: Installation, *options: str, command: tuple[str, ...] = (LONGSHORE, "flower"), **environment: str
@@ -110,7 +110,7 @@ class Flower:
 
 
 class Browser:
-    """Chromium, of which all messages of the console are errors."""
+    """Chromium, with the messages of its console."""
 
     def __init__(self, folder: Path) -> None:
         options = webdriver.ChromeOptions()
@@ -131,14 +131,14 @@ class Browser:
         self.driver.get(url)
 
     def until(self, what: str, look: Callable[[], T]) -> T:
-        """The page is renewed as it goes: what was found may be gone."""
+        """Wait for a true result. An element may disappear during a refresh of the page."""
 
-        def calmly() -> T | None:
+        def attempt() -> T | None:
             with contextlib.suppress(StaleElementReferenceException, WebDriverException):
                 return look()
             return None
 
-        return wait_for(f"{what}\n{self.text()[:2000]}", calmly, 40)  # type: ignore[return-value]
+        return wait_for(f"{what}\n{self.text()[:2000]}", attempt, 40)  # type: ignore[return-value]
 
     def one(self, selector: str) -> Any:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -155,7 +155,7 @@ class Browser:
         return str(self.driver.execute_script("return document.getElementById('state')?.textContent"))
 
     def colours(self) -> dict[str, tuple[str, str]]:
-        """Of each step of the picture: its state, and the colour that it has."""
+        """The state and the colour of each step in the diagram."""
         found: Any = self.driver.execute_script(
             "return [...document.querySelectorAll('g[id^=step-]')].map(g => "
             "[g.id.slice(5), g.dataset.state, g.querySelector('rect.box').getAttribute('fill')])"
@@ -163,23 +163,23 @@ class Browser:
         return {name: (state, fill) for name, state, fill in found}
 
     def theme(self, name: str) -> None:
-        """What the system prefers: light or dark."""
+        """Set the preference of the system: light or dark."""
         media = [{"name": "prefers-color-scheme", "value": name}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
 
     def overflow(self) -> int:
-        """The pixels by which the page is wider than the window."""
+        """The difference between the widths of the page and of the window, in pixels."""
         wide: Any = self.driver.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
         return int(wide)
 
     def colour(self, selector: str, part: str) -> str:
-        """A colour of an element as hex, such as its backgroundColor."""
+        """A colour of an element, such as its backgroundColor, in hexadecimal."""
         script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
         found: Any = self.driver.execute_script(script, selector, part)
         return "#" + "".join(f"{int(number):02x}" for number in re.findall(r"\d+", found)[:3])
 
     def faint(self) -> list[tuple[str, float]]:
-        """The texts whose contrast to their background is below 4.5, with that contrast."""
+        """Each text with a contrast to its background below 4.5, and the contrast."""
         found: Any = self.driver.execute_script(_FAINT)
         return [(text, contrast) for text, contrast in found]
 
@@ -192,15 +192,15 @@ class Browser:
         self.one("#ask-why").send_keys(why)
         self.one("#ask-yes").click()
 
-    def said(self) -> list[str]:
-        """What the console says of errors."""
+    def console_errors(self) -> list[str]:
+        """Errors and warnings of the console."""
         known: Any = self.driver.get_log("browser")
         return [
             one["message"] for one in known if one["level"] in {"SEVERE", "WARNING"} and "favicon" not in one["message"]
         ]
 
-    def asked_for(self) -> set[str]:
-        """The hosts that the pages have asked for anything."""
+    def requested_hosts(self) -> set[str]:
+        """The hosts of all requests of the pages."""
         hosts = set()
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]

@@ -1,4 +1,4 @@
-"""A worker that imports this is of a version to come: its records are newer than this one's."""
+"""A worker that imports this module is of a newer version, with newer records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An application's own operations, as its workers import them."""
+"""Function operations of an application, which its workers import."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Count:
 
 @operation("own.echo", read_only=True, secrets=["text"])
 def echo(text: str) -> dict[str, str]:
-    """Gives back what it was given, also where that is a secret."""
-    return {"said": text}
+    """Return the text, even if the text is a secret."""
+    return {"text": text}
 
 
 @operation("own.hosts", read_only=True)
 def hosts(answers: dict[str, str]) -> Result:
-    """One answer a host: changed, unchanged, skipped, or what failed."""
+    """Return one answer for each host: changed, unchanged, skipped, or an error."""
 
     def answer(item: tuple[str, str]) -> HostResult:
-        host, said = item
-        if said == "skipped":
+        host, status = item
+        if status == "skipped":
             return HostResult(host, status="skipped")
-        if said in {"changed", "unchanged"}:
-            return HostResult(host, changed=said == "changed", data={"host": host})
-        return HostResult(host, error=said)
+        if status in {"changed", "unchanged"}:
+            return HostResult(host, changed=status == "changed", data={"host": host})
+        return HostResult(host, error=status)
 
     return Result.from_hosts(answers.items(), answer)
 
@@ -57,7 +57,7 @@ def touch(ctx: Context, path: Path, text: str = "") -> dict[str, Any]:
 
 @operation("own.late")
 def late(path: Path, go: Path) -> None:
-    """Hangs, as a call of a file system that does not answer does, and then has its effect."""
+    """Hang like a call of a file system that does not answer, and have the effect later."""
     path.with_name(f"{path.name}.began").touch()
     while not go.exists():
         time.sleep(0.1)
@@ -72,7 +72,7 @@ def untouch(path: Path) -> None:
 
 @operation("own.charge", queue="billing", retry_on=(ConnectionError,))
 def charge(ctx: Context, bill: Bill, ledger: Path, away: int = 0) -> Bill:
-    """Charge it; the bank is away so many times first."""
+    """Charge the bill; the first `away` attempts fail."""
     with ledger.open("a") as file:
         file.write(f"try {ctx.attempt}\n")
     if ctx.attempt <= away:
@@ -94,13 +94,13 @@ def refund(ctx: Context, ledger: Path, before: dict[str, Any], data: dict[str, A
 
 
 @charge.predict
-def foretell(bill: Bill) -> Prediction:
+def predict_charge(bill: Bill) -> Prediction:
     return Prediction(f"would charge {bill.amount}")
 
 
 @operation("own.sum", read_only=True)
 def total(ctx: Context, steps: list[str]) -> Count:
-    """Adds up what steps before it charged."""
+    """Add the charges of earlier steps."""
     return Count(sum(ctx.results[name].decode(Bill).amount for name in steps))
 
 
@@ -111,7 +111,7 @@ def large(size: int) -> dict[str, Any]:
 
 @operation("own.returns")
 def returns(what: str) -> Any:
-    """Whatever a function may give back."""
+    """Return a value of the given kind."""
     if what == "raise":
         raise ZeroDivisionError("by a mistake")
     return {"nothing": None, "false": False, "list": [1, 2], "model": Bill(customer="ann", amount=1)}.get(
@@ -129,7 +129,7 @@ def patient(ctx: Context, seconds: float) -> None:
 
 @operation("own.bill", service="billing", idempotent=True)
 def bill(ctx: Context, folder: Path) -> dict[str, Any]:
-    """Fails while the service is down: a file says so."""
+    """Charge a bill; the service is down while the file `down` exists."""
     with (folder / "calls").open("a") as calls:
         calls.write(f"{time.time():.3f} {ctx.run_id}\n")
     if (folder / "down").exists():
@@ -146,14 +146,14 @@ def unbill(folder: Path) -> None:
 
 @operation("own.undeclared", idempotent=True)
 def undeclared(folder: Path) -> None:
-    """It says only when it is asked which service it needs."""
+    """Name the needed service only in the error."""
     if (folder / "down").exists():
         raise Blocked("connection refused", service="paging")
 
 
 @operation("own.slow_order", idempotent=True)
 def slow_order(ctx: Context, folder: Path) -> dict[str, Any]:
-    """Accepted at once, known later."""
+    """Order something; the outcome is unknown until the file `known` exists."""
     with (folder / "asked").open("a") as asked:
         asked.write(f"{ctx.idempotency_key}\n")
     if not (folder / "known").exists():
@@ -163,7 +163,7 @@ def slow_order(ctx: Context, folder: Path) -> dict[str, Any]:
 
 @operation("own.leak", idempotent=True)
 def leak(ctx: Context, path: Path, fail: bool = False) -> dict[str, str]:
-    """Prints, logs, returns and raises what a file holds."""
+    """Print, log, return and raise the content of a file."""
     text = path.read_text()
     print(f"printed {text}")
     print(f"printed as an error {text}", file=sys.stderr)
@@ -171,7 +171,7 @@ def leak(ctx: Context, path: Path, fail: bool = False) -> dict[str, str]:
     ctx.log(f"noted {text}")
     if fail:
         raise RuntimeError(f"no connection to postgres://app:{text}@db/shop")
-    return {"said": text, f"key {text}": "value"}
+    return {"text": text, f"key {text}": "value"}
 
 
 @leak.before
@@ -187,24 +187,24 @@ def leak_undo(path: Path) -> None:
 
 @operation("own.leak-forms", read_only=True)
 def leak_forms(ctx: Context, path: Path) -> dict[str, list[str]]:
-    """Prints and returns what a file holds, in the forms that programs write."""
+    """Print and return the content of a file, in the forms that programs write."""
     text = path.read_text()
     login = f"app:{text}".encode()
-    said = [repr(text), json.dumps({"password": text}), quote(text), quote_plus(text), html.escape(text)]
-    said += [base64.b64encode(text.encode()).decode(), base64.b64encode(login).decode()]
-    said += [base64.urlsafe_b64encode(b"x" + login).decode(), json.dumps(json.dumps(text))]
-    for one in said:
+    texts = [repr(text), json.dumps({"password": text}), quote(text), quote_plus(text), html.escape(text)]
+    texts += [base64.b64encode(text.encode()).decode(), base64.b64encode(login).decode()]
+    texts += [base64.urlsafe_b64encode(b"x" + login).decode(), json.dumps(json.dumps(text))]
+    for one in texts:
         print(f"printed {one}")
         ctx.log(f"noted {one}")
-    return {"said": said}
+    return {"texts": texts}
 
 
 @operation("own.leak-and-hang", idempotent=True)
 def leak_and_hang(ctx: Context, path: Path, began: Path) -> dict[str, str]:
-    """Prints what a file holds, and ends once a file `go` is there."""
+    """Print the content of a file, and end when the file `go` exists."""
     print(f"printed {path.read_text()}")
     ctx.log(f"noted {path.read_text()}")
     began.write_text("began\n")
     while not began.with_name("go").exists():
         ctx.sleep(0.1)
-    return {"said": path.read_text()}
+    return {"text": path.read_text()}

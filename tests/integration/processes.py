@@ -1,4 +1,4 @@
-"""The parts of an installation as processes of their own, without pytest."""
+"""The processes of an installation, independent of pytest."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.fork_server import ForkServer, Process
 
 T = TypeVar("T")
 
-#: The installed program, for tests that need a terminal or a program of its own.
+#: The installed program, for tests that need a terminal or a separate program.
 LONGSHORE = str(Path(sys.executable).with_name("longshore"))
-#: Generous: other tests may have the machine's cores at the same time.
+#: A long time, because other tests may occupy the processors.
 PATIENCE = 90.0
 _WORKER = ["celery", "-A", "longshore.workers", "worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle"]
 
@@ -41,19 +41,19 @@ def fork_server() -> ForkServer:
 
 
 def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE) -> T:
-    """The first answer that is true."""
+    """Return the first true result of `look`."""
     until = time.monotonic() + timeout
     while True:
         found = look()
         if found:
             return found
         if time.monotonic() >= until:
-            raise AssertionError(f"waited {timeout:g} s in vain for: {what}")
+            raise AssertionError(f"waited {timeout:g} s for: {what}")
         time.sleep(0.05)
 
 
-def processes_that_know(text: str) -> dict[int, str]:
-    """The command lines, by pid, of live processes with this text in their environment or command line."""
+def processes_with_text(text: str) -> dict[int, str]:
+    """The command lines by pid of live processes with the text in the environment or command line."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
@@ -66,7 +66,7 @@ def processes_that_know(text: str) -> dict[int, str]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there that has not ended; one that nobody has buried yet has."""
+    """Report whether the process exists and is not a zombie."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -74,7 +74,7 @@ def alive(pid: int) -> bool:
 
 
 class Worker:
-    """A prefork worker. `name` is unique in its installation, `arguments` are Celery's."""
+    """A prefork worker. `name` is unique in the installation; `arguments` are those of Celery."""
 
     def __init__(self, installation: Installation, name: str, *arguments: str, **environment: str) -> None:
         self.installation = installation
@@ -97,13 +97,13 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The process id of the main process. Raises RuntimeError where the worker does not run."""
+        """The process id of the main process. RuntimeError if the worker does not run."""
         if self._process is None:
             raise RuntimeError(f"{self.node} does not run")
         return self._process.pid
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it in a process group of its own; it ends with the tests."""
+        """Start the worker in its own process group. The worker ends with the tests."""
         self._process = fork_server().start(
             self._command, env=self._environment, cwd=self.installation.folder, log=self.log, new_session=True
         )
@@ -111,14 +111,14 @@ class Worker:
             self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
-        """Return when it answers."""
+        """Wait until the worker answers a ping."""
         app = producer(self.installation.settings)
         with app.connection_for_write() as connection:
 
             def answers() -> bool:
                 if not self.running:
                     raise AssertionError(f"{self.node} did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
-                # It is not asked before it can answer, for each question is work for the machine.
+                # A ping costs processor time: send the first one when the log shows that the worker is ready.
                 if b" ready." not in self.log.read_bytes():
                     return False
                 return bool(app.control.ping(destination=[self.node], timeout=2.0, connection=connection, limit=1))
@@ -127,24 +127,24 @@ class Worker:
         app.close()
 
     def keep_alive(self) -> None:
-        """Start it again if it has died, as whatever runs workers does."""
+        """Restart the worker if it has ended, like a supervisor."""
         if not self.running:
             self._end_group(signal.SIGKILL)
             self.start(wait=False)
 
     def signal_main(self, number: signal.Signals) -> None:
-        """Reach the process that the others are children of, as whatever runs workers does."""
+        """Send a signal to the main process, like a supervisor."""
         if self._process is not None:
             self._process.send_signal(number)
 
     def signal_group(self, number: signal.Signals) -> None:
-        """Reach every one of its processes."""
+        """Send a signal to each process of the worker."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
     def children(self) -> list[int]:
-        """The processes that its main process has started, by pid."""
+        """The process ids of the children of the main process."""
         if self._process is None:
             return []
         with contextlib.suppress(OSError):
@@ -153,11 +153,11 @@ class Worker:
         return []
 
     def kill(self) -> None:
-        """End all of its processes, as a machine that loses its power does."""
+        """Kill all processes of the worker, as a power failure does."""
         self._end_group(signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM to the main process, which lets its steps end; SIGKILL to all where that takes long."""
+        """Send SIGTERM to the main process, which waits for its steps; after 15 s SIGKILL to all."""
         process = self._process
         if process is None:
             return
@@ -177,14 +177,14 @@ class Worker:
 
 @dataclass
 class Installation:
-    """A name space on a Redis with a state folder, and what its clients and workers are given."""
+    """A name space on a Redis, a state folder, and the settings of clients and workers."""
 
     redis_url: str
     folder: Path
     namespace: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:8]}")
     #: Settings of clients and workers.
     options: dict[str, str] = field(default_factory=dict)
-    #: Where its workers look for the Docker engine.
+    #: The URL of the Docker engine for the workers.
     docker_host: str = ""
     workers: list[Worker] = field(default_factory=list)
     _clients: list[Client] = field(default_factory=list)
@@ -192,7 +192,7 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's, without what is meant for another Longshore."""
+        """The environment of this process, with the settings of this installation only."""
         mine = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
         given = {
             "redis_url": self.redis_url,
@@ -206,7 +206,7 @@ class Installation:
 
     @property
     def pythonpath(self) -> str:
-        """Where workers find the modules of these tests."""
+        """The folder from which workers import the modules of the tests."""
         return str(Path(__file__).resolve().parents[2])
 
     @property
@@ -216,7 +216,7 @@ class Installation:
 
     @property
     def redis(self) -> redis.Redis:
-        """A client of its Redis that decodes nothing."""
+        """A Redis client that returns bytes."""
         if self._redis is None:
             self._redis = redis.Redis.from_url(self.redis_url)
         return self._redis
@@ -227,13 +227,13 @@ class Installation:
         return client
 
     def worker(self, name: str, *arguments: str, **environment: str) -> Worker:
-        """A worker that is not started yet."""
+        """Return a new worker, not yet started."""
         worker = Worker(self, name, *arguments, **environment)
         self.workers.append(worker)
         return worker
 
     def at(self, node: str) -> Worker:
-        """The worker of that node name."""
+        """Return the worker with that node name."""
         return next(worker for worker in self.workers if worker.node == node)
 
     def run(self, plan: Plan | str, run_id: str | None = None, **params: Any) -> Run:
@@ -244,20 +244,20 @@ class Installation:
         return client.start(parse(plan) if isinstance(plan, str) else plan, params, run_id=run_id)
 
     def popen(self, *arguments: str, **environment: str) -> Process:
-        """`longshore …`, under way."""
+        """Start `longshore …`."""
         return fork_server().start(["longshore", *arguments], env=self.environment | environment, cwd=self.folder)
 
-    def feed(self, text: str, *arguments: str) -> Said:
-        """`longshore …` with a text on its standard input, to its end."""
+    def feed(self, text: str, *arguments: str) -> CommandResult:
+        """Run `longshore …` with a text on its standard input."""
         process = fork_server().start(["longshore", *arguments], env=self.environment, cwd=self.folder, stdin=text)
-        return said(process)
+        return result_of(process)
 
-    def longshore(self, *arguments: str, timeout: float = PATIENCE, **environment: str) -> Said:
-        """`longshore …`, to its end."""
-        return said(self.popen(*arguments, **environment), timeout)
+    def longshore(self, *arguments: str, timeout: float = PATIENCE, **environment: str) -> CommandResult:
+        """Run `longshore …`."""
+        return result_of(self.popen(*arguments, **environment), timeout)
 
     def queue(self, name: str) -> list[bytes]:
-        """The messages that wait in a queue, the next one first."""
+        """The messages in a queue, the next one first."""
         waiting: Any = self.redis.lrange(self.queue_key(name), 0, -1)
         return list(reversed(waiting))
 
@@ -275,8 +275,8 @@ class Installation:
 
 
 @dataclass(frozen=True)
-class Said:
-    """How a command ended, and what it said."""
+class CommandResult:
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -287,22 +287,22 @@ class Said:
         return json.loads(self.out)
 
 
-def said(process: Process, timeout: float = PATIENCE) -> Said:
+def result_of(process: Process, timeout: float = PATIENCE) -> CommandResult:
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
         raise AssertionError(f"{process.args!r} did not end in {timeout:g} s\n{out}\n{err}") from None
-    return Said(process.returncode, out, err)
+    return CommandResult(process.returncode, out, err)
 
 
-def all_that_is_kept(place: Installation, *more: str) -> str:
-    """All that Redis has, every file of the installation, and what else was collected."""
+def stored_text(place: Installation, *more: str) -> str:
+    """All data in Redis, all files of the installation, and the given texts, as one text."""
     found: list[str] = list(more)
     for key in place.redis.scan_iter(count=1000):
         kind = place.redis.type(key)
-        if kind == b"none":  # it has gone meanwhile
+        if kind == b"none":  # the key has expired
             continue
         read: dict[bytes, Any] = {
             b"string": lambda: place.redis.get(key),  # noqa: B023 - called at once
@@ -318,21 +318,21 @@ def all_that_is_kept(place: Installation, *more: str) -> str:
 
 
 def redis_of(installation: Installation) -> dict[bytes, Any]:
-    """Every key of the installation with its value, but for how the workers' remote control is wired, their signs of
-    life, and messages that a worker has received and not acknowledged yet.
+    """Every key of the installation with its value, except keys of Celery's remote control, heartbeats of workers,
+    and messages that a worker has received and not yet acknowledged.
     """
     client = installation.redis
     prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
     wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":hosts", b":host:", b"unacked")
     keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
-    # What expires by itself may do so at any time: a pause of the sweepers, a sign of life.
+    # Keys with an expiry, such as heartbeats, may disappear at any time.
     keys = [key for key in keys if client.pttl(key) == -1]
-    # A set's members have no order of their own.
+    # The members of a set have no order.
     return {key: client.smembers(key) if client.type(key) == b"set" else client.dump(key) for key in keys}
 
 
 def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """Everything in a folder: kind, mode, owner, bytes."""
+    """The mode, owner and bytes of each path in a folder."""
     found: dict[str, tuple[Any, ...]] = {}
     for path in sorted(folder.rglob("*")):
         info = path.lstat()
@@ -342,12 +342,12 @@ def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def lines(path: Path) -> Sequence[str]:
-    """The lines of a file; none where there is no file."""
+    """The lines of a file; empty if the file does not exist."""
     return path.read_text().splitlines() if path.exists() else []
 
 
 def report_of(installation: Installation, plan: Plan, **params: Any) -> Report:
-    """A plan run to its end."""
+    """Run a plan, and return its report."""
     return installation.run(plan, **params).wait(timeout=PATIENCE)
 
 
@@ -356,5 +356,5 @@ def statuses(report: Report) -> dict[str, str]:
 
 
 def names(run: Run, event: str) -> list[str]:
-    """The steps that an event was about, in order."""
+    """The steps of all events with this name, in order."""
     return [found.step for found in run.events() if found.name == event and found.step]

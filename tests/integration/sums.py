@@ -1,4 +1,4 @@
-"""An application with a Celery app of its own, whose canvases become plans."""
+"""An application with its own Celery app, whose canvases become plans."""
 
 from __future__ import annotations
 

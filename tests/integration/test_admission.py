@@ -1,4 +1,4 @@
-"""How many runs may be live, who waits for whom, and when what has ended is forgotten."""
+"""Limits of live runs, concurrency keys, the run queue, and the deletion of ended runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN = "tests.integration.own_operations"
 
 
 def sleeper(name: str, folder: Path, seconds: float = 0.5) -> Plan:
-    """It writes when it begins and when it ends."""
+    """A plan whose step logs its begin and its end."""
     plan = Plan(name)
     text = f"echo begin {name} >> {folder}/log; sleep {seconds}; echo end {name} >> {folder}/log"
     plan.step("work", "command.shell.execute", command=text)
@@ -36,15 +36,13 @@ def most_at_once(log: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def five(module_installation: MakeInstallation) -> Iterator[Installation]:
-    """An installation with room for five runs."""
+    """An installation that admits five runs."""
     made = module_installation(options={"max_runs": "5"})
     made.worker("five", "--concurrency", "8").start()
     return made
 
 
-def test_no_more_runs_are_live_than_may_and_the_others_follow_in_their_order(
-    five: Installation, tmp_path: Path
-) -> None:
+def test_max_runs_limits_live_runs_and_others_begin_in_order(five: Installation, tmp_path: Path) -> None:
     # when
     runs = [five.run(sleeper(f"r{n:02}", tmp_path, 0.2)) for n in range(50)]
     seen = []
@@ -61,15 +59,15 @@ def test_no_more_runs_are_live_than_may_and_the_others_follow_in_their_order(
     assert {run.report().exit_code for run in runs} == {0}
 
 
-def test_a_run_that_waits_says_for_what_and_can_be_cancelled(five: Installation, tmp_path: Path) -> None:
+def test_queued_run_reports_its_reason_and_can_be_cancelled(five: Installation, tmp_path: Path) -> None:
     # given
     live = [five.run(sleeper(f"live{n}", tmp_path, 20.0)) for n in range(5)]
-    wait_for("five to be live", lambda: all(run.state() == "running" for run in live))
+    wait_for("five live runs", lambda: all(run.state() == "running" for run in live))
     waiting = five.run(sleeper("waiting", tmp_path))
 
     # then
-    told = wait_for("its reason", lambda: waiting.report().error)
-    assert "5 runs are live, of at most 5" in told.message
+    error = wait_for("the pending reason", lambda: waiting.report().error)
+    assert "5 runs are live, of at most 5" in error.message
     assert waiting.state() == "pending"
 
     # when
@@ -83,10 +81,10 @@ def test_a_run_that_waits_says_for_what_and_can_be_cancelled(five: Installation,
         run.wait(PATIENCE)
 
 
-def test_more_than_may_wait_are_refused_with_one_clear_error_and_nothing_is_stored(
+def test_full_run_queue_refuses_a_start_and_stores_nothing(
     module_installation: MakeInstallation, tmp_path: Path
 ) -> None:
-    # given an installation whose workers are away
+    # given an installation without workers
     closed = module_installation(options={"max_runs": "1", "max_queued": "3"})
     plan = tmp_path / "plan.yaml"
     plan.write_text(sleeper("p", tmp_path).to_yaml())
@@ -104,7 +102,7 @@ def test_more_than_may_wait_are_refused_with_one_clear_error_and_nothing_is_stor
     assert "3 runs wait already" in refused.err
     assert len(refused.err.splitlines()) == 1
     assert closed.client().store.body("r3") is None
-    assert again.code == 0  # it is there already
+    assert again.code == 0  # the run with this id is in the queue already
     with pytest.raises(QueueFull):
         closed.run(sleeper("p", tmp_path))
 
@@ -119,21 +117,21 @@ def with_key(name: str, folder: Path, seconds: float = 0.5, on_limit: str = "que
 
 
 @pytest.fixture(scope="module")
-def open_house(module_installation: MakeInstallation) -> Iterator[Installation]:
+def keyed(module_installation: MakeInstallation) -> Iterator[Installation]:
     made = module_installation(options={"max_runs_per_plan": "3", "retention": "1h"})
     made.worker("open", "--concurrency", "6").start()
     return made
 
 
-def test_two_runs_of_one_application_are_held_apart(open_house: Installation, tmp_path: Path) -> None:
+def test_runs_with_the_same_concurrency_key_do_not_overlap(keyed: Installation, tmp_path: Path) -> None:
     # when
-    one = open_house.run(with_key("one", tmp_path, 2.0), app="shop")
-    two = open_house.run(with_key("two", tmp_path), app="shop")
-    other = open_house.run(with_key("other", tmp_path), app="blog")
-    told = wait_for("its reason", lambda: two.report().error)
+    one = keyed.run(with_key("one", tmp_path, 2.0), app="shop")
+    two = keyed.run(with_key("two", tmp_path), app="shop")
+    other = keyed.run(with_key("other", tmp_path), app="blog")
+    error = wait_for("the pending reason", lambda: two.report().error)
 
     # then
-    assert f"'deploy-shop' is held by {one.id}" in told.message
+    assert f"'deploy-shop' is held by {one.id}" in error.message
     assert other.wait(PATIENCE).exit_code == 0
     assert not one.report().ended
     assert two.wait(PATIENCE).exit_code == 0
@@ -141,11 +139,11 @@ def test_two_runs_of_one_application_are_held_apart(open_house: Installation, tm
     assert log == ["begin one", "end one", "begin two", "end two"]
 
 
-def test_one_more_is_not_run_where_it_would_be_skipped(open_house: Installation, tmp_path: Path) -> None:
-    one = open_house.run(with_key("one", tmp_path, 2.0), app="shop2")
-    wait_for("it to begin", lambda: one.state() == "running")
+def test_run_with_skip_is_cancelled_while_its_key_is_held(keyed: Installation, tmp_path: Path) -> None:
+    one = keyed.run(with_key("one", tmp_path, 2.0), app="shop2")
+    wait_for("the run to begin", lambda: one.state() == "running")
 
-    report = open_house.run(with_key("two", tmp_path, on_limit="skip"), app="shop2").wait(PATIENCE)
+    report = keyed.run(with_key("two", tmp_path, on_limit="skip"), app="shop2").wait(PATIENCE)
 
     assert (report.state, report.exit_code, report.step("work").status) == ("cancelled", 1, "not_run")
     assert report.error is not None
@@ -153,12 +151,10 @@ def test_one_more_is_not_run_where_it_would_be_skipped(open_house: Installation,
     one.wait(PATIENCE)
 
 
-def test_waiting_run_that_is_cancelled_never_begins_and_a_resume_begins_it(
-    open_house: Installation, tmp_path: Path
-) -> None:
-    one = open_house.run(with_key("one", tmp_path, 3.0), app="shop4")
-    wait_for("it to begin", lambda: one.state() == "running")
-    two = open_house.run(with_key("two", tmp_path), app="shop4")
+def test_cancelled_queued_run_begins_only_after_a_resume(keyed: Installation, tmp_path: Path) -> None:
+    one = keyed.run(with_key("one", tmp_path, 3.0), app="shop4")
+    wait_for("the run to begin", lambda: one.state() == "running")
+    two = keyed.run(with_key("two", tmp_path), app="shop4")
     two.cancel("not today")
 
     report = two.wait(PATIENCE)
@@ -171,31 +167,31 @@ def test_waiting_run_that_is_cancelled_never_begins_and_a_resume_begins_it(
     assert not [line for line in lines(tmp_path / "log") if "two" in line]
 
     two.resume()
-    wait_for("it to begin", lambda: two.state() == "succeeded")
+    wait_for("the run to begin", lambda: two.state() == "succeeded")
     assert two.wait(PATIENCE).exit_code == 0
 
 
-def test_one_more_takes_the_place_of_the_one_that_runs(open_house: Installation, tmp_path: Path) -> None:
-    one = open_house.run(with_key("one", tmp_path, 60.0), app="shop3")
-    wait_for("it to begin", lambda: one.state() == "running")
+def test_run_with_cancel_running_replaces_the_holder_of_its_key(keyed: Installation, tmp_path: Path) -> None:
+    one = keyed.run(with_key("one", tmp_path, 60.0), app="shop3")
+    wait_for("the run to begin", lambda: one.state() == "running")
 
-    two = open_house.run(with_key("two", tmp_path, on_limit="cancel_running"), app="shop3")
+    two = keyed.run(with_key("two", tmp_path, on_limit="cancel_running"), app="shop3")
 
     assert two.wait(PATIENCE).exit_code == 0
     report = one.wait(PATIENCE)
     assert (report.cause, report.error and report.error.message) == ("cancel", f"replaced by run {two.id}")
 
 
-def test_runs_of_one_plan_have_a_limit_of_their_own(open_house: Installation, tmp_path: Path) -> None:
-    runs = [open_house.run(sleeper("same", tmp_path)) for _ in range(6)]
-    other = open_house.run(sleeper("other", tmp_path / ".."))
+def test_max_runs_per_plan_limits_runs_of_one_plan(keyed: Installation, tmp_path: Path) -> None:
+    runs = [keyed.run(sleeper("same", tmp_path)) for _ in range(6)]
+    other = keyed.run(sleeper("other", tmp_path / ".."))
     assert other.wait(PATIENCE).exit_code == 0
     assert all(run.wait(PATIENCE).exit_code == 0 for run in runs)
     assert most_at_once(list(lines(tmp_path / "log"))) <= 3
 
 
-def test_a_child_has_its_place_with_its_parent(module_installation: MakeInstallation, tmp_path: Path) -> None:
-    # given room for one run
+def test_child_run_does_not_count_against_max_runs(module_installation: MakeInstallation, tmp_path: Path) -> None:
+    # given an installation that admits one run
     tight = module_installation(options={"max_runs": "1"})
     tight.worker("tight", "--concurrency", "2").start()
     child = Plan("child")
@@ -203,11 +199,11 @@ def test_a_child_has_its_place_with_its_parent(module_installation: MakeInstalla
     parent = Plan("parent")
     parent.run_plan("child", child)
 
-    # then the parent's child does not wait for its parent's end
+    # then the child run begins before its parent ends
     assert tight.run(parent).wait(PATIENCE).exit_code == 0
 
 
-def test_new_runs_that_need_a_service_that_is_down_are_queued_or_refused(
+def test_new_run_that_needs_a_down_service_is_queued_or_refused(
     module_installation: MakeInstallation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given
@@ -219,16 +215,16 @@ def test_new_runs_that_need_a_service_that_is_down_are_queued_or_refused(
     plan.step("bill", "own.bill", folder=str(tmp_path))
     (tmp_path / "down").touch()
     first = shop.run(plan)
-    wait_for("it to be suspended", lambda: first.state() == "suspended")
+    wait_for("the suspension", lambda: first.state() == "suspended")
 
     # when
     queued = shop.run(plan)
-    told = wait_for("its reason", lambda: queued.report().error)
+    error = wait_for("the pending reason", lambda: queued.report().error)
     refusing = shop.client()
     refusing.store.settings = refusing.store.settings.model_copy(update={"on_blocked": "refuse"})
 
     # then
-    assert "service billing is down" in told.message
+    assert "service billing is down" in error.message
     assert queued.state() == "pending"
     with pytest.raises(ServiceDown, match="needs service billing, which is down"):
         refusing.start(plan, run_id="refused")
@@ -242,27 +238,27 @@ def test_new_runs_that_need_a_service_that_is_down_are_queued_or_refused(
     assert (first.wait(PATIENCE).exit_code, queued.wait(PATIENCE).exit_code) == (0, 0)
 
 
-# --- how long what has ended is kept --------------------------------------------------------------------
+# --- retention ------------------------------------------------------------------------------------------
 
 
 def keys_of(installation: Installation, run: Run) -> list[bytes]:
     return list(installation.redis.keys(f"{installation.namespace}:*{{{run.id}}}*"))
 
 
-def test_a_run_that_rests_is_forgotten_when_somebody_says_so(open_house: Installation, tmp_path: Path) -> None:
-    # given one that has ended and one that is live
-    done = open_house.run(sleeper("done", tmp_path, 0))
+def test_prune_deletes_ended_runs_and_refuses_live_ones(keyed: Installation, tmp_path: Path) -> None:
+    # given an ended run and a live one
+    done = keyed.run(sleeper("done", tmp_path, 0))
     done.wait(PATIENCE)
-    live = open_house.run(sleeper("live", tmp_path, 60))
-    wait_for("it to begin", lambda: live.state() == "running")
+    live = keyed.run(sleeper("live", tmp_path, 60))
+    wait_for("the run to begin", lambda: live.state() == "running")
 
     # when
-    would = open_house.longshore("--dry-run", "runs", "prune", done.id)
-    young = open_house.longshore("runs", "prune", done.id, live.id, "--older-than", "1h")
-    unknown = open_house.longshore("runs", "prune", "nothing", "--older-than", "1h")
-    other = open_house.longshore("runs", "prune", done.id, "--plan", "other", "-o", "json")
-    said = open_house.longshore("runs", "prune", done.id, "-o", "json")
-    refused = open_house.longshore("runs", "prune", live.id)
+    would = keyed.longshore("--dry-run", "runs", "prune", done.id)
+    young = keyed.longshore("runs", "prune", done.id, live.id, "--older-than", "1h")
+    unknown = keyed.longshore("runs", "prune", "nothing", "--older-than", "1h")
+    other = keyed.longshore("runs", "prune", done.id, "--plan", "other", "-o", "json")
+    pruned = keyed.longshore("runs", "prune", done.id, "-o", "json")
+    refused = keyed.longshore("runs", "prune", live.id)
 
     # then
     assert f"would delete run {done.id}" in would.out
@@ -270,20 +266,18 @@ def test_a_run_that_rests_is_forgotten_when_somebody_says_so(open_house: Install
     assert (young.code, f"run {live.id}: refused" in young.err) == (1, True)
     assert unknown.code == 2
     assert (other.code, other.json["skipped"]) == (0, [done.id])
-    assert said.code == 0, said.err
-    assert said.json == {"dry_run": False, "forgotten": [done.id], "refused": [], "skipped": []}
-    assert keys_of(open_house, done) == []
-    assert open_house.longshore("runs", "show", done.id).code == 2
+    assert pruned.code == 0, pruned.err
+    assert pruned.json == {"dry_run": False, "forgotten": [done.id], "refused": [], "skipped": []}
+    assert keys_of(keyed, done) == []
+    assert keyed.longshore("runs", "show", done.id).code == 2
     assert refused.code == 1
     assert "only an ended run" in refused.err
-    assert live.state() == "running", "and it goes on"
+    assert live.state() == "running", "the live run has ended"
     live.cancel()
     live.wait(PATIENCE)
 
 
-def test_runs_are_forgotten_after_their_time_and_not_before(
-    module_installation: MakeInstallation, tmp_path: Path
-) -> None:
+def test_ended_runs_are_deleted_after_the_retention(module_installation: MakeInstallation, tmp_path: Path) -> None:
     brief = module_installation(options={"retention": "2s"})
     brief.worker("brief", "--concurrency", "2").start()
     live = brief.run(sleeper("live", tmp_path, 5))
@@ -291,18 +285,16 @@ def test_runs_are_forgotten_after_their_time_and_not_before(
     old.wait(PATIENCE)
     assert keys_of(brief, old)
 
-    def tidied() -> bool:
-        brief.redis.delete(f"{brief.namespace}:purged")  # once a minute is too seldom for a test
+    def purged() -> bool:
+        brief.redis.delete(f"{brief.namespace}:purged")  # purge now, not once a minute
         return not keys_of(brief, old)
 
-    wait_for("it to be forgotten", tidied)
+    wait_for("the deletion of the run", purged)
     assert live.wait(PATIENCE).exit_code == 0
 
 
-def test_runs_that_name_a_project_on_a_host_are_one_after_the_other_to_their_end(
-    install: MakeInstallation, tmp_path: Path
-) -> None:
-    # Given a plan whose step on a project of a host is not even the first one; its last ones take their time
+def test_runs_with_the_same_project_on_a_host_do_not_overlap(install: MakeInstallation, tmp_path: Path) -> None:
+    # Given a plan whose second step is on a Compose project of a host
     place = install(options={"host": "web1"})
     place.worker("one", "-c", "4").start()
     text = """
@@ -318,12 +310,12 @@ steps:
 """
     log = tmp_path / "log"
     first = place.run(text.format(name="first", project="shop", target="web1", log=log))
-    wait_for("it to begin", log.exists)
+    wait_for("the run to begin", log.exists)
 
     # When
     second = place.run(text.format(name="second", project="shop", target="web1", log=log))
     other = place.run(text.format(name="other", project="wiki", target="web1", log=log))
-    waits = wait_for("the reason to be told", lambda: second.report().error)
+    waits = wait_for("the pending reason", lambda: second.report().error)
     held = Admission(place.client().store).held()
 
     # Then
@@ -331,6 +323,6 @@ steps:
     assert f"web1/shop is held by {first.id}" in str(waits)
     for run in (first, second, other):
         run.wait(PATIENCE)
-    told = [line for line in log.read_text().split() if line != "other"]
-    assert told == ["first", "first", "second", "second"]
+    written = [line for line in log.read_text().split() if line != "other"]
+    assert written == ["first", "first", "second", "second"]
     assert place.longshore("locks", "ls", "-o", "json").json == []

@@ -1,4 +1,4 @@
-"""The asyncio client with real workers: the same answers as the blocking one, over one connection for all watchers."""
+"""The asyncio client with real workers: the results of the blocking client, and one connection for all watchers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation
 
 
-def waiting(name: str = "waits") -> Plan:
-    """A plan that waits for a person after its first step."""
+def plan_with_approval(name: str = "waits") -> Plan:
+    """A plan that waits for an approval after its first step."""
     plan = Plan(name)
     first = plan.step("first", "noop.execute", data={"x": 1})
     wait = plan.approval("ok").after(first)
@@ -33,11 +33,11 @@ def waiting(name: str = "waits") -> Plan:
     return plan
 
 
-def test_a_run_is_followed_and_commanded_as_by_the_blocking_client(workers: Installation, client: Client) -> None:
+def test_asyncio_client_follows_and_commands_a_run(workers: Installation, client: Client) -> None:
     async def follow() -> tuple[Any, ...]:
         async with AsyncClient(workers.settings) as asynchronous:
-            run = await asynchronous.start(waiting(), run_id="async-followed")
-            again = await asynchronous.start(waiting(), run_id="async-followed")
+            run = await asynchronous.start(plan_with_approval(), run_id="async-followed")
+            again = await asynchronous.start(plan_with_approval(), run_id="async-followed")
             assert (run.attached, again.attached) == (False, True)
             seen = []
             async for event in run.events():
@@ -75,12 +75,12 @@ def test_hooks_may_be_coroutine_functions(workers: Installation) -> None:
     assert calls == ["before only", "after only"]
 
 
-def test_waiting_ends_with_the_errors_of_the_blocking_client(workers: Installation) -> None:
+def test_asyncio_wait_raises_the_errors_of_the_blocking_client(workers: Installation) -> None:
     async def run() -> None:
         async with AsyncClient(workers.settings) as client:
             with pytest.raises(UnknownName):
                 await client.get("nobody")
-            run = await client.start(waiting())
+            run = await client.start(plan_with_approval())
             with pytest.raises(WaitTimeout, match=r"has not ended in 0\.5 s"):
                 await run.wait(0.5)
             with pytest.raises(UnknownName, match="has no step 'third'"):
@@ -94,7 +94,7 @@ def test_waiting_ends_with_the_errors_of_the_blocking_client(workers: Installati
     asyncio.run(run())
 
 
-def test_output_is_followed_until_the_run_has_ended(workers: Installation) -> None:
+def test_asyncio_output_is_followed_until_the_run_ends(workers: Installation) -> None:
     plan = Plan("async-output")
     plan.step("speak", "command.shell.execute", command="echo one; sleep 0.5; echo two >&2")
 
@@ -109,9 +109,9 @@ def test_output_is_followed_until_the_run_has_ended(workers: Installation) -> No
     assert lines == ["one", "two"]
 
 
-def test_a_hundred_watchers_share_one_connection(workers: Installation, client: Client) -> None:
-    """Watchers of the same run and of different ones, some of whom begin late."""
-    runs = [client.start(waiting(f"async-{n}")) for n in range(5)]
+def test_hundred_watchers_share_one_connection(workers: Installation, client: Client) -> None:
+    """Watchers of one run and of several runs; some begin late."""
+    runs = [client.start(plan_with_approval(f"async-{n}")) for n in range(5)]
     name = "async-watchers"
 
     async def watch(asynchronous: AsyncClient, run_id: str) -> list[str]:
@@ -139,13 +139,13 @@ def test_a_hundred_watchers_share_one_connection(workers: Installation, client: 
     seen, readers, during = asyncio.run(main())
 
     assert readers == 1
-    assert during - before <= 6, "the threads of the client, its messages, and its reader"
+    assert during - before <= 6, "more connections than threads, messages and the reader need"
     for n, run in enumerate(runs):
         expected = [event.name for event in run.events()]
         assert all(names == expected for names in seen[20 * n : 20 * n + 20])
 
 
-def test_a_watcher_that_is_far_behind_misses_no_event(workers: Installation, client: Client) -> None:
+def test_slow_watcher_receives_every_event(workers: Installation, client: Client) -> None:
     plan = Plan("async-behind")
     plan.step("many", "noop.execute").foreach(list(range(400)))
     run_id = client.start(plan).id
@@ -165,12 +165,12 @@ def test_a_watcher_that_is_far_behind_misses_no_event(workers: Installation, cli
     assert slow == fast == expected
 
 
-def test_a_run_whose_record_disappears_is_lost(install: MakeInstallation) -> None:
+def test_watcher_reports_a_deleted_record_as_lost(install: MakeInstallation) -> None:
     installation = install()
 
     async def main() -> None:
         async with AsyncClient(installation.settings) as client:
-            run = await client.start(waiting())
+            run = await client.start(plan_with_approval())
             waits = asyncio.create_task(run.wait(PATIENCE))
             await asyncio.sleep(0.3)
             installation.redis.delete(installation.client().store.keys.of(run.id).request)
@@ -180,10 +180,10 @@ def test_a_run_whose_record_disappears_is_lost(install: MakeInstallation) -> Non
     asyncio.run(main())
 
 
-def test_a_redis_that_is_not_there_is_one_clear_error(install: MakeInstallation) -> None:
+def test_asyncio_client_reports_an_unreachable_redis(install: MakeInstallation) -> None:
     installation = install()
     client = installation.client()
-    run_id = client.start(waiting()).id
+    run_id = client.start(plan_with_approval()).id
 
     async def main() -> None:
         async with AsyncClient(installation.settings) as asynchronous:

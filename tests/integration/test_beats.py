@@ -1,4 +1,4 @@
-"""Schedules of plans with real beats: one run for each planned time, whoever fires, and what was missed."""
+"""Schedules of plans with real beats: one run for each planned time, and missed times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.servers import RedisServer
 
 pytestmark = pytest.mark.maintenance
 
-#: Seconds between two planned times: short, and long enough for a busy machine to carry out what two beats send.
+#: Seconds between planned times: short, but enough for a busy machine to execute the ticks of two beats.
 EVERY = 2
 PLAN = """
 name: {name}
@@ -34,7 +34,7 @@ steps:
 
 
 class Configured(Installation):
-    """One whose parts read a file."""
+    """An installation whose processes read a settings file."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -42,7 +42,7 @@ class Configured(Installation):
 
 
 class Clockwork:
-    """An installation with a worker, plans in a folder, and beats as they are wanted."""
+    """An installation with a worker and plans in a folder, whose beats a test starts."""
 
     def __init__(self, server: RedisServer, folder: Path) -> None:
         self.folder, self.plans, self.config = folder, folder / "plans", folder / "longshore.yaml"
@@ -57,7 +57,7 @@ class Clockwork:
         return self._client
 
     def begin(self, config: dict[str, Any]) -> None:
-        """What is configured has to be there when its parts start."""
+        """Write the settings file, then start the worker."""
         self.config.write_text(json.dumps(config))
         self._client = self.place.client()
         self.place.worker("one", "-c", "3").start()
@@ -96,7 +96,7 @@ def clock(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
     (made.plans / "slow.yaml").write_text("name: slow\nsteps:\n  a: {op: noop.execute, with: {sleep: 3}}\n")
     made.begin({
         "schedules": {
-            # A busy machine may let two of its times pass before it is looked at.
+            # On a busy machine, two planned times may pass between two ticks.
             "often": {"plan": "often", "missed": "all"} | often,
             "late": {"plan": "late", "missed": "once", "cron": "0 0 1 1 *"},
             "every-one": {"plan": "every-one", "missed": "all", "every": "1h"},
@@ -118,7 +118,7 @@ def test_two_beats_start_one_run_for_each_planned_time(clock: Clockwork) -> None
     wait_for("six runs", lambda: len(lines(log)) >= 6)
     found, mine = times_of(log), times_of(own)
     assert len(set(found)) == len(found)
-    assert len(set(mine)) == len(mine) >= 3  # a plan's own schedule
+    assert len(set(mine)) == len(mine) >= 3  # the schedule in the plan
     seconds = [time.mktime(time.strptime(at, "%Y%m%dT%H%M%SZ")) for at in found]
     gaps = {round(later - sooner) for sooner, later in zip(sorted(seconds), sorted(seconds)[1:], strict=False)}
     assert gaps == {EVERY}
@@ -127,55 +127,55 @@ def test_two_beats_start_one_run_for_each_planned_time(clock: Clockwork) -> None
     assert any(line.what == "start" and line.run == run.id for line in audit.lines(clock.client.store, limit=1000))
 
 
-def test_a_start_is_passed_over_while_the_one_before_it_runs(clock: Clockwork) -> None:
+def test_overlap_skip_starts_no_second_run(clock: Clockwork) -> None:
     def skipped() -> list[str]:
         return [run.id for run in clock.client.runs(500) if run.id.startswith("skips.")]
 
-    wait_for("two of them", lambda: len(skipped()) >= 2)
+    wait_for("two runs of the schedule", lambda: len(skipped()) >= 2)
     reports = [clock.client.get(name).wait(timeout=PATIENCE) for name in skipped()[-2:]]
-    # Where the one before had not been let in yet, the run says itself that it was passed over.
+    # A run that was sent before the admission of the previous one ends as not run.
     ends = {"succeeded" if report.error is None else report.error.message for report in reports}
     assert "succeeded" in ends
     assert all(end == "succeeded" or "not run: " in end for end in ends), ends
 
 
 def is_at_rest(clock: Clockwork) -> bool:
-    """Reports whether no message waits and no run is live."""
+    """Report whether the queue is empty and no run is live."""
     store = clock.client.store
     return not clock.place.queue("control") and not store.client.zcard(store.keys.live)
 
 
 def have_ended(clock: Clockwork, prefix: str) -> bool:
-    """Reports whether every run of a schedule has ended."""
+    """Report whether every run of a schedule has ended."""
     return all(run.report().ended for run in clock.client.runs(500) if run.id.startswith(prefix))
 
 
-def test_what_was_missed_while_no_beat_was_there_is_made_up_for_as_it_says(clock: Clockwork) -> None:
+def test_missed_times_are_caught_up_as_each_schedule_sets(clock: Clockwork) -> None:
     marks = ScheduleMarks(clock.client.store)
-    wait_for("their marks", lambda: {"late", "lost", "every-one"} <= marks.marks().keys())
+    wait_for("the marks of the schedules", lambda: {"late", "lost", "every-one"} <= marks.marks().keys())
     for beat in list(clock.beats):
         clock.end(beat)
-    wait_for("what they have sent to be carried out", lambda: is_at_rest(clock))
+    wait_for("the execution of all ticks", lambda: is_at_rest(clock))
     before = len(lines(clock.folder / "often.log"))
     now = clock.client.store.now()
-    # As if nobody had been there for three hours and a half, and some new year.
+    # Backdate the marks by three and a half hours, and by more than a year.
     for name, hours in (("lost", 3.5), ("every-one", 3.5), ("late", 24 * 400)):
         mark = marks.marks()[name]
         marks.put(name, Mark(now - round(hours * 3_600_000), mark.schedule))
     time.sleep(3 * EVERY)
-    assert len(lines(clock.folder / "often.log")) == before  # no beat, no start
+    assert len(lines(clock.folder / "often.log")) == before  # without a beat, no run starts
 
     clock.beat()
-    wait_for("what was missed", lambda: len(lines(clock.folder / "every-one.log")) >= 3)
-    wait_for("the new year's", lambda: len(lines(clock.folder / "late.log")) == 1)
-    assert len(times_of(clock.folder / "every-one.log")) in {3, 4}  # each of them
+    wait_for("the missed runs of every-one", lambda: len(lines(clock.folder / "every-one.log")) >= 3)
+    wait_for("the missed run of late", lambda: len(lines(clock.folder / "late.log")) == 1)
+    assert len(times_of(clock.folder / "every-one.log")) in {3, 4}  # one run for each missed time
     assert lines(clock.folder / "lost.log") == [] or clock.client.store.now() % 3_600_000 < 70_000
-    wait_for("often once more", lambda: len(lines(clock.folder / "often.log")) > before)
+    wait_for("another run of often", lambda: len(lines(clock.folder / "often.log")) > before)
     found = times_of(clock.folder / "often.log")
     assert len(set(found)) == len(found)
 
 
-def test_a_schedule_is_listed_started_by_hand_paused_and_resumed(clock: Clockwork) -> None:
+def test_schedule_commands_list_trigger_pause_and_resume(clock: Clockwork) -> None:
     if not clock.beats:
         clock.beat()
     place = clock.place
@@ -196,21 +196,21 @@ def test_a_schedule_is_listed_started_by_hand_paused_and_resumed(clock: Clockwor
         "schedule": "held", "changed": True, "dry_run": False, "message": "schedule held is paused",
     }  # fmt: skip
     assert place.longshore("schedules", "pause", "held").out == "schedule held was paused already\n"
-    wait_for("the last start to end", lambda: have_ended(clock, "held."))
+    wait_for("the end of all runs of the schedule", lambda: have_ended(clock, "held."))
     still = len(lines(clock.folder / "held.log"))
     time.sleep(2.5 * EVERY)
     assert len(lines(clock.folder / "held.log")) == still
     row = next(row for row in place.longshore("schedules", "ls", "-o", "json").json if row["name"] == "held")
     assert row["paused_by"] == "tester"
     assert place.longshore("schedules", "resume", "held").code == 0
-    wait_for("it to go on", lambda: len(lines(clock.folder / "held.log")) > still)
-    # what passed while it was paused is not made up for
+    wait_for("another run of held", lambda: len(lines(clock.folder / "held.log")) > still)
+    # times during the pause are not caught up
     assert len(lines(clock.folder / "held.log")) <= still + 2
-    told = [(line.what, line.step, line.actor) for line in audit.lines(clock.client.store, limit=1000)]
-    assert ("pause schedule", "held", "tester") in told
+    recorded = [(line.what, line.step, line.actor) for line in audit.lines(clock.client.store, limit=1000)]
+    assert ("pause schedule", "held", "tester") in recorded
 
 
-def test_redbeat_has_entries_that_come_and_go_while_it_runs(clock: Clockwork) -> None:
+def test_redbeat_entries_can_be_added_and_removed_while_beat_runs(clock: Clockwork) -> None:
     pytest.importorskip("redbeat")
     from longshore.orchestration.schedules.celery_beat import redbeat_entry
 
@@ -218,9 +218,9 @@ def test_redbeat_has_entries_that_come_and_go_while_it_runs(clock: Clockwork) ->
         clock.end(beat)
     log = clock.folder / "dynamic.log"
     clock.beat(LONGSHORE_BEAT="redbeat")
-    clock.beat(LONGSHORE_BEAT="redbeat")  # waits for the first one's end
+    clock.beat(LONGSHORE_BEAT="redbeat")  # the second beat waits for the end of the first
     often = len(lines(clock.folder / "often.log"))
-    wait_for("what is declared", lambda: len(lines(clock.folder / "often.log")) > often)
+    wait_for("a run of the declared schedule", lambda: len(lines(clock.folder / "often.log")) > often)
     one = declarations.Schedule("nightly", "dynamic", Scheduled(every=1.0))
     entry = redbeat_entry(one, clock.client.settings)
     entry.save()
@@ -229,8 +229,8 @@ def test_redbeat_has_entries_that_come_and_go_while_it_runs(clock: Clockwork) ->
     assert len(set(found)) == len(found)
     assert "nightly" in clock.place.longshore("schedules", "ls").out
     entry.delete()
-    time.sleep(EVERY)  # a start that was sent has become a run
-    wait_for("the last start to end", lambda: have_ended(clock, "nightly."))
+    time.sleep(EVERY)  # wait until each sent start is a run
+    wait_for("the end of all runs of the schedule", lambda: have_ended(clock, "nightly."))
     still = len(lines(log))
     time.sleep(2.0)
     assert len(lines(log)) == still
@@ -239,7 +239,7 @@ def test_redbeat_has_entries_that_come_and_go_while_it_runs(clock: Clockwork) ->
     with contextlib.suppress(IndexError):
         clock.end(clock.beats[0])
     often = len(lines(clock.folder / "often.log"))
-    wait_for("the other beat", lambda: len(lines(clock.folder / "often.log")) > often)
+    wait_for("a run by the other beat", lambda: len(lines(clock.folder / "often.log")) > often)
 
 
 def _settings(clock: Clockwork) -> Any:

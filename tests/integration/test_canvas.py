@@ -1,4 +1,4 @@
-"""Canvases of an application as runs: its own worker runs the tasks, with Celery's results and with compensations."""
+"""Canvases of an application as runs on its own worker: results as in Celery, and compensations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.integration.processes import PATIENCE, Installation, lines
 
 @pytest.fixture(scope="module")
 def sums(workers: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The application, with a worker of its own on Longshore's broker."""
+    """The application, with its own worker on the broker of Longshore."""
     folder = tmp_path_factory.mktemp("sums")
     mine = {"SUMS_BROKER": workers.redis_url, "SUMS_LEDGER": str(folder / "ledger")}
     os.environ |= mine
@@ -62,7 +62,7 @@ def shapes(sums: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("shape", ["chain", "chord", "nested", "group", "starmap", "large"])
-def test_a_canvas_has_the_result_of_celery(sums: Any, client: Client, shape: str) -> None:
+def test_canvas_run_returns_the_result_of_celery(sums: Any, client: Client, shape: str) -> None:
     signature = shapes(sums)[shape]
 
     durably = durable(signature, client=client).delay()
@@ -72,7 +72,7 @@ def test_a_canvas_has_the_result_of_celery(sums: Any, client: Client, shape: str
 
 
 @pytest.mark.parametrize("shape", ["chain", "chord", "nested"])
-def test_a_failure_compensates_each_task_once_and_in_reverse(
+def test_failed_canvas_compensates_each_task_once_in_reverse(
     sums: Any, client: Client, ledger: Path, shape: str
 ) -> None:
     signature = chain(shapes(sums)[shape], sums.add.si(1, 666))
@@ -91,14 +91,14 @@ def test_a_failure_compensates_each_task_once_and_in_reverse(
         assert undone[1:] == done[::-1]
 
 
-def test_the_failure_of_a_canvas_is_raised_by_get(sums: Any, client: Client) -> None:
+def test_get_raises_the_failure_of_a_canvas(sums: Any, client: Client) -> None:
     failing = durable(chain(sums.add.s(1), sums.add.s(1)), undo={sums.add: sums.subtract}, client=client).delay(666)
     assert failing.get(PATIENCE) == 668
     with pytest.raises(RunFailed, match="an unlucky number"):
         durable(sums.add.s(666), undo={sums.add: sums.subtract}, client=client).delay(1).get(PATIENCE)
 
 
-def test_options_reach_the_task(sums: Any, client: Client) -> None:
+def test_canvas_options_reach_the_task(sums: Any, client: Client) -> None:
     asked = sums.headers.s().set(
         queue="sums", priority=6, soft_time_limit=40, time_limit=50, headers={"tenant": "a"}, expires=300
     )
@@ -106,7 +106,7 @@ def test_options_reach_the_task(sums: Any, client: Client) -> None:
     assert found == {"tenant": "a", "timelimit": [50, 40], "priority": 6, "queue": "sums"}
 
 
-def test_a_countdown_is_kept_by_the_record(sums: Any, client: Client) -> None:
+def test_countdown_of_a_canvas_is_a_timer_in_the_record(sums: Any, client: Client) -> None:
     began = time.monotonic()
     assert durable(sums.add.s(1, 2).set(countdown=1.5), client=client).delay().get(PATIENCE) == 3
     assert time.monotonic() - began >= 1.5

@@ -1,4 +1,4 @@
-"""The library in an application's process, and two installations that share a Redis."""
+"""The library in the process of an application, and two installations on one Redis."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ assert events[0] == "run_created" and events[-1] == "run_ended", events
 """
 
 
-def test_the_library_prints_nothing_and_logs_nothing_below_warning(workers: Installation) -> None:
+def test_library_prints_nothing_and_logs_nothing_below_warning(workers: Installation) -> None:
     # when
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", APPLICATION],
@@ -72,7 +72,7 @@ def test_the_library_prints_nothing_and_logs_nothing_below_warning(workers: Inst
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_two_name_spaces_on_one_redis_do_not_meet(
+def test_two_name_spaces_on_one_redis_are_separate(
     workers: Installation, client: Client, install: MakeInstallation, tmp_path: Path
 ) -> None:
     # given
@@ -85,12 +85,12 @@ def test_two_name_spaces_on_one_redis_do_not_meet(
         made.step("only", "command.shell.execute", command=f"echo $LONGSHORE_RUN_ID by {name} >> {tmp_path}/log")
         return made
 
-    # when the same run id is used in both
+    # when both use the same run id
     here = client.start(plan("here"), run_id="same-id")
     there = other.run(plan("there"), "same-id")
     reports = [here.wait(PATIENCE), there.wait(PATIENCE)]
 
-    # then each has its own run, done by its own worker
+    # then each has its own run, on its own worker
     assert not here.attached
     assert not there.attached
     assert [report.exit_code for report in reports] == [0, 0]
@@ -100,12 +100,12 @@ def test_two_name_spaces_on_one_redis_do_not_meet(
     assert f"other@{other.namespace}/" in node
     with pytest.raises(UnknownName):
         other.client().get("silent")
-    # and every key of the one begins with its name
+    # and every key of one begins with its name space
     mine = [key for key in other.redis.scan_iter() if b"{same-id}" in key]
     assert {key.partition(b":")[0] for key in mine} == {b"longshore", other.namespace.encode()}
 
 
-def test_a_dry_run_where_no_worker_listens_says_for_which_queue(install: MakeInstallation) -> None:
+def test_dry_run_without_a_worker_names_the_queue(install: MakeInstallation) -> None:
     # given
     nobody = install()
     plan = Plan("unheard")
@@ -127,7 +127,7 @@ def test_a_dry_run_where_no_worker_listens_says_for_which_queue(install: MakeIns
         impatient()
 
 
-def test_waiting_may_end_before_the_run_does(client: Client) -> None:
+def test_wait_times_out_before_the_run_ends(client: Client) -> None:
     # given
     plan = Plan("patience")
     plan.step("only", "noop.execute", sleep=1.5)
@@ -141,7 +141,7 @@ def test_waiting_may_end_before_the_run_does(client: Client) -> None:
     assert run.wait(PATIENCE).exit_code == 0
 
 
-def test_wait_returns_as_soon_as_the_run_has_ended(client: Client) -> None:
+def test_wait_returns_when_the_run_ends(client: Client) -> None:
     # given
     plan = Plan("prompt")
     plan.step("only", "noop.execute", sleep=0.5)
@@ -158,7 +158,7 @@ def test_wait_returns_as_soon_as_the_run_has_ended(client: Client) -> None:
     assert slowest < 1000
 
 
-def test_events_come_in_order_to_several_watchers_at_once(client: Client) -> None:
+def test_concurrent_watchers_receive_events_in_order(client: Client) -> None:
     # given
     plan = Plan("watched")
     first = plan.step("first", "noop.execute", sleep=0.3)
@@ -182,8 +182,8 @@ def test_events_come_in_order_to_several_watchers_at_once(client: Client) -> Non
     assert [event.name for event in run.events()][-1] == "run_ended"
 
 
-def test_all_events_of_a_large_run_are_there(install: MakeInstallation) -> None:
-    # given a worker with a lease as in production, for the steps will wait for each other
+def test_watcher_receives_all_events_of_a_large_run(install: MakeInstallation) -> None:
+    # given a worker with a lease as in production, because the steps wait for a free process
     large = install(options={"lease": "15s"})
     large.worker("large", "--concurrency", "2").start()
     plan = Plan("large")
@@ -200,7 +200,7 @@ def test_all_events_of_a_large_run_are_there(install: MakeInstallation) -> None:
     assert len(large.longshore("runs", "events", run.id, "-o", "json").json) == len(run.events())
 
 
-def test_an_application_lends_its_celery_app_only_with_the_same_broker(workers: Installation) -> None:
+def test_client_refuses_a_celery_app_with_another_broker(workers: Installation) -> None:
     # given
     same = Celery("application", broker=workers.settings.broker_url(), set_as_current=False)
     other = Celery("application", broker="redis://elsewhere:6379/0", set_as_current=False)
@@ -211,7 +211,7 @@ def test_an_application_lends_its_celery_app_only_with_the_same_broker(workers: 
         Client(workers.settings, app=other)
 
 
-def test_a_redis_that_is_not_there_is_one_clear_error_within_seconds(install: MakeInstallation) -> None:
+def test_unreachable_redis_is_one_error_within_seconds(install: MakeInstallation) -> None:
     # given
 
     nowhere = install()
@@ -221,17 +221,17 @@ def test_a_redis_that_is_not_there_is_one_clear_error_within_seconds(install: Ma
 
     # when
     began = time.monotonic()
-    said = nowhere.longshore("run", str(plan))
+    result = nowhere.longshore("run", str(plan))
 
     # then
     assert time.monotonic() - began < 15.0
-    assert said.code == 1
-    assert len(said.err.splitlines()) == 1
-    assert "LONGSHORE_REDIS_URL" in said.err
-    assert "s3cret-word" not in said.err
+    assert result.code == 1
+    assert len(result.err.splitlines()) == 1
+    assert "LONGSHORE_REDIS_URL" in result.err
+    assert "s3cret-word" not in result.err
 
 
-def test_a_run_that_is_refused_leaves_nothing_in_redis(workers: Installation, client: Client) -> None:
+def test_refused_start_leaves_no_key_in_redis(workers: Installation, client: Client) -> None:
     # given
     plan = Plan("bad")
     plan.step("only", "noop.execute", sleep="soon")
@@ -245,7 +245,7 @@ def test_a_run_that_is_refused_leaves_nothing_in_redis(workers: Installation, cl
     assert set(workers.redis.keys()) == before
 
 
-def test_the_same_id_from_python_is_the_same_run_and_another_plan_is_refused(client: Client) -> None:
+def test_start_with_a_used_id_returns_its_run_or_refuses_another_plan(client: Client) -> None:
     # given
     plan, other = Plan("one"), Plan("other")
     for made in (plan, other):
@@ -259,7 +259,7 @@ def test_the_same_id_from_python_is_the_same_run_and_another_plan_is_refused(cli
     assert refused.value.exit_code == 2
 
 
-def test_a_client_works_in_an_event_loop_by_a_thread(workers: Installation) -> None:
+def test_client_works_in_an_event_loop_through_a_thread(workers: Installation) -> None:
     # given
     client = workers.client()
     plan = Plan("loop")

@@ -1,7 +1,7 @@
-"""A process that dies at the worst moments, each of them once: the run ends right all the same.
+"""A process is killed once at each crash point, and the run ends as without the crash.
 
-Every case has a name space and a worker of its own, and all of them run at the same time: they mostly
-wait for leases.
+Each case has its own name space and worker. The cases run at the same time, because a case mostly
+waits for leases.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from longshore.tasks.crash_points import POINTS
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, Worker, lines, names, tree, wait_for
 
-#: Where a run that goes well comes by, after its first step has begun.
+#: Crash points of a run that succeeds, after the start of its first step.
 FORWARD = [point for point in POINTS if not point.startswith("undo.")]
-#: Where one comes by that fails and is taken back, from its last step on.
+#: Crash points of a run that fails and is undone, from its last step on.
 BACKWARD = [point for point in POINTS if point not in {"advance.created", "advance.admitted"}]
-#: Cases that are under way at the same time.
+#: The number of cases that run at the same time.
 AT_ONCE = 4
 CASES = [*((point, "forward") for point in FORWARD), *((point, "backward") for point in BACKWARD)]
 
 
-def arming(marker: Path) -> str:
-    """A command that lets the next process that comes by the point die; once, also if it is that process."""
+def arm_command(marker: Path) -> str:
+    """A command that arms the crash point: the next process that reaches the point dies, once."""
     return f"if [ ! -e {marker}.armed ]; then touch {marker}.armed; rm {marker}; fi"
 
 
 def forward(home: Path, marker: Path) -> Plan:
     """A chain of two links, a chord, and a tail; the first link arms the crash."""
     plan = Plan("forward")
-    arm = plan.step("arm", "command.shell.execute", command=arming(marker), changes=False)
+    arm = plan.step("arm", "command.shell.execute", command=arm_command(marker), changes=False)
     link = plan.step("link", "file.deploy.execute", path=f"{home}/link.conf", content="new").after(arm)
     left = plan.step("left", "file.deploy.execute", path=f"{home}/left.conf", content="new").after(link)
     once = f"echo once >> {home}/once"
     right = plan.step("right", "command.shell.execute", command=once, creates=f"{home}/once").after(link)
-    # Items that are held back, and a person who lets it pass: what is parked, and goes on without a worker.
+    # Items that wait for other items, and an approval: steps that no worker holds.
     each = plan.step("each", "file.deploy.execute", path=f"{home}/made/{E.item}.conf", content="new")
     each.after(left, right).foreach(["a", "b"]).max_parallel(1)
     ask = plan.approval("ask", timeout="100ms", on_timeout="approve").after(each)
@@ -49,14 +49,14 @@ def forward(home: Path, marker: Path) -> Plan:
 
 
 def backward(home: Path, marker: Path) -> Plan:
-    """Two levels that do something, and a step that arms the crash and fails; then what must always run."""
+    """Two levels with effects, a step that arms the crash and fails, and an always step."""
     plan = Plan("backward")
     first = plan.step("first", "file.deploy.execute", path=f"{home}/made/first.conf", content="new")
     left = plan.step("left", "file.deploy.execute", path=f"{home}/{E.item}.conf", content="new").after(first)
     left.foreach(["left", "made/other"])
     right = plan.step("right", "file.deploy.execute", path=f"{home}/right.conf", content="as it was", mode="0600")
     right.after(first)
-    fail = plan.step("fail", "command.shell.execute", command=f"{arming(marker)}; exit 1", changes=False)
+    fail = plan.step("fail", "command.shell.execute", command=f"{arm_command(marker)}; exit 1", changes=False)
     fail.after(left, right)
     bye = plan.approval("bye", timeout="100ms", on_timeout="approve").after(fail).always()
     plan.step("always", "file.deploy.execute", path=f"{home}/always.conf", content="new").after(bye).always()
@@ -73,7 +73,7 @@ class Case:
 
 
 class Cases:
-    """The cases, begun a few at a time and in their order: a case mostly waits for leases, and a worker costs time."""
+    """The cases, of which a few run at the same time, in order."""
 
     def __init__(self, make: MakeInstallation, folders: pytest.TempPathFactory) -> None:
         self._make, self._folders = make, folders
@@ -92,7 +92,7 @@ class Cases:
         home.mkdir()
         for name in ("link", "left", "right"):
             (home / f"{name}.conf").write_text("as it was")
-        # At the very beginning there is nobody who could arm it.
+        # The points of the first message are armed before the run, because no step can arm them.
         (Path(f"{marker}.armed") if point in {"advance.created", "advance.admitted"} else marker).touch()
         where = self._make()
         worker = where.worker(f"{way}-{point}", "--concurrency", "1", LONGSHORE_CRASH_AT=f"{point}:{marker}")
@@ -107,15 +107,15 @@ def cases(module_installation: MakeInstallation, tmp_path_factory: pytest.TempPa
     return Cases(module_installation, tmp_path_factory)
 
 
-def to_its_end(case: Case) -> None:
-    """Wait for the run, and start its worker again whenever that is gone."""
+def end_of(case: Case) -> None:
+    """Wait for the run, and restart its worker after each crash."""
 
     def ended() -> bool:
         case.worker.keep_alive()
         return case.run.report().ended
 
     wait_for(f"the end of {case.run}", ended, 2 * PATIENCE)
-    assert case.marker.exists(), "it never came by that point"
+    assert case.marker.exists(), "no process reached the crash point"
 
 
 def installation_of(case: Case) -> Installation:
@@ -123,12 +123,12 @@ def installation_of(case: Case) -> Installation:
 
 
 @pytest.mark.parametrize("point", FORWARD)
-def test_a_run_that_goes_well_survives_a_crash_at(point: str, cases: Cases) -> None:
+def test_succeeding_run_survives_a_crash_at(point: str, cases: Cases) -> None:
     # given
     case = cases(point, "forward")
 
     # when
-    to_its_end(case)
+    end_of(case)
 
     # then
     report = case.run.report()
@@ -149,16 +149,16 @@ def test_a_run_that_goes_well_survives_a_crash_at(point: str, cases: Cases) -> N
     assert sorted(names(case.run, "step_ended")) == ["arm", "ask", "each", "left", "link", "right", "tail"]
     for file in ("link.conf", "left.conf", "made/a.conf", "made/b.conf", "made/tail.conf"):
         assert (case.home / file).read_text() == "new"
-    assert_at_rest(case)
+    assert_no_index_entry(case)
 
 
 @pytest.mark.parametrize("point", BACKWARD)
-def test_a_run_that_is_taken_back_survives_a_crash_at(point: str, cases: Cases) -> None:
+def test_undone_run_survives_a_crash_at(point: str, cases: Cases) -> None:
     # given
     case = cases(point, "backward")
 
     # when
-    to_its_end(case)
+    end_of(case)
 
     # then
     report = case.run.report()
@@ -172,11 +172,11 @@ def test_a_run_that_is_taken_back_survives_a_crash_at(point: str, cases: Cases) 
     assert now == case.before
     assert sorted(names(case.run, "undo_ended")) == ["first", "left[0]", "left[1]", "right"]
     assert names(case.run, "undo_ended")[-1] == "first"
-    assert_at_rest(case)
+    assert_no_index_entry(case)
 
 
-def assert_at_rest(case: Case) -> None:
-    """Nothing of the run is left in what the sweepers look at."""
+def assert_no_index_entry(case: Case) -> None:
+    """Check that no index of the sweepers names the run."""
     installation = installation_of(case)
     keys = case.run.store.keys
     settled: Callable[[], bool] = lambda: (  # noqa: E731 - a sentence about one thing
@@ -184,9 +184,9 @@ def assert_at_rest(case: Case) -> None:
         and installation.redis.zscore(keys.inbox, case.run.id) is None
         and installation.redis.zcard(keys.of(case.run.id).leases) == 0
     )
-    wait_for("the indices to be clean", settled)
+    wait_for("the indices to be empty", settled)
     case.worker.kill()
 
 
-def test_every_labelled_point_is_tried() -> None:
+def test_every_crash_point_has_a_case() -> None:
     assert {point for point, _ in CASES} == set(POINTS)

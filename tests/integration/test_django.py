@@ -1,4 +1,4 @@
-"""Longshore in Django projects: one made by `startproject`, and the example with its server and worker."""
+"""Longshore in Django projects: a new one from `startproject`, and the example with its server and worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DATABASES["default"]["OPTIONS"] = {{"timeout": 20}}
 LONGSHORE = {{"namespace": "{namespace}", "lease": "1s", "sweep_interval": "300ms", "state_dir": BASE_DIR / "state"}}
 """
 
-#: Orders in transactions, one of which is rolled back.
+#: Orders in transactions; one is rolled back.
 ORDERS = """
 from django.db import transaction
 from longshore.orchestration.django import client, start_on_commit
@@ -70,7 +70,7 @@ def installation(install: MakeInstallation) -> Installation:
 
 
 def environment(installation: Installation) -> dict[str, str]:
-    """Of a process of a project: no setting of Longshore comes from a variable."""
+    """The environment of a process of a project, without settings of Longshore."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("LONGSHORE_", "DJANGO_"))}
     return mine | {"SHOP_REDIS": installation.redis_url, "SHOP_NAMESPACE": installation.namespace}
 
@@ -82,8 +82,8 @@ def manage(project: Path, env: dict[str, str], *arguments: str, text: str = "") 
     )
 
 
-def test_a_new_project_needs_four_lines_of_settings(installation: Installation, tmp_path: Path) -> None:
-    # given a new project, whose operations import models
+def test_new_django_project_needs_four_lines_of_settings(installation: Installation, tmp_path: Path) -> None:
+    # given a new project whose operations import models
     env, project = environment(installation), tmp_path / "project"
     project.mkdir()
     subprocess.run([sys.executable, "-m", "django", "startproject", "site_of_ann", str(project)], check=True, env=env)
@@ -100,10 +100,10 @@ def test_a_new_project_needs_four_lines_of_settings(installation: Installation, 
     with process(worker, tmp_path, env, tmp_path / "worker.log"):
         done = manage(project, env, "shell", "-c", ORDERS)
 
-    # then the run of a rolled back order has not begun, and a failed one is compensated
+    # then a rolled back order has no run, and a failed order is compensated
     expected = ["succeeded shipped", "1 1", "undone refunded the order is too large for a lorry"]
     assert done.stdout.splitlines()[-3:] == expected, done.stderr + (tmp_path / "worker.log").read_text()[-3000:]
-    # and the commands of Longshore know the project
+    # and the commands of Longshore use the settings of the project
     listed = manage(project, env, "longshore", "runs", "ls")
     assert listed.stdout.count("order-") == 2
     assert "orders.charge" in manage(project, env, "longshore", "ops", "ls").stdout
@@ -113,7 +113,7 @@ def test_a_new_project_needs_four_lines_of_settings(installation: Installation, 
 
 @pytest.fixture
 def served(installation: Installation, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The example with its server and its worker; the URL of the server."""
+    """Start the server and the worker of the example; return the URL of the server."""
     env = environment(installation) | {"SHOP_DATABASE": str(tmp_path / "shop.sqlite3")}
     done = manage(EXAMPLE, env, "migrate")
     assert done.returncode == 0, done.stderr
@@ -127,7 +127,7 @@ def served(installation: Installation, tmp_path: Path) -> Iterator[tuple[str, di
         yield f"http://{url}", env
 
 
-def test_the_example_runs(served: tuple[str, dict[str, str]], installation: Installation) -> None:
+def test_django_example_runs(served: tuple[str, dict[str, str]], installation: Installation) -> None:
     url, env = served
 
     def ended(order: dict[str, object]) -> dict[str, str] | None:
@@ -149,7 +149,7 @@ def test_the_example_runs(served: tuple[str, dict[str, str]], installation: Inst
     assert status == 200
     assert wait_for("the cancelled order", lambda: ended(order)) == {"state": "refunded", "run": "undone"}
 
-    # the admin lists the runs for those who may see them
+    # the admin lists the runs for users with the permission
     pages = manage(EXAMPLE, env, "shell", "-c", ADMIN)
     assert pages.stdout.splitlines()[-3:] == ["200 True True", "200 False", "403 404"], pages.stderr
 
@@ -174,7 +174,7 @@ print(denied.get("/admin/longshore/run/").status_code, root.get("/admin/longshor
 """
 
 
-def test_settings_of_django_become_those_of_longshore(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_django_settings_define_longshore_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("LONGSHORE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "environ", dict(os.environ))

@@ -1,4 +1,4 @@
-"""`longshore doctor` on a good installation, and on one in which things were broken on purpose."""
+"""`longshore doctor` on a good installation, and on one with faults."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def place(server: RedisServer, tmp_path: Path) -> Iterator[Installation]:
         made.close()
 
 
-def said(place: Installation) -> tuple[int, dict[str, str]]:
-    """Its exit code, and what is not ok with what is to be done about it."""
+def diagnosis(place: Installation) -> tuple[int, dict[str, str]]:
+    """The exit code of doctor, and its findings that are not ok, with their remedies."""
     done = place.longshore("doctor", "-o", "json")
     assert done.code in {0, 1}, done
     return done.code, {one["what"]: one["remedy"] for one in done.json if one["grade"] != "ok"}
 
 
-def test_a_good_installation_has_nothing_to_tell(place: Installation) -> None:
+def test_good_installation_has_no_finding(place: Installation) -> None:
     (place.folder / "plans/good.yaml").write_text(
         "name: good\nschedules: {often: {every: 10m}}\nsteps:\n  a: {op: noop.execute}\n"
     )
@@ -59,7 +59,7 @@ def test_a_good_installation_has_nothing_to_tell(place: Installation) -> None:
     finally:
         beat.kill()
         beat.communicate()
-    assert said(place) == (0, {})
+    assert diagnosis(place) == (0, {})
     text = place.longshore("doctor").out
     for good in (
         "Redis persists its data to disk",
@@ -70,8 +70,8 @@ def test_a_good_installation_has_nothing_to_tell(place: Installation) -> None:
         assert good in text
 
 
-def planted(place: Installation, client: Client) -> dict[str, str]:
-    """Break it in nine ways; each with a word of what is to be told."""
+def plant_faults(place: Installation, client: Client) -> dict[str, str]:
+    """Plant faults; return a part of the expected finding for each."""
     (place.folder / "plans/nightly.yaml").write_text(
         "name: nightly\nschedules: {night: {cron: '@daily'}}\nsteps:\n"
         "  own: {op: billing.charge}\n  stack: {op: docker.start.execute, with: {container: web}, timeout: 30m}\n"
@@ -84,21 +84,27 @@ def planted(place: Installation, client: Client) -> dict[str, str]:
     plan = Plan("stands")
     plan.step("a", "noop.execute", changed=True).after(plan.step("asks", "approval.wait.execute").timeout(600))
     run = client.start(plan)
-    wait_for("it to wait", lambda: run.report().step("asks").status == "waiting")
+    wait_for("the approval to wait", lambda: run.report().step("asks").status == "waiting")
     keys = client.store.keys.of(run.id)
-    # a worker of another version, an hour ahead, with a full disk, and with keys that the other has not
+    # a worker of another version, with a clock one hour ahead, a full disk, and other keys
     host = Hosts(client.store).all()[place.namespace]
     node = host.alive[0]
-    told = json.loads(place.redis.hget(client.store.keys.host(place.namespace), f"node:{node.name}"))  # type: ignore[arg-type]
-    told |= {"version": "0.0.1", "queues": ["docker", "docker.undo"], "facts": {"docker": "19.03.1"}}
-    told["health"] = {"skew": 3_600_000, "free": 1000, "kept": 5 * 1024**2, "keys": ["w1"], "missing": ["/srv/gone"]}
+    registration = json.loads(place.redis.hget(client.store.keys.host(place.namespace), f"node:{node.name}"))  # type: ignore[arg-type]
+    registration |= {"version": "0.0.1", "queues": ["docker", "docker.undo"], "facts": {"docker": "19.03.1"}}
+    registration["health"] = {
+        "skew": 3_600_000,
+        "free": 1000,
+        "kept": 5 * 1024**2,
+        "keys": ["w1"],
+        "missing": ["/srv/gone"],
+    }
     other = client.store.keys.host("other")
-    # Nobody is there who could mend anything, and both count as alive for as long as a lease of a minute allows.
+    # No worker runs that could remove a fault. Both hosts count as alive for the lease of one minute.
     place.workers[0].kill()
     place.options["lease"] = "1m"
     beat = f"{client.store.now()} ready 0"
     place.redis.hset(client.store.keys.host(place.namespace), f"beat:{node.name}", beat)
-    place.redis.hset(other, mapping={"node:two@other": json.dumps(told), "beat:two@other": beat})
+    place.redis.hset(other, mapping={"node:two@other": json.dumps(registration), "beat:two@other": beat})
     place.redis.zadd(client.store.keys.hosts, {"other": client.store.now()})
     place.redis.hset(keys.run, "state", "running")
     place.redis.hset(keys.steps, mapping={"status:0": "ready", "status:1": "ready"})
@@ -123,33 +129,33 @@ def planted(place: Installation, client: Client) -> dict[str, str]:
     }
 
 
-def test_each_fault_that_was_planted_is_named_with_what_mends_it(place: Installation) -> None:
+def test_doctor_names_each_fault_with_a_remedy(place: Installation) -> None:
     place.options["visibility_timeout"] = "20m"
     place.worker("one", "-c", "1", "-Q", FAMILIES).start()
     try:
-        words = planted(place, place.client())
-        code, found = said(place)
+        words = plant_faults(place, place.client())
+        code, found = diagnosis(place)
     finally:
         place.redis.config_set("appendfsync", "always")
     assert code == 1
     for name, word in words.items():
-        told = [what for what in found if word in what]
-        assert told, (name, list(found))
-        assert found[told[0]], f"{name} has no remedy"
+        matching = [what for what in found if word in what]
+        assert matching, (name, list(found))
+        assert found[matching[0]], f"{name} has no remedy"
 
 
-def test_no_worker_and_half_a_worker_are_faults(place: Installation) -> None:
-    code, found = said(place)
+def test_doctor_reports_missing_workers_and_queues(place: Installation) -> None:
+    code, found = diagnosis(place)
     assert code == 1
     assert "no worker is alive" in found
     place.worker("half", "-c", "1", "-Q", "noop").start()
-    code, found = said(place)
+    code, found = diagnosis(place)
     assert code == 1
     assert any("no worker consumes queue control" in what for what in found)
     assert any("none consumes noop.undo" in what for what in found)
 
 
-def test_keys_that_do_not_fit_are_told(place: Installation) -> None:
+def test_doctor_reports_mismatched_keys(place: Installation) -> None:
     keys, theirs = place.folder / "keys.json", place.folder / "theirs.json"
     for path in (keys, theirs):
         path.write_text(signing.written([signing.new_key("worker"), signing.new_key("client")]))

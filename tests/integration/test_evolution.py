@@ -1,4 +1,4 @@
-"""Deployments that change an operation while runs of the former version are stored."""
+"""Deployments that change an operation while Redis has runs of the earlier version."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def installation(install: MakeInstallation) -> Installation:
 
 
 def deploy(installation: Installation, text: str, name: str) -> None:
-    """A worker with this version of the application."""
+    """Start a worker with this version of the application."""
     folder = installation.folder / name
     folder.mkdir()
     (folder / "evolving.py").write_text(text)
@@ -52,10 +52,10 @@ def deploy(installation: Installation, text: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["renamed", "upgrade"])
-def test_a_stored_run_goes_on_with_the_new_names(
+def test_stored_run_continues_with_renamed_parameters(
     installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    # given a run of the former version, of which one step is done and one pending
+    # given a run of the earlier version with one completed and one pending step
     ledger = tmp_path / "ledger"
     deploy(installation, BEFORE, "before")
     (tmp_path / "plan.yaml").write_text(
@@ -71,14 +71,14 @@ def test_a_stored_run_goes_on_with_the_new_names(
     run = client.get("evolving")
     wait_for("the approval", lambda: run.report().step("ok").status == "waiting")
 
-    # when the parameter is renamed without a word of it, doctor names the run
+    # when the parameter is renamed without a declaration, doctor names the run
     deploy(installation, RENAMED, "silent")
     findings = installation.longshore("doctor", PYTHONPATH=str(installation.folder / "silent")).out
-    said = "run evolving cannot be carried out as it was stored: step first: evolving.charge of worker"
-    assert said in " ".join(findings.split())
+    finding = "run evolving cannot be carried out as it was stored: step first: evolving.charge of worker"
+    assert finding in " ".join(findings.split())
     assert "has no parameter 'order'" in " ".join(findings.split())
 
-    # when the former name is declared, the run goes on, and its steps are compensated
+    # when the earlier name is declared, the run continues, and its steps are compensated
     deploy(installation, DECLARED if version == "renamed" else UPGRADED, "declared")
     findings = installation.longshore("doctor", PYTHONPATH=str(installation.folder / "declared")).out
     assert "cannot be carried out" not in " ".join(findings.split())
@@ -89,7 +89,7 @@ def test_a_stored_run_goes_on_with_the_new_names(
     assert lines(ledger) == ["charge o-1", "charge o-2", "refund o-2", "refund o-1"]
 
 
-def test_new_plans_use_the_present_names() -> None:
+def test_new_plan_uses_the_current_names() -> None:
     from longshore.orchestration import ConfigError, PlanError, operation, validate
     from longshore.orchestration.operations.base import _REGISTRY
 

@@ -1,4 +1,4 @@
-"""Three Redis servers, three sentinels: the master is killed under load, and nothing acknowledged is lost."""
+"""Failover with three Redis servers and three sentinels: no acknowledged write is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GROUP = "shop"
 
 
 class Group:
-    """A master with two replicas, watched by three sentinels."""
+    """A master with two replicas and three sentinels."""
 
     def __init__(self, folder: Path) -> None:
         safe = ("--min-replicas-to-write", "1", "--repl-diskless-sync-delay", "0")
@@ -55,7 +55,7 @@ class Group:
             command = [servers.redis_program(), str(conf), "--sentinel"]
             self._sentinels.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         wait_for("the replicas", lambda: self._ask(self.servers[0].port, "replication")["connected_slaves"] == 2)
-        wait_for("the sentinels", lambda: all(self._agrees(port) for port in self.ports))
+        wait_for("the sentinels to agree", lambda: all(self._agrees(port) for port in self.ports))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,7 +70,7 @@ class Group:
         next(server for server in self.servers if server.port == found).stop(signal.SIGKILL)
 
     def master(self) -> int:
-        """The port of the one that the sentinels name."""
+        """The port of the master, by the sentinels."""
         for port in self.ports:
             with contextlib.suppress(redis.RedisError), redis.Redis(port=port, decode_responses=True) as client:
                 answer: list[str] = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", _GROUP)
@@ -99,12 +99,12 @@ def group(tmp_path: Path) -> Iterator[Group]:
 
 
 async def watched(place: Installation, run_id: str) -> list[Event]:
-    """The events of a run by the asyncio client, which asks the sentinels for the master too."""
+    """The events of a run by the asyncio client, which finds the master through the sentinels."""
     async with AsyncClient(place.settings) as client:
         return [event async for event in (await client.get(run_id)).watch()]
 
 
-def test_the_master_is_killed_under_load_and_nothing_acknowledged_is_lost(group: Group, tmp_path: Path) -> None:
+def test_failover_under_load_loses_no_acknowledged_write(group: Group, tmp_path: Path) -> None:
     place = Installation(group.url, tmp_path, options=QUICK | {"lease": "2s"})
     plan = Plan("deploy")
     first = plan.step("first", "noop.execute", sleep=0.1)

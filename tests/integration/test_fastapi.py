@@ -1,4 +1,4 @@
-"""The FastAPI example with its server and worker: runs, events by SSE, and cancellation."""
+"""The FastAPI example with its server and worker: runs, server-sent events, and cancellation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def url(install: MakeInstallation, tmp_path: Path) -> Iterator[str]:
 
 
 def followed(url: str, after: str = "") -> Iterator[tuple[str, dict[str, str]]]:
-    """The id and the data of each server-sent event."""
+    """Return the id and the data of each server-sent event."""
     headers = {"last-event-id": after} if after else {}
     with requests.get(url, headers=headers, timeout=PATIENCE, stream=True) as stream:
         event_id = ""
@@ -43,12 +43,12 @@ def followed(url: str, after: str = "") -> Iterator[tuple[str, dict[str, str]]]:
                 yield event_id, json.loads(value)
 
 
-def test_the_example_runs(url: str) -> None:
+def test_fastapi_example_runs(url: str) -> None:
     assert call(f"{url}/orders/o-1") == (404, {"detail": "no order o-1"})
     assert call(f"{url}/orders/o-1?amount=3", "PUT") == (202, {"run": "order-o-1", "attached": False})
     assert call(f"{url}/orders/o-1?amount=3", "PUT") == (202, {"run": "order-o-1", "attached": True})
 
-    # events come while the run goes, and a viewer that comes back misses none
+    # the server sends events of a live run, and a reconnected viewer misses none
     events = followed(f"{url}/orders/o-1/events")
     seen = []
     for event_id, data in events:
@@ -60,7 +60,7 @@ def test_the_example_runs(url: str) -> None:
     assert call(f"{url}/orders/o-1")[1]["state"] == "succeeded"
 
 
-def test_a_cancelled_order_is_refunded_while_sixty_watch(url: str) -> None:
+def test_cancelled_order_is_refunded_with_sixty_watchers(url: str) -> None:
     call(f"{url}/orders/o-2?amount=3", "PUT")
     ends: list[str] = []
 

@@ -1,4 +1,4 @@
-"""An application's Celery tasks as steps, on real workers of the application: with `install`, and without."""
+"""Celery tasks of an application as steps, on its own workers, with and without `install`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[[], Process]
 
 
 class Till:
-    """The application: its tasks as this process imports them, its workers and its ledger."""
+    """The application: its tasks, its workers and its ledger."""
 
     def __init__(self, shop: Installation, folder: Path, fenced: bool) -> None:
         self.shop = shop
@@ -42,7 +42,7 @@ class Till:
         self._workers: list[Process] = []
 
     def worker(self, *arguments: str) -> Process:
-        """Start a worker of the application, which knows Longshore's Redis from its own broker alone."""
+        """Start a worker of the application, which finds the Redis of Longshore through its own broker."""
         log = self.folder / f"till-{len(self._workers)}.log"
         process = fork_server().start(
             [*COMMAND, *arguments], env=self.shop.environment | self.environment, cwd=self.folder, log=log,
@@ -53,14 +53,14 @@ class Till:
         return process
 
     def kill(self, process: Process) -> None:
-        """SIGKILL to each process of a worker."""
+        """Kill each process of a worker."""
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(15.0)
 
-    def replace_with_a_taken_message(self, process: Process) -> None:
-        """Kill a worker that has taken every message of the queue, and start another one."""
-        wait_for("the last message to be taken", lambda: self.shop.queue("celery") == [])
+    def replace_worker_with_received_messages(self, process: Process) -> None:
+        """Kill a worker that has received every message of the queue, and start another one."""
+        wait_for("the worker to receive the last message", lambda: self.shop.queue("celery") == [])
         self.kill(process)
         self.worker("-c", "1")
 
@@ -106,16 +106,16 @@ def till(shop: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         one.close()
 
 
-def patient(till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch) -> Till:
-    """An application whose broker delivers the messages of a killed worker again only after an hour."""
+def till_with_redelivery_after_an_hour(till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch) -> Till:
+    """An application whose broker redelivers the messages of a killed worker after one hour."""
     monkeypatch.setenv("TILL_PATIENT", "yes")
     one = till(True)
     one.environment["TILL_PATIENT"] = "yes"
     return one
 
 
-def undos(run: Run, step: str) -> str | None:
-    """The state of a step's compensation."""
+def undo_state(run: Run, step: str) -> str | None:
+    """The state of the compensation of a step."""
     undo = run.report().step(step).undo
     return str(undo.status) if undo else None
 
@@ -130,17 +130,17 @@ def ended(run: Run) -> Report:
     return run.wait(timeout=30)
 
 
-def nothing_follows(till: Till) -> None:
-    """Nothing is written to the ledger for longer than the visibility timeout of the application's broker."""
+def assert_ledger_unchanged(till: Till) -> None:
+    """Check that the ledger is unchanged for longer than the visibility timeout of the application's broker."""
     before = till.ledger
     time.sleep(4.0)
     assert till.ledger == before, till.logs()
 
 
 @FENCED
-def test_task_that_no_worker_took_in_time_is_never_carried_out(till: Callable[[bool], Till], fenced: bool) -> None:
+def test_task_not_received_in_time_is_never_executed(till: Callable[[bool], Till], fenced: bool) -> None:
     bank = till(fenced)
-    bank.worker()  # takes the refund
+    bank.worker()  # executes the refund
     plan = Plan("order")
     charge = bank.tasks.charge.s(42).set(queue="elsewhere")
     plan.celery("charge", charge, undo=bank.tasks.refund.s(42), timeout=1.0)
@@ -148,7 +148,7 @@ def test_task_that_no_worker_took_in_time_is_never_carried_out(till: Callable[[b
     report = ended(bank.shop.run(plan))
     bank.worker("-Q", "elsewhere")
 
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     if fenced:
         assert (report.state, report.step("charge").status) == ("failed", "failed")
         assert (report.exit_code, report.left_over, report.in_doubt) == (1, [], [])
@@ -161,9 +161,7 @@ def test_task_that_no_worker_took_in_time_is_never_carried_out(till: Callable[[b
 
 
 @FENCED
-def test_task_whose_worker_was_killed_is_not_carried_out_after_its_refund(
-    till: Callable[[bool], Till], fenced: bool
-) -> None:
+def test_task_of_a_killed_worker_is_not_executed_after_its_refund(till: Callable[[bool], Till], fenced: bool) -> None:
     bank = till(fenced)
     first = bank.worker()
     run = bank.shop.run(charging(bank, 5.0, seconds=60.0))
@@ -176,7 +174,7 @@ def test_task_whose_worker_was_killed_is_not_carried_out_after_its_refund(
 
     if fenced:
         assert time.monotonic() - killed < 5.0
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert (report.state, report.step("charge").status) == ("undone", "unknown")
     assert bank.ledger.index("refund 42") == len(bank.ledger) - 1
     assert (report.exit_code, report.in_doubt) == ((1, []) if fenced else (3, ["charge"]))
@@ -185,9 +183,7 @@ def test_task_whose_worker_was_killed_is_not_carried_out_after_its_refund(
 
 
 @FENCED
-def test_own_retry_that_is_due_after_the_time_limit_is_not_carried_out(
-    till: Callable[[bool], Till], fenced: bool
-) -> None:
+def test_own_retry_due_after_the_time_limit_is_not_executed(till: Callable[[bool], Till], fenced: bool) -> None:
     bank = till(fenced)
     bank.worker()
     plan = Plan("order")
@@ -195,7 +191,7 @@ def test_own_retry_that_is_due_after_the_time_limit_is_not_carried_out(
 
     report = ended(bank.shop.run(plan))
 
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert (report.state, report.step("charge").status) == ("undone", "unknown")
     assert bank.ledger == ["no charge yet", "refund 42"]
     assert (report.exit_code, report.in_doubt) == ((1, []) if fenced else (3, ["charge"]))
@@ -215,10 +211,10 @@ def test_lost_worker_of_an_idempotent_task_is_replaced(till: Callable[[bool], Ti
     assert bank.ledger == ["charge begins", "charge begins", "charge 42"]
 
 
-def test_message_that_a_killed_worker_had_taken_is_sent_again(
+def test_message_received_by_a_killed_worker_is_resent(
     till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = patient(till, monkeypatch)
+    bank = till_with_redelivery_after_an_hour(till, monkeypatch)
     first = bank.worker("-c", "1")
     plan = Plan("order")
     for name in ("one", "two"):
@@ -226,7 +222,7 @@ def test_message_that_a_killed_worker_had_taken_is_sent_again(
     run = bank.shop.run(plan)
     bank.waits_for("charge begins")
     wait_for("both steps to wait", lambda: [run.report().step(n).status for n in ("one", "two")] == ["waiting"] * 2)
-    bank.replace_with_a_taken_message(first)
+    bank.replace_worker_with_received_messages(first)
 
     report = run.wait(timeout=60)
 
@@ -235,10 +231,10 @@ def test_message_that_a_killed_worker_had_taken_is_sent_again(
     assert any(event.name == "message_resent" for event in run.events())
 
 
-def test_compensation_whose_message_a_killed_worker_had_taken_is_sent_again(
+def test_compensation_message_received_by_a_killed_worker_is_resent(
     till: Callable[[bool], Till], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = patient(till, monkeypatch)
+    bank = till_with_redelivery_after_an_hour(till, monkeypatch)
     first = bank.worker("-c", "1")
     plan = Plan("order")
     for name in ("one", "two"):
@@ -246,8 +242,10 @@ def test_compensation_whose_message_a_killed_worker_had_taken_is_sent_again(
     plan.step("ship", "noop.execute", fail="no carrier").after("one", "two")
     run = bank.shop.run(plan)
     bank.waits_for("refund begins")
-    wait_for("both compensations to wait", lambda: [undos(run, name) for name in ("one", "two")] == ["waiting"] * 2)
-    bank.replace_with_a_taken_message(first)
+    wait_for(
+        "both compensations to wait", lambda: [undo_state(run, name) for name in ("one", "two")] == ["waiting"] * 2
+    )
+    bank.replace_worker_with_received_messages(first)
 
     report = run.wait(timeout=60)
 
@@ -255,16 +253,16 @@ def test_compensation_whose_message_a_killed_worker_had_taken_is_sent_again(
     assert {"refund one", "refund two"} <= set(bank.ledger)
 
 
-def test_failed_compensation_is_repeated_by_a_resume(till: Callable[[bool], Till]) -> None:
+def test_resume_repeats_a_failed_compensation(till: Callable[[bool], Till]) -> None:
     bank = till(True)
-    bank.worker()  # is told of the revoked message of the first undo
+    bank.worker()  # receives the revocation of the first undo
     plan = Plan("order")
     refund = bank.tasks.refund.s(42).set(queue="elsewhere")
     plan.celery("charge", bank.tasks.charge.s(42), undo=refund, timeout=2.0)
     plan.step("ship", "noop.execute", fail="no carrier").after("charge")
     run = bank.shop.run(plan)
     report = ended(run)
-    assert (report.state, undos(run, "charge")) == ("undo_failed", "undo_failed")
+    assert (report.state, undo_state(run, "charge")) == ("undo_failed", "undo_failed")
 
     bank.tasks.app.control.add_consumer("elsewhere", reply=True)
     bank.waits_for("charge 42")
@@ -275,7 +273,7 @@ def test_failed_compensation_is_repeated_by_a_resume(till: Callable[[bool], Till
     assert bank.ledger[-1] == "refund 42"
 
 
-def test_task_that_no_worker_began_is_retried_where_the_plan_retries(till: Callable[[bool], Till]) -> None:
+def test_task_that_no_worker_began_is_retried_by_the_retry_policy(till: Callable[[bool], Till]) -> None:
     bank = till(True)
     plan = Plan("order")
     charge = bank.tasks.charge.s(42).set(queue="elsewhere")
@@ -290,7 +288,7 @@ def test_task_that_no_worker_began_is_retried_where_the_plan_retries(till: Calla
     assert bank.ledger == ["charge begins", "charge 42"]
 
 
-def test_lost_process_of_a_task_is_noticed_within_the_lease(till: Callable[[bool], Till]) -> None:
+def test_lost_process_of_a_task_is_detected_within_the_lease(till: Callable[[bool], Till]) -> None:
     bank = till(True)
     bank.worker()
     run = bank.shop.run(charging(bank, 30.0, seconds=3.0, idempotent=True))
@@ -330,7 +328,7 @@ def test_cancelled_task_that_no_worker_has_begun_leaves_nothing(till: Callable[[
     report = ended(run)
     bank.worker()
 
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert (report.step("charge").status, report.exit_code, report.in_doubt) == ("cancelled", 1, [])
     assert report.summary.startswith("nothing was changed")
     assert bank.ledger == []
@@ -350,13 +348,13 @@ def test_cancel_does_not_wait_for_the_own_retries_of_a_task(till: Callable[[bool
     report = ended(run)
 
     assert time.monotonic() - cancelled < 2.5
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert (report.state, report.step("charge").status) == ("undone", "cancelled")
     assert bank.ledger == ["no charge yet", "refund 42"]
     assert (report.exit_code, report.in_doubt) == ((1, []) if fenced else (3, ["charge"]))
 
 
-def test_running_task_is_told_that_its_run_is_cancelled(till: Callable[[bool], Till]) -> None:
+def test_running_task_learns_that_its_run_is_cancelled(till: Callable[[bool], Till]) -> None:
     bank = till(True)
     bank.worker()
     plan = Plan("order")
@@ -377,7 +375,7 @@ def test_task_that_exceeds_its_time_limit_is_interrupted_before_its_compensation
 
     report = ended(bank.shop.run(charging(bank, 1.5, seconds=5.0)))
 
-    nothing_follows(bank)
+    assert_ledger_unchanged(bank)
     assert report.state == "undone"
     assert bank.ledger == ["charge begins", "refund 42"]
     assert "SoftTimeLimitExceeded" in (report.step("charge").error or "")

@@ -1,4 +1,4 @@
-"""Flower with the pages of runs, in a real browser: what is shown as a run goes, and what its buttons do."""
+"""Flower with the pages of runs, in a real browser: the view of a live run, and the buttons."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def client(place: Installation) -> Client:
 @pytest.fixture(scope="module")
 def flower(place: Installation) -> Iterator[Flower]:
     with Flower(place) as made:
-        # It has workers tell of what they do as soon as it sees them.
-        wait_for("the workers", lambda: place.workers[0].node in made.get("/api/workers?refresh=1")[1])
+        # Flower enables the task events of a worker when the worker answers.
+        wait_for("Flower to list the workers", lambda: place.workers[0].node in made.get("/api/workers?refresh=1")[1])
         yield made
 
 
@@ -63,7 +63,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def release(name: str, *, gate: bool = True) -> Plan:
-    """Levels, a retry, an approval; then a failure, and all is taken back."""
+    """A plan with several levels, a retry, an approval, and a failure that undoes the run."""
     plan = Plan(name, labels={"team": "shop"})
     pull = plan.step("pull", "noop.execute", changed=True)
     left = plan.step("left", "noop.execute", changed=True, sleep=1).after(pull)
@@ -79,7 +79,7 @@ def new(name: str) -> str:
     return f"{name}-{uuid.uuid4().hex[:6]}"
 
 
-def test_a_run_is_watched_as_it_goes_fails_and_is_undone(
+def test_page_follows_a_run_through_failure_and_undo(
     flower: Flower, browser: Browser, client: Client, place: Installation
 ) -> None:
     run = client.start(release("release"), run_id=new("release"))
@@ -114,18 +114,16 @@ def test_a_run_is_watched_as_it_goes_fails_and_is_undone(
     line = next(line for line in audit.lines(client.store, run=run.id) if line.what == "approve")
     assert (line.actor, line.step, line.why) == (USER, "ask", "seen by me")
     assert line.origin == "flower 127.0.0.1"
-    assert browser.said() == []
-    assert browser.asked_for() == {"127.0.0.1"}
+    assert browser.console_errors() == []
+    assert browser.requested_hosts() == {"127.0.0.1"}
 
 
-def test_a_run_is_cancelled_by_its_button_and_by_keyboard_alone(
-    flower: Flower, browser: Browser, client: Client
-) -> None:
+def test_run_is_cancelled_by_button_and_by_keyboard(flower: Flower, browser: Browser, client: Client) -> None:
     plan = Plan("slow")
     plan.step("sleeps", "noop.execute", sleep=60, changed=True)
     run = client.start(plan, run_id=new("slow"))
     browser.open(flower.url(f"/runs/{run.id}"))
-    browser.until("it to run", lambda: browser.colours()["sleeps"][0] == "running")
+    browser.until("the run to start", lambda: browser.colours()["sleeps"][0] == "running")
 
     def press_the_button() -> bool:
         active = browser.driver.switch_to.active_element
@@ -143,16 +141,16 @@ def test_a_run_is_cancelled_by_its_button_and_by_keyboard_alone(
     browser.until("no button to cancel with", lambda: not browser.all("#do-cancel"))
 
 
-def test_an_undo_and_a_resume_are_asked_for_by_button(flower: Flower, browser: Browser, client: Client) -> None:
+def test_undo_and_resume_are_requested_by_button(flower: Flower, browser: Browser, client: Client) -> None:
     plan = Plan("good")
     plan.step("made", "noop.execute", changed=True)
     run = client.start(plan, run_id=new("good"))
     run.wait(timeout=PATIENCE)
     browser.open(flower.url(f"/runs/{run.id}"))
-    wait_for("its root", lambda: flower.task(run.id).get("state") == "SUCCESS")
+    wait_for("the state of the root task", lambda: flower.task(run.id).get("state") == "SUCCESS")
     browser.press("#do-undo")
     browser.until("its end", lambda: browser.state() == "undone")
-    wait_for("its root", lambda: flower.task(run.id).get("state") == "FAILURE")
+    wait_for("the state of the root task", lambda: flower.task(run.id).get("state") == "FAILURE")
 
     kept = Plan("kept", on_failure="keep")
     kept.step("fails", "noop.execute", fail="no").after(kept.step("made", "noop.execute", changed=True))
@@ -163,7 +161,7 @@ def test_an_undo_and_a_resume_are_asked_for_by_button(flower: Flower, browser: B
     browser.until("its second attempt", lambda: "2" in browser.one('#row-fails [data-of="Attempts"]').text)
 
 
-def test_runs_are_searched_by_text_plan_state_label_and_time(flower: Flower, browser: Browser, client: Client) -> None:
+def test_list_is_searched_by_text_plan_state_label_and_time(flower: Flower, browser: Browser, client: Client) -> None:
     one, other = new("searched"), new("searched")
     params = {"version": {"type": "string"}, "db_password": {"type": "string", "default": "in-the-clear"}}
     plan = Plan("searched", labels={"team": "pay"}, params=params)
@@ -199,7 +197,7 @@ def test_runs_are_searched_by_text_plan_state_label_and_time(flower: Flower, bro
     browser.until("a new row, by itself", lambda: len(browser.all("tbody tr")) == before + 1)
 
 
-def test_the_pages_fit_a_phone(flower: Flower, browser: Browser, client: Client) -> None:
+def test_pages_fit_a_phone(flower: Flower, browser: Browser, client: Client) -> None:
     run = client.start(release("phone", gate=False), run_id=new("phone" * 10))
     run.wait(timeout=PATIENCE)
     browser.size(390, 844)
@@ -213,15 +211,17 @@ def test_the_pages_fit_a_phone(flower: Flower, browser: Browser, client: Client)
         browser.size(1280, 1000)
 
 
-def test_flower_itself_shows_one_root_named_steps_and_how_the_run_ended(flower: Flower, client: Client) -> None:
+def test_flower_shows_the_root_task_the_steps_and_the_end_of_a_run(flower: Flower, client: Client) -> None:
     plan = Plan("tree")
     first = plan.step("first", "noop.execute")
     wide = [plan.step(f"wide{n}", "noop.execute").after(first) for n in range(3)]
     plan.step("last", "noop.execute", sleep=1).after(*wide)
     run = client.start(plan, run_id=new("tree"))
-    wait_for("its root", lambda: flower.task(run.id).get("state") == "STARTED")
+    wait_for("the state of the root task", lambda: flower.task(run.id).get("state") == "STARTED")
     assert run.wait(timeout=PATIENCE).state == "succeeded"
-    root = wait_for("its root", lambda: (found := flower.task(run.id)).get("state") == "SUCCESS" and found)
+    root = wait_for(
+        "the state of the root task", lambda: (found := flower.task(run.id)).get("state") == "SUCCESS" and found
+    )
     assert root["name"] == "tree"
     tasks = {name: flower.task(name) for step in run.report().steps for name in step.task_ids}
     assert {task["name"] for task in tasks.values()} == {f"tree.{step}" for step in plan.steps}
@@ -229,11 +229,13 @@ def test_flower_itself_shows_one_root_named_steps_and_how_the_run_ended(flower: 
     assert {task["state"] for task in tasks.values()} == {"SUCCESS"}
     assert all(run.id in task["args"] for task in tasks.values())
     known = json.loads(flower.get("/api/workers?refresh=1")[1])
-    assert len(known) == 1  # no worker that is none
+    assert len(known) == 1  # only real workers
 
     bad = client.start(release("bad-tree", gate=False), run_id=new("bad-tree"))
     bad.wait(timeout=PATIENCE)
-    root = wait_for("its root", lambda: (found := flower.task(bad.id)).get("state") == "FAILURE" and found)
+    root = wait_for(
+        "the state of the root task", lambda: (found := flower.task(bad.id)).get("state") == "FAILURE" and found
+    )
     assert "undone" in root["exception"]
     failed = flower.task(bad.report().step("migrate").task_ids[0])
     assert failed["state"] == "FAILURE"
@@ -244,7 +246,7 @@ def test_flower_itself_shows_one_root_named_steps_and_how_the_run_ended(flower: 
     assert "bad-tree.pull (undo)" in {one["name"] for one in undos}
 
 
-def test_a_read_only_flower_has_no_buttons_and_takes_no_command(
+def test_read_only_flower_has_no_buttons_and_refuses_commands(
     place: Installation, browser: Browser, client: Client
 ) -> None:
     plan = Plan("watched")
@@ -260,9 +262,7 @@ def test_a_read_only_flower_has_no_buttons_and_takes_no_command(
     run.cancel()
 
 
-def test_nothing_is_shown_without_a_login_and_no_foreign_page_gives_commands(
-    flower: Flower, client: Client, place: Installation
-) -> None:
+def test_pages_need_a_login_and_refuse_cross_site_commands(flower: Flower, client: Client, place: Installation) -> None:
     plan = Plan("guarded")
     plan.step("sleeps", "noop.execute", sleep=30)
     run = client.start(plan, run_id=new("guarded"))
@@ -276,27 +276,27 @@ def test_nothing_is_shown_without_a_login_and_no_foreign_page_gives_commands(
     assert flower.get("/runs/no-such-run")[0] == 404
     assert flower.get(f"/runs/{run.id}/approve", data=b"step=nosuch", **asked)[0] == 404
     assert flower.get("/longshore/../config.py")[0] in {403, 404}
-    wait_for("it to run", lambda: run.state() == "running")
+    wait_for("the run to start", lambda: run.state() == "running")
     run.cancel()
 
 
 @pytest.mark.parametrize("options", [["--address=0.0.0.0"], ["--address=192.0.2.1"]])
-def test_flower_does_not_start_open_to_the_world(place: Installation, options: list[str]) -> None:
+def test_flower_without_a_login_refuses_a_public_address(place: Installation, options: list[str]) -> None:
     flower = Flower(place, *options, FLOWER_BASIC_AUTH="")
     assert flower.process.wait(PATIENCE) != 0
     assert "Flower does not start open to the world" in flower.log.read_text()
 
 
-def test_flower_does_not_start_with_an_unknown_option(place: Installation) -> None:
+def test_flower_refuses_to_start_with_an_unknown_option(place: Installation) -> None:
     flower = Flower(place, "--readonly")
     assert flower.process.wait(PATIENCE) == 2
     assert "Flower has no option --readonly: did you mean --read_only?" in flower.log.read_text()
 
 
-def test_without_a_login_only_this_machine_is_let_in(place: Installation) -> None:
+def test_flower_without_a_login_admits_only_this_machine(place: Installation) -> None:
     with Flower(place, FLOWER_BASIC_AUTH="") as flower:
         assert flower.get("/runs", login=None)[0] == 200
-        # a page of somebody else's, whose name leads to this machine: ours, Flower's own, and what they are made of
+        # a page under a foreign name that resolves to this machine: pages of Longshore and of Flower, and static files
         for path in ("/runs", "/", "/workers", "/tasks", "/broker", "/metrics", "/longshore/longshore.js"):
             assert flower.get(path, login=None, Host="evil.example")[0] == 403, path
         assert flower.get("/workers", login=None)[0] == 200
@@ -305,7 +305,7 @@ def test_without_a_login_only_this_machine_is_let_in(place: Installation) -> Non
         assert flower.get("/api/tasks", login=None)[0] == 401
 
 
-def test_a_large_run_is_shown_in_time(flower: Flower, client: Client) -> None:
+def test_page_of_a_large_run_loads_in_time(flower: Flower, client: Client) -> None:
     plan = Plan("wide")
     plan.step("many", "noop.execute").foreach(list(range(500)))
     run = client.start(plan, run_id=new("wide"))
@@ -317,7 +317,7 @@ def test_a_large_run_is_shown_in_time(flower: Flower, client: Client) -> None:
     assert time.monotonic() - began < PATIENCE
 
 
-def test_a_flower_of_ones_own_has_the_pages_too(place: Installation) -> None:
+def test_flower_of_an_application_has_the_pages(place: Installation) -> None:
     config = Path(__file__).resolve().parents[2] / "compose/flowerconfig.py"
     command = (sys.executable, "-m", "celery", "-A", "longshore.workers", "flower", f"--conf={config}")
     with Flower(place, command=command) as flower:
@@ -327,7 +327,7 @@ def test_a_flower_of_ones_own_has_the_pages_too(place: Installation) -> None:
 
 
 def ended(client: Client, plan: Plan) -> str:
-    """The path of the page of a run that has ended."""
+    """Return the path of the page of an ended run."""
     run = client.start(plan, run_id=new(plan.name))
     run.wait(timeout=PATIENCE)
     return f"/runs/{run.id}"
@@ -341,7 +341,7 @@ def failing(name: str) -> Plan:
     return plan
 
 
-def test_the_banner_of_a_failed_release_says_what_failed_and_what_stands(
+def test_banner_of_a_failed_release_names_the_failure_and_the_standing(
     flower: Flower, browser: Browser, client: Client
 ) -> None:
     path = ended(client, failing("banner"))
@@ -362,7 +362,7 @@ def test_the_banner_of_a_failed_release_says_what_failed_and_what_stands(
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_is_readable_on_every_part_of_a_page(flower: Flower, browser: Browser, client: Client, theme: str) -> None:
+def test_text_of_a_page_has_enough_contrast(flower: Flower, browser: Browser, client: Client, theme: str) -> None:
     path = ended(client, failing("readable"))
     browser.theme(theme)
     try:
@@ -374,7 +374,7 @@ def test_text_is_readable_on_every_part_of_a_page(flower: Flower, browser: Brows
         browser.theme("light")
 
 
-def test_a_theme_is_chosen_against_the_preference_of_the_system(flower: Flower, browser: Browser) -> None:
+def test_theme_of_the_page_overrides_that_of_the_system(flower: Flower, browser: Browser) -> None:
     browser.open(flower.url("/runs"))
     light = browser.colour("body", "backgroundColor")
     browser.click("#theme-toggle")
@@ -388,20 +388,18 @@ def test_a_theme_is_chosen_against_the_preference_of_the_system(flower: Flower, 
         browser.click('[data-bs-theme-value="system"]')
 
 
-def test_the_time_line_is_zoomed_by_buttons_keys_wheel_and_mouse(
-    flower: Flower, browser: Browser, client: Client
-) -> None:
+def test_timeline_is_zoomed_by_buttons_keys_wheel_and_mouse(flower: Flower, browser: Browser, client: Client) -> None:
     plan = Plan("zoomed", sequential=True)
     for number in range(4):
         plan.step(f"s{number}", "noop.execute", sleep=0.4, fail=number == 3)
     browser.open(flower.url(ended(client, plan)))
-    browser.said()  # of earlier tests
+    browser.console_errors()  # discard messages of earlier tests
 
     def width() -> float:
         return float(browser.driver.execute_script("return document.getElementById('ticks').clientWidth"))
 
     def look() -> None:
-        """Labels of ticks are different, in order, and do not touch."""
+        """Check that the labels of ticks differ, are in order, and do not overlap."""
         ticks: list[tuple[str, float, float]] = browser.driver.execute_script(
             "return [...document.querySelectorAll('#ticks span')].map(tick => { const range = new Range();"
             "range.selectNodeContents(tick); const box = range.getBoundingClientRect();"
@@ -440,10 +438,10 @@ def test_the_time_line_is_zoomed_by_buttons_keys_wheel_and_mouse(
     look()
     assert browser.all("#gantt .bar.undo.undone")
     assert browser.colour("#gantt .bar.failed", "borderTopColor") == style_of("failed").light.border
-    assert browser.said() == []
+    assert browser.console_errors() == []
 
 
-def test_300_steps_are_folded_filtered_and_begin_with_the_failed_ones(
+def test_list_of_300_steps_is_folded_filtered_and_shows_failures_first(
     flower: Flower, browser: Browser, client: Client
 ) -> None:
     plan = Plan("fleet", on_error="continue", on_failure="keep")
@@ -481,7 +479,7 @@ def test_300_steps_are_folded_filtered_and_begin_with_the_failed_ones(
         browser.size(1280, 1000)
 
 
-def test_a_filter_and_folds_last_while_the_page_is_refreshed(flower: Flower, browser: Browser, client: Client) -> None:
+def test_filter_and_folds_survive_a_refresh(flower: Flower, browser: Browser, client: Client) -> None:
     plan = Plan("lasting")
     for number in range(8):
         plan.step(f"host-{number}", "noop.execute")
@@ -503,14 +501,14 @@ def test_a_filter_and_folds_last_while_the_page_is_refreshed(flower: Flower, bro
     assert browser.one("#filter").get_attribute("value") == "host-3"
 
 
-def test_a_waiting_run_shows_its_reason_and_position(flower: Flower, browser: Browser, client: Client) -> None:
+def test_page_of_a_queued_run_shows_its_reason_and_position(flower: Flower, browser: Browser, client: Client) -> None:
     plan = Plan("one-by-one", concurrency={"key": f"door-{uuid.uuid4().hex}"})
     plan.step("asks", "approval.wait.execute").timeout(600)
     runs = [client.start(plan, run_id=new("one-by-one")) for _ in range(1)]
-    wait_for("the first", lambda: runs[0].report().step("asks").status == "waiting")
+    wait_for("the approval of the first run", lambda: runs[0].report().step("asks").status == "waiting")
     for _ in range(2):
         runs.append(client.start(plan, run_id=new("one-by-one")))
-        wait_for("the queue", lambda: runs[-1].report().error)
+        wait_for("the pending reason of the last run", lambda: runs[-1].report().error)
     browser.open(flower.url(f"/runs/{runs[2].id}"))
     banner = browser.one(".banner").text
     assert f"is held by {runs[0].id}; 1 run waits before it." in banner
@@ -524,7 +522,7 @@ def test_a_waiting_run_shows_its_reason_and_position(flower: Flower, browser: Br
         run.cancel()
 
 
-def test_the_list_shows_the_failing_step_and_filters_by_state(flower: Flower, browser: Browser, client: Client) -> None:
+def test_list_shows_the_failed_step_and_filters_by_state(flower: Flower, browser: Browser, client: Client) -> None:
     name = f"listed-{uuid.uuid4().hex[:6]}"
     path = ended(client, failing(name))
     kept = Plan(name, on_error="continue", on_failure="keep")
@@ -541,7 +539,7 @@ def test_the_list_shows_the_failing_step_and_filters_by_state(flower: Flower, br
     assert f"plan={name}" in browser.driver.current_url
 
 
-def test_the_output_of_a_step_is_linked_and_shown_as_text(flower: Flower, browser: Browser, client: Client) -> None:
+def test_output_of_a_step_is_linked_and_shown_as_text(flower: Flower, browser: Browser, client: Client) -> None:
     plan = Plan("printing")
     plan.step("prints", "command.shell.execute", command="echo '<b>bold</b>'; printf 'a\\033[31mred'")
     path = ended(client, plan)
@@ -554,7 +552,7 @@ def test_the_output_of_a_step_is_linked_and_shown_as_text(flower: Flower, browse
     assert flower.get("/runs/no-such-run/log?step=prints")[0] == 404
 
 
-def test_hostile_texts_neither_act_nor_break_the_page(flower: Flower, browser: Browser, client: Client) -> None:
+def test_hostile_texts_are_shown_as_text(flower: Flower, browser: Browser, client: Client) -> None:
     hostile = "<img src=x onerror=document.title='taken'>\"'><script>document.title='taken'</script>{{ 1 }}" + "x" * 900
     plan = Plan("hostile", params={"text": {"type": "string"}}, on_error="continue", on_failure="keep")
     for number in range(8):
@@ -573,7 +571,7 @@ def test_hostile_texts_neither_act_nor_break_the_page(flower: Flower, browser: B
         browser.size(1280, 1000)
 
 
-def test_the_pages_work_below_a_prefix(place: Installation, browser: Browser, client: Client) -> None:
+def test_pages_work_under_a_url_prefix(place: Installation, browser: Browser, client: Client) -> None:
     plan = Plan("prefixed")
     plan.step("prints", "command.shell.execute", command="echo there")
     path = ended(client, plan)
@@ -591,7 +589,7 @@ def test_the_pages_work_below_a_prefix(place: Installation, browser: Browser, cl
         flower.__exit__()
 
 
-def test_a_failed_unit_is_listed_first_with_its_output(flower: Flower, browser: Browser, client: Client) -> None:
+def test_failed_unit_is_listed_first_with_its_output(flower: Flower, browser: Browser, client: Client) -> None:
     plan = Plan("units")
     each = plan.step("each", "command.shell.execute", command="echo unit {{ item }}; test {{ item }} != 204")
     each.foreach(list(range(205)))

@@ -1,4 +1,4 @@
-"""Every guard, through real workers: when it holds, when not, and with which reason."""
+"""Every guard on real workers: its decision, and the reason of a skip."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HOSTS = "own.hosts"
 
 @pytest.fixture(scope="module")
 def two_hosts(module_installation: MakeInstallation) -> Iterator[Installation]:
-    """Workers on web1 and on web2."""
+    """An installation with workers on web1 and web2."""
     made = module_installation(options={"imports": "tests.integration.own_operations"})
     for host in ("web1", "web2"):
         made.worker(host, "-c", "2", LONGSHORE_HOST=host, PYTHONPATH=made.pythonpath).start()
-    wait_for("both hosts", lambda: {host.name for host in made.client().hosts()} == {"web1", "web2"})
+    wait_for("both hosts to register", lambda: {host.name for host in made.client().hosts()} == {"web1", "web2"})
     return made
 
 
@@ -29,8 +29,8 @@ def run(installation: Installation, plan: Plan) -> Report:
     return installation.run(plan).wait(timeout=60)
 
 
-def guarded(guard: str, *, on_error: str = "continue", **before: dict[str, object]) -> Plan:
-    """Steps before, of `noop.execute` unless they say otherwise, and one with that guard."""
+def guarded_plan(guard: str, *, on_error: str = "continue", **before: dict[str, object]) -> Plan:
+    """A plan of dependencies, `noop.execute` by default, and a step with the guard."""
     plan = Plan("guarded", on_error=on_error)
     steps = []
     for name, given in before.items():
@@ -48,7 +48,7 @@ def answers(**hosts: str) -> dict[str, object]:
     return {"op": HOSTS, "answers": hosts}
 
 
-#: guard, what was before, the reason of the skip ('' if it runs). Each row of the table, both ways.
+#: Guard, dependencies, and the reason of the skip ("" if the step runs), both cases for each row of the table.
 ROWS = [
     ("changed", {"a": CHANGED, "b": UNCHANGED}, ""),
     ("changed", {"a": UNCHANGED, "b": UNCHANGED}, "no dependencies changed"),
@@ -83,10 +83,8 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("guard", "before", "reason"), ROWS)
-def test_the_guard_table(
-    two_hosts: Installation, guard: str, before: dict[str, dict[str, object]], reason: str
-) -> None:
-    report = run(two_hosts, guarded(guard, **{name: dict(given) for name, given in before.items()}))
+def test_guard_table(two_hosts: Installation, guard: str, before: dict[str, dict[str, object]], reason: str) -> None:
+    report = run(two_hosts, guarded_plan(guard, **{name: dict(given) for name, given in before.items()}))
 
     step = report.step("guarded")
     assert (step.status, step.reason or "") == (("skipped", reason) if reason else ("changed", ""))
@@ -96,10 +94,10 @@ def test_the_guard_table(
     ("guard", "runs"),
     [("any_host_failed", False), ("all_hosts_failed", False), ("any_host_changed", True), ("all_hosts_changed", True)],
 )
-def test_a_dependency_without_hosts_is_ignored_by_any_and_fails_all(
+def test_dependency_without_hosts_is_ignored_by_any_and_fails_all(
     two_hosts: Installation, guard: str, runs: bool
 ) -> None:
-    """`none` was skipped, and so has no host; `a` ran on one."""
+    """Step `none` is skipped and has no host; step `a` ran on one host."""
     plan = Plan("guarded", on_error="continue")
     plan.step("none", "noop.execute").when("false")
     plan.step("a", "noop.execute", fail=not runs)
@@ -115,7 +113,7 @@ def test_a_dependency_without_hosts_is_ignored_by_any_and_fails_all(
     assert report.step("alone").status == "skipped"
 
 
-def test_host_guards_see_real_hosts(two_hosts: Installation) -> None:
+def test_host_guards_evaluate_real_hosts(two_hosts: Installation) -> None:
     plan = Plan("fleet", on_error="continue")
     both = plan.step(
         "both",
@@ -140,7 +138,7 @@ def test_host_guards_see_real_hosts(two_hosts: Installation) -> None:
     assert report.exit_code == 3
 
 
-def test_a_step_runs_on_the_host_that_it_is_for_and_is_undone_there(two_hosts: Installation) -> None:
+def test_step_runs_and_is_undone_on_its_target_host(two_hosts: Installation) -> None:
     plan = Plan("there", target="web2")
     plan.step("here", "noop.execute")
     plan.step("boom", "noop.execute", fail=True).target("web1").after("here")
@@ -152,7 +150,7 @@ def test_a_step_runs_on_the_host_that_it_is_for_and_is_undone_there(two_hosts: I
     assert report.state == "undone"
 
 
-def test_a_dry_run_asks_the_hosts_that_a_run_would_act_on(two_hosts: Installation) -> None:
+def test_dry_run_predicts_on_the_target_hosts(two_hosts: Installation) -> None:
     plan = Plan("dry", params={"where": str})
     plan.step("all", "noop.execute").target("_all")
     plan.step("one", "noop.execute").target(E.params.where).after("all")
@@ -170,7 +168,7 @@ def test_a_dry_run_asks_the_hosts_that_a_run_would_act_on(two_hosts: Installatio
     )
 
 
-def test_an_unknown_host_is_an_error_and_no_wait(two_hosts: Installation) -> None:
+def test_unknown_host_is_an_immediate_error(two_hosts: Installation) -> None:
     plan = Plan("nowhere")
     plan.step("a", "noop.execute").target("web9")
 
@@ -178,7 +176,7 @@ def test_an_unknown_host_is_an_error_and_no_wait(two_hosts: Installation) -> Non
         run(two_hosts, plan)
 
 
-def test_when_looks_at_params_and_at_what_came_before(two_hosts: Installation) -> None:
+def test_when_reads_parameters_and_earlier_steps(two_hosts: Installation) -> None:
     plan = Plan("when", params={"tag": str})
     a = plan.step("a", "noop.execute", data={"size": 3, "name": "1.10"})
     plan.step("yes", "noop.execute").after(a).when((a.data.size > 2) & a.changed).when("params.tag == 'x'")
@@ -192,7 +190,7 @@ def test_when_looks_at_params_and_at_what_came_before(two_hosts: Installation) -
     assert report.step("own").reason == "it is the old one"
 
 
-def test_when_on_data_that_is_missing_fails_the_step_with_the_reason(two_hosts: Installation) -> None:
+def test_when_on_missing_data_fails_the_step(two_hosts: Installation) -> None:
     plan = Plan("when", on_error="continue")
     a = plan.step("a", "noop.execute")
     plan.step("b", "noop.execute").after(a).when(a.data.nothing == 1)
@@ -205,15 +203,15 @@ def test_when_on_data_that_is_missing_fails_the_step_with_the_reason(two_hosts: 
     assert (report.step("c").status, report.state) == ("changed", "partial")
 
 
-def test_the_sandbox_decides_the_same_as_the_workers() -> None:
-    """The table once more, in memory, so that plans can be tried there."""
+def test_sandbox_decides_guards_like_workers() -> None:
+    """The guard table again, in the sandbox."""
     for guard, before, reason in ROWS:
-        report = Sandbox().run(guarded(guard, **{name: dict(given) for name, given in before.items()}))
+        report = Sandbox().run(guarded_plan(guard, **{name: dict(given) for name, given in before.items()}))
         step = report.step("guarded")
         assert (step.status, step.reason or "") == (("skipped", reason) if reason else ("changed", "")), guard
 
 
-def test_a_guard_can_be_tried_in_the_sandbox_with_hosts_of_its_own() -> None:
+def test_sandbox_evaluates_guards_on_given_hosts() -> None:
     sandbox = Sandbox(hosts=["web1", "web2", "web3"])
     plan = Plan("fleet", on_error="continue")
     both = plan.step("all", "noop.execute").target("_all").tolerate(1)
@@ -224,4 +222,4 @@ def test_a_guard_can_be_tried_in_the_sandbox_with_hosts_of_its_own() -> None:
 
     assert [host.status for host in report.step("all").hosts] == ["changed", "failed", "changed"]
     assert report.step("repair").status == "changed"
-    assert report.exit_code == 0, "a tolerated failure is as asked"
+    assert report.exit_code == 0, "the tolerated failure counts as a failure"

@@ -1,8 +1,8 @@
-"""Plans of a client that has a key and means harm, against an installation as `longshore init` makes it.
+"""Plans of a hostile client with a key, against an installation that `longshore init` created.
 
-A grammar writes plans that try to read, write, start and reach what no list of the worker admits, to stop the worker,
-and to learn another run's secret. The test believes no report. It looks at decoys that must not be read, a folder
-that must not change, a server that must not be called, and the processor time of the worker.
+A grammar writes plans that try to read, write, start and call things outside of the worker's allow lists, to stop the
+worker, and to read the secret of another run. The test does not trust reports. The test checks decoys that must not
+be read, a folder that must not change, a server that must not be called, and the processor time of the worker.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from tests.unit.tasks.operations.test_http import Service
 
 pytestmark = [pytest.mark.operations, pytest.mark.timeout(1800)]
 
-#: Plans of the test.
+#: The number of plans.
 COUNT = 200
-#: Seconds of processor time that all processes of a worker may spend for one plan; an ordinary plan takes about 0.05.
+#: The limit of processor time of a worker for one plan, in seconds; an ordinary plan takes about 0.05 s.
 PROCESSOR = 5.0
 
 Make = Callable[["Target", random.Random], Plan]
 
 
 class Target:
-    """An installation with its decoys. Names of files, variables and servers that a plan must not reach."""
+    """An installation with decoys: files, variables and servers that a plan must not reach."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,7 +59,7 @@ class Target:
         self.redirecting.headers = {"Location": f"{self.forbidden.url}/stolen"}
 
     def params(self, plan: Plan, chance: random.Random, **values: str) -> dict[str, str]:
-        """The values in the plan itself, or through its parameters, where the client cannot check them."""
+        """The values in the plan, or in parameters, which the client cannot check."""
         if chance.random() < 0.5:
             return values
         for name, value in values.items():
@@ -85,7 +85,7 @@ def _serving(address: str) -> Service:
 
 
 def reads_a_secret(target: Target, chance: random.Random) -> Plan:
-    """A reference to a secret that no list admits, sent to a server that is admitted."""
+    """Send a secret outside of the allow list to an allowed server."""
     state, keys = target.folder / "state", target.folder / "secrets" / "worker" / "keys.json"
     source = chance.choice(
         [
@@ -111,7 +111,7 @@ def reads_a_secret(target: Target, chance: random.Random) -> Plan:
 
 
 def reads_a_file(target: Target, chance: random.Random) -> Plan:
-    """A file outside the roots as an object, a template, a body or a working folder."""
+    """Read a file outside of the roots as an object, a template, a body or a working folder."""
     path = chance.choice(
         [f"{target.outside}/secret", f"{target.roots}/link/secret", f"{target.roots}/file-link",
          f"{target.roots}//link//secret", f"/proc/self/root{target.outside}/secret"]
@@ -129,7 +129,7 @@ def reads_a_file(target: Target, chance: random.Random) -> Plan:
 
 
 def writes_a_file(target: Target, chance: random.Random) -> Plan:
-    """A file outside the roots, by its name, a link, a template, or in the place of a link."""
+    """Write a file outside of the roots by its name, a link, a template, or in place of a link."""
     name = uuid.uuid4().hex
     path = chance.choice(
         [f"{target.outside}/{name}", f"{target.roots}/../outside/{name}", f"{target.roots}/link/{name}",
@@ -149,7 +149,7 @@ def writes_a_file(target: Target, chance: random.Random) -> Plan:
 
 
 def starts_a_program(target: Target, chance: random.Random) -> Plan:
-    """A program that no list admits, or an admitted one that another file or variable turns into it."""
+    """Start a program outside of the allow list, directly or through a file or variable of an allowed program."""
     tool, touch = str(target.tool), f"touch {target.mark}"
     argv, env = chance.choice(
         [
@@ -180,7 +180,7 @@ def starts_a_program(target: Target, chance: random.Random) -> Plan:
 
 
 def reaches_a_server(target: Target, chance: random.Random) -> Plan:
-    """A server that no list admits, behind a URL that two parsers read differently, or behind a redirect."""
+    """Call a server outside of the allow list by an ambiguous URL or a redirect."""
     port, free = target.forbidden.server.server_port, target.admitted.server.server_port
     host = chance.choice(
         ["127.0.0.2", "127.0.0.2.", "2130706434", "0x7f.0.0.2", "0177.0.0.2", "127.2", "[::ffff:127.0.0.2]",
@@ -204,7 +204,7 @@ def reaches_a_server(target: Target, chance: random.Random) -> Plan:
 
 
 def stops_the_worker(target: Target, chance: random.Random) -> Plan:
-    """Work without end for whoever reads the plan, its parameters or its templates."""
+    """Cause endless work for the reader of the plan, of its parameters or of its templates."""
     size = chance.choice([10**4, 10**6, 10**9])
     text = chance.choice(
         [
@@ -234,7 +234,7 @@ def stops_the_worker(target: Target, chance: random.Random) -> Plan:
 
 
 def learns_a_secret(target: Target, chance: random.Random) -> Plan:
-    """The data, the environment or the backups of another run."""
+    """Read the data, the environment or the backups of another run."""
     text = chance.choice(
         ["{{ runs.victim }}", "{{ steps.victim.data }}", "{{ run.victim }}", "{{ self }}", "{{ secret }}",
          "{{ params.__class__ }}",
@@ -255,7 +255,7 @@ GRAMMAR: tuple[Make, ...] = (
 )  # fmt: skip
 
 
-# --- the trial ---------------------------------------------------------------------------------------------
+# --- the test ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def target(tmp_path: Path) -> Iterator[Target]:
 
 
 class Deployment(Installation):
-    """What `longshore init` makes: users of Redis with their URLs, and keys."""
+    """The users of Redis with their URLs, and the keys, as `longshore init` creates them."""
 
     access: dict[str, str]
     #: The folder of Redis's append-only file.
@@ -275,7 +275,7 @@ class Deployment(Installation):
 
 @pytest.fixture
 def place(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
-    """What `longshore init` makes, with one worker, whose settings list a folder, a program and a server."""
+    """An installation by `longshore init` with one worker, which allows one folder, one program and one server."""
     secrets = target.folder / "secrets"
     server = get(lambda: servers.RedisServer("--appendfsync", "always"))
     subprocess.run([LONGSHORE, "-q", "init", secrets, "--redis", server.url], check=True)
@@ -300,7 +300,7 @@ def place(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploymen
 
 @pytest.fixture
 def client(place: Deployment, target: Target) -> Iterator[Client]:
-    """A client with the key and the user of applications."""
+    """A client with the key and the Redis user of applications."""
     made = Client(
         Settings(
             redis_url=place.access["LONGSHORE_CLIENT_URL"], state_dir=target.folder / "client",
@@ -312,7 +312,7 @@ def client(place: Deployment, target: Target) -> Iterator[Client]:
 
 
 def processor_seconds(worker: Worker) -> float:
-    """Processor time of all processes of a worker."""
+    """The processor time of all processes of a worker, in seconds."""
     ticks = 0
     for pid in [worker.pid, *worker.children()]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -320,7 +320,9 @@ def processor_seconds(worker: Worker) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def test_no_hostile_plan_gets_what_no_list_admits(target: Target, place: Deployment, client: Client) -> None:
+def test_hostile_plan_reaches_nothing_outside_the_allow_lists(
+    target: Target, place: Deployment, client: Client
+) -> None:
     seed = int(os.environ.get("LONGSHORE_FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
     chance = random.Random(seed)
     victim = Plan("victim")
@@ -347,7 +349,7 @@ def test_no_hostile_plan_gets_what_no_list_admits(target: Target, place: Deploym
             continue
         begun.append((run, plan))
         if make is stops_the_worker:
-            # The plans before this one have ended, so that the time is this plan's.
+            # All earlier plans have ended, so that the processor time belongs to this plan.
             run.wait(timeout=PATIENCE)
             dearest = max(dearest, (processor_seconds(worker) - spent, f"plan {number}"))
         if number % len(GRAMMAR) == GRAMMAR.index(stops_the_worker) - 1 or number == COUNT - 1:
@@ -357,7 +359,7 @@ def test_no_hostile_plan_gets_what_no_list_admits(target: Target, place: Deploym
             assert tree(target.outside) == before, (seed, begun)
             begun.clear()
 
-    assert refused < COUNT / 2, "most plans reach a worker"
+    assert refused < COUNT / 2, "too few plans reached a worker"
     assert dearest[0] < PROCESSOR, (seed, dearest)
     assert not any(target.decoy.encode() in repr(asked).encode() for asked in target.admitted.asked[delivered:]), seed
     assert not any(

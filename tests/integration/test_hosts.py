@@ -1,4 +1,4 @@
-"""A fleet: five hosts with workers of their own, which tell of themselves by the files that they write."""
+"""A fleet of five hosts with one worker each; the hosts of a step are known by the files that the step writes."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def client(fleet: Installation) -> Client:
     return fleet.client()
 
 
-def test_it_is_a_fleet(client: Client) -> None:
+def test_workers_register_their_hosts_and_labels(client: Client) -> None:
     assert [host.name for host in client.hosts()] == sorted(LABELS)
 
 
-def test_a_host_tells_what_it_is(fleet: Installation, client: Client) -> None:
+def test_host_publishes_its_facts(fleet: Installation, client: Client) -> None:
     web1 = next(host for host in client.hosts() if host.name == "web1")
 
     assert web1.state is HostState.READY
@@ -70,18 +70,18 @@ def test_a_host_tells_what_it_is(fleet: Installation, client: Client) -> None:
     shown = fleet.longshore("hosts", "show", "web1")
     assert "role=web" in shown.out
     assert "worker at-web1@" in shown.out
-    told = inspect(fleet, "web1")
-    assert (told["name"], told["labels"], told["state"]) == ("web1", web1.labels, "ready")
+    answer = inspect(fleet, "web1")
+    assert (answer["name"], answer["labels"], answer["state"]) == ("web1", web1.labels, "ready")
 
 
 def inspect(made: Installation, host: str) -> dict[str, Any]:
-    """As `celery inspect host` shows it."""
+    """The answer of a host to `celery inspect host`."""
     node = made.at(f"at-{host}@{made.namespace}")
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "longshore.workers", "inspect", "host", "-d", node.node, "--json"],
         env=made.environment, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    found: dict[str, Any] = json.loads(said.stdout[said.stdout.index("{") :])[node.node]
+    found: dict[str, Any] = json.loads(result.stdout[result.stdout.index("{") :])[node.node]
     return found
 
 
@@ -96,7 +96,7 @@ def inspect(made: Installation, host: str) -> dict[str, Any]:
         ("{{ params.where }}", {"db1", "db2"}),
     ],
 )
-def test_a_target_reaches_exactly_its_hosts(fleet: Installation, tmp_path: Path, target: str, hosts: set[str]) -> None:
+def test_target_selects_exactly_its_hosts(fleet: Installation, tmp_path: Path, target: str, hosts: set[str]) -> None:
     plan = Plan("reach", params={"where": Param(default="role:db")})
     plan.step("write", "file.deploy.execute", **written(tmp_path)).target(target)
     if not hosts:
@@ -115,7 +115,7 @@ def written(folder: Path) -> dict[str, str]:
     return {"path": f"{folder}/{{{{ host.name }}}}", "content": "{{ host.name }}"}
 
 
-def test_any_reaches_one(fleet: Installation, tmp_path: Path) -> None:
+def test_any_selects_one_host(fleet: Installation, tmp_path: Path) -> None:
     plan = Plan("one")
     plan.step("write", "file.deploy.execute", **written(tmp_path))
 
@@ -123,7 +123,7 @@ def test_any_reaches_one(fleet: Installation, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_one_of_five_that_fails_ends_the_run_and_the_four_are_taken_back(fleet: Installation, tmp_path: Path) -> None:
+def test_failure_on_one_host_undoes_the_step_on_the_others(fleet: Installation, tmp_path: Path) -> None:
     (tmp_path / "web2").mkdir()
     plan = Plan("release")
     plan.step("write", "file.deploy.execute", **written(tmp_path)).target("_all")
@@ -138,7 +138,7 @@ def test_one_of_five_that_fails_ends_the_run_and_the_four_are_taken_back(fleet: 
     assert {path.name for path in tmp_path.iterdir()} == {"web2"}
 
 
-def test_one_of_five_that_fails_is_tolerated_where_the_step_says_so(fleet: Installation, tmp_path: Path) -> None:
+def test_tolerated_failure_on_one_host_does_not_end_the_run(fleet: Installation, tmp_path: Path) -> None:
     (tmp_path / "web2").mkdir()
     plan = Plan("release")
     write = plan.step("write", "file.deploy.execute", **written(tmp_path)).target("_all").tolerate(1)
@@ -152,21 +152,21 @@ def test_one_of_five_that_fails_is_tolerated_where_the_step_says_so(fleet: Insta
     assert [item.host for item in report.step("write").failures()] == ["web2"]
 
 
-def test_when_the_canary_fails_the_other_four_are_left_alone(fleet: Installation, tmp_path: Path) -> None:
+def test_failed_canary_keeps_the_step_from_the_other_hosts(fleet: Installation, tmp_path: Path) -> None:
     (tmp_path / "db1").mkdir()
     plan = Plan("release")
     plan.step("write", "file.deploy.execute", **written(tmp_path)).target("_all").canary(1).tolerate(3)
 
     report = report_of(fleet, plan)
 
-    assert report.state is RunState.FAILED, "nothing was changed"
+    assert report.state is RunState.FAILED, "the run has changed something"
     assert {path.name for path in tmp_path.iterdir()} == {"db1"}
     left = {host.host: host.reason for host in report.step("write").hosts if host.status is StepState.NOT_RUN}
     assert left == dict.fromkeys(("db2", "web1", "web2", "web3"), "a canary failed")
     assert "a canary failed" in str(report.step("write").error)
 
 
-def test_canaries_go_first_and_then_the_others(fleet: Installation, tmp_path: Path) -> None:
+def test_canaries_run_before_the_other_units(fleet: Installation, tmp_path: Path) -> None:
     plan = Plan("release")
     plan.step("write", "file.deploy.execute", **written(tmp_path)).target("_all").canary(2).max_parallel(2)
     run = fleet.run(plan)
@@ -177,10 +177,10 @@ def test_canaries_go_first_and_then_the_others(fleet: Installation, tmp_path: Pa
     assert all(order.index(("item_started", f"write[{n}]")) > max(first) for n in (2, 3, 4))
 
 
-# --- what a host is like --------------------------------------------------------------------------
+# --- guards and selection -------------------------------------------------------------------------
 
 
-def test_each_host_has_its_own_guards(fleet: Installation, tmp_path: Path) -> None:
+def test_guards_are_decided_for_each_host(fleet: Installation, tmp_path: Path) -> None:
     plan = Plan("guarded")
     step = plan.step("write", "file.deploy.execute", **written(tmp_path)).target("_all")
     step.when("host.facts.rack == '1'").when("host.labels.role == 'web'", reason="it serves no web")
@@ -203,7 +203,7 @@ def test_each_host_has_its_own_guards(fleet: Installation, tmp_path: Path) -> No
     assert report.step("some").status is StepState.CHANGED
 
 
-def test_each_item_has_its_own_guard(fleet: Installation) -> None:
+def test_guard_is_decided_for_each_item(fleet: Installation) -> None:
     plan = Plan("items")
     plan.step("each", "noop.execute").foreach([1, 2, 3]).when("item > 1", reason="too small")
 
@@ -213,7 +213,7 @@ def test_each_item_has_its_own_guard(fleet: Installation) -> None:
     assert step.items[0].reason == "too small"
 
 
-def test_what_a_host_cannot_do_is_skipped_there(fleet: Installation) -> None:
+def test_step_is_skipped_on_a_host_without_its_queue(fleet: Installation) -> None:
     plan = Plan("pull")
     plan.step("pull", "docker.pull.execute", image="x:1").target("role:db")
     plan.step("ask", "docker.inspect.get", container="shop").target("web1")
@@ -231,7 +231,7 @@ def test_what_a_host_cannot_do_is_skipped_there(fleet: Installation) -> None:
     )
 
 
-def test_hosts_are_found_by_what_they_are_like(client: Client) -> None:
+def test_hosts_are_found_by_labels_and_facts(client: Client) -> None:
     def found(**conditions: Any) -> list[str]:
         return [host.name for host in client.hosts(**conditions)]
 
@@ -253,21 +253,21 @@ def test_hosts_are_found_by_what_they_are_like(client: Client) -> None:
         client.hosts(colour="red")
 
 
-# --- no host --------------------------------------------------------------------------------------
+# --- missing hosts --------------------------------------------------------------------------------
 
 
-def test_a_host_that_is_not_there_is_told_at_once_and_nothing_is_stored(fleet: Installation, tmp_path: Path) -> None:
+def test_start_with_an_unknown_host_is_refused_and_stores_nothing(fleet: Installation, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text("name: typo\nsteps:\n  a: {op: noop.execute}\n  b: {op: noop.execute, target: web9, after: a}\n")
 
-    said = fleet.longshore("run", str(plan), "--run-id", "typo-1")
+    result = fleet.longshore("run", str(plan), "--run-id", "typo-1")
 
-    assert said.code == 2
-    assert "step b: target: no worker has registered on host 'web9' (there are: db1, db2, web1" in said.err
+    assert result.code == 2
+    assert "step b: target: no worker has registered on host 'web9' (there are: db1, db2, web1" in result.err
     assert fleet.longshore("runs", "show", "typo-1").code == 2
 
 
-def test_a_host_that_turns_out_not_to_be_there_fails_the_step_or_skips_it(fleet: Installation) -> None:
+def test_templated_target_without_a_host_fails_or_skips_the_step(fleet: Installation) -> None:
     plan = Plan("found")
     find = plan.step("find", "noop.execute", data={"host": "web9", "label": "role:cache"})
     plan.step("skips", "noop.execute").after(find).target("{{ steps.find.data.label }}").on_no_host("skip")
@@ -283,7 +283,7 @@ def test_a_host_that_turns_out_not_to_be_there_fails_the_step_or_skips_it(fleet:
 # --- drain ------------------------------------------------------------------------------------------
 
 
-def test_a_drained_host_takes_no_new_work_but_undo_and_what_always_runs(fleet: Installation, tmp_path: Path) -> None:
+def test_drained_host_claims_only_compensations_and_always_steps(fleet: Installation, tmp_path: Path) -> None:
     slow = Plan("slow")
     slow.step("write", "file.deploy.execute", **written(tmp_path)).target("web3")
     slow.step("sleep", "noop.execute", sleep=3, fail=True).target("web3").after("write")
@@ -291,11 +291,11 @@ def test_a_drained_host_takes_no_new_work_but_undo_and_what_always_runs(fleet: I
         "sleep"
     ).always()
     under_way = fleet.run(slow)
-    wait_for("it to sleep there", lambda: "sleep" in names(under_way, "step_started"))
+    wait_for("the step to sleep on the host", lambda: "sleep" in names(under_way, "step_started"))
 
-    said = fleet.longshore("hosts", "drain", "web3", "--actor", "ann")
+    result = fleet.longshore("hosts", "drain", "web3", "--actor", "ann")
 
-    assert (said.code, said.out) == (0, "web3: accepts no new steps; 1 active step\n")
+    assert (result.code, result.out) == (0, "web3: accepts no new steps; 1 active step\n")
     try:
         broadcast = Plan("all")
         broadcast.step("write", "noop.execute").target("role:web")
@@ -305,23 +305,23 @@ def test_a_drained_host_takes_no_new_work_but_undo_and_what_always_runs(fleet: I
             "web3": "host web3 is drained by ann"
         }
         report = under_way.wait(timeout=60)
-        assert report.step("sleep").status is StepState.FAILED, "what ran there has ended"
+        assert report.step("sleep").status is StepState.FAILED, "the running step has not ended"
         assert report.state is RunState.UNDONE
         assert {path.name for path in tmp_path.iterdir()} == {"last"}
 
         waits = fleet.run("name: waits\ntarget: web3\nsteps: {a: {op: noop.execute}}\n")
-        wait_for("the reason", lambda: waits.report().step("a").reason == "waits: host web3 is drained by ann")
+        wait_for("the pending reason", lambda: waits.report().step("a").reason == "waits: host web3 is drained by ann")
         assert "host web3 is drained by ann" in fleet.longshore("runs", "show", waits.id).out
     finally:
         assert fleet.longshore("hosts", "undrain", "web3").code == 0
     assert waits.wait(timeout=60).state is RunState.SUCCEEDED
 
 
-def test_a_part_that_has_not_begun_is_left_out_where_its_host_is_drained_meanwhile(fleet: Installation) -> None:
+def test_unclaimed_unit_is_skipped_when_its_host_is_drained(fleet: Installation) -> None:
     plan = Plan("rolls")
     plan.step("work", "noop.execute", sleep=2).target("role:web").max_parallel(1)
     run = fleet.run(plan)
-    wait_for("the first to be at work", lambda: names(run, "item_started"))
+    wait_for("the first unit to start", lambda: names(run, "item_started"))
     fleet.longshore("hosts", "drain", "web3", "--actor", "ann")
     try:
         report = run.wait(timeout=60)
@@ -337,27 +337,27 @@ def test_a_part_that_has_not_begun_is_left_out_where_its_host_is_drained_meanwhi
     }
 
 
-def test_a_drained_host_whose_workers_are_to_end_has_none_in_the_end(fleet: Installation) -> None:
+def test_drain_with_stop_ends_the_workers_of_the_host(fleet: Installation) -> None:
     worker = start(fleet, "spare1")
     run = fleet.run("name: slow\ntarget: spare1\nsteps: {a: {op: noop.execute, with: {sleep: 2}}}\n")
-    wait_for("it to be there", lambda: names(run, "step_started"))
+    wait_for("the step to start", lambda: names(run, "step_started"))
 
     assert fleet.longshore("hosts", "drain", "spare1", "--stop").code == 0
 
     assert run.wait(timeout=60).state is RunState.SUCCEEDED
-    wait_for("it to end", lambda: not worker.running)
+    wait_for("the worker to end", lambda: not worker.running)
     hosts = Hosts(fleet.client().store)
     assert hosts.get("spare1").state is HostState.STOPPED
     worker.start()
-    wait_for("it to be drained still", lambda: hosts.get("spare1").state is HostState.DRAINED)
+    wait_for("the host to be drained", lambda: hosts.get("spare1").state is HostState.DRAINED)
     assert fleet.longshore("hosts", "undrain", "spare1").code == 0
-    wait_for("it to take work", lambda: hosts.get("spare1").state is HostState.READY)
+    wait_for("the host to be ready", lambda: hosts.get("spare1").state is HostState.READY)
     run = fleet.run("name: slow\ntarget: spare1\nsteps: {a: {op: noop.execute, with: {sleep: 3}}}\n")
-    wait_for("it to be there", lambda: names(run, "step_started"))
+    wait_for("the step to start", lambda: names(run, "step_started"))
     worker.signal_main(signal.SIGTERM)
-    wait_for("it to be stopping", lambda: hosts.get("spare1").state is HostState.STOPPING)
+    wait_for("the host to be stopping", lambda: hosts.get("spare1").state is HostState.STOPPING)
     assert run.wait(timeout=60).state is RunState.SUCCEEDED
-    wait_for("its good-bye", lambda: hosts.get("spare1").state is HostState.STOPPED)
+    wait_for("the host to be stopped", lambda: hosts.get("spare1").state is HostState.STOPPED)
     assert fleet.longshore("hosts", "forget", "spare1", "-o", "json").json["message"] == "forgotten: spare1"
     assert fleet.longshore("hosts", "show", "spare1").code == 2
 
@@ -365,11 +365,11 @@ def test_a_drained_host_whose_workers_are_to_end_has_none_in_the_end(fleet: Inst
 # --- figures ------------------------------------------------------------------------------------------
 
 
-def test_queues_have_their_figures_for_whatever_scales_workers(fleet: Installation) -> None:
+def test_metrics_report_the_length_and_workers_of_each_queue(fleet: Installation) -> None:
     plan = Plan("crowd", target="web1")
     plan.step("many", "noop.execute", sleep=0.3).foreach(list(range(20)))
     run = fleet.run(plan)
-    wait_for("it to begin", lambda: names(run, "item_started"))
+    wait_for("the first unit to start", lambda: names(run, "item_started"))
     port = free_port()
     served = fleet.popen("metrics", "--listen", str(port))
     try:
@@ -396,17 +396,17 @@ def scraped(port: int) -> str:
         return ""
 
 
-# --- hosts that die -----------------------------------------------------------------------------------
+# --- lost hosts ---------------------------------------------------------------------------------------
 
 
-def test_a_host_that_is_killed_in_the_middle_is_named_and_so_is_one_that_was_drained(fleet: Installation) -> None:
+def test_report_names_a_lost_host_and_a_drained_host(fleet: Installation) -> None:
     fleet.longshore("hosts", "drain", "db1")
     worker = fleet.at(f"at-web2@{fleet.namespace}")
     plan = Plan("all", on_failure="keep")
     plan.step("work", "noop.execute", sleep=2).target("_all")
     run = fleet.run(plan)
     try:
-        wait_for("all to begin", lambda: len(names(run, "item_started")) >= 4)
+        wait_for("four units to start", lambda: len(names(run, "item_started")) >= 4)
         worker.kill()
 
         report = run.wait(timeout=60)
@@ -424,18 +424,18 @@ def test_a_host_that_is_killed_in_the_middle_is_named_and_so_is_one_that_was_dra
         worker.start()
 
 
-def test_a_step_for_a_host_whose_worker_is_gone_waits_and_says_why_and_goes_on(fleet: Installation) -> None:
+def test_step_for_a_lost_host_reports_the_reason_and_waits(fleet: Installation) -> None:
     worker = fleet.at(f"at-db2@{fleet.namespace}")
     worker.kill()
     run = fleet.run("name: waits\ntarget: db2\nsteps: {a: {op: noop.execute}}\n")
-    wait_for("the reason", lambda: "host db2 is lost" in str(run.report().step("a").reason))
+    wait_for("the pending reason", lambda: "host db2 is lost" in str(run.report().step("a").reason))
 
     worker.start()
 
     assert run.wait(timeout=60).state is RunState.SUCCEEDED
 
 
-def test_a_step_for_a_host_whose_worker_does_not_come_back_fails_in_its_time(fleet: Installation) -> None:
+def test_step_for_a_host_without_a_worker_fails_after_the_claim_timeout(fleet: Installation) -> None:
     worker = start(fleet, "gone1")
     worker.stop()
 
@@ -446,9 +446,7 @@ def test_a_step_for_a_host_whose_worker_does_not_come_back_fails_in_its_time(fle
     assert report.step("a").error.endswith("no worker of the queue noop@gone1 claimed the step within 8 s")
 
 
-def test_a_step_that_is_tried_again_at_once_is_tried_on_the_host_that_began_it(
-    fleet: Installation, tmp_path: Path
-) -> None:
+def test_quick_retries_run_on_the_host_of_the_first_attempt(fleet: Installation, tmp_path: Path) -> None:
     plan = Plan("again")
     tried = f"echo x >> {tmp_path}/tries; test $(wc -l < {tmp_path}/tries) -ge 5"
     plan.step("try", "command.shell.execute", command=tried).retry(5, initial="100ms", maximum="100ms")
@@ -461,7 +459,7 @@ def test_a_step_that_is_tried_again_at_once_is_tried_on_the_host_that_began_it(
     assert len(set(owners)) == 1
 
 
-def test_what_any_worker_did_is_taken_back_on_the_host_that_did_it(fleet: Installation, tmp_path: Path) -> None:
+def test_compensation_runs_on_the_host_of_its_step(fleet: Installation, tmp_path: Path) -> None:
     plan = Plan("local")
     steps = [plan.step(f"write{n}", "file.deploy.execute", path=f"{tmp_path}/{n}", content="x") for n in range(6)]
     plan.step("fail", "noop.execute", fail=True).after(*steps)
@@ -472,7 +470,7 @@ def test_what_any_worker_did_is_taken_back_on_the_host_that_did_it(fleet: Instal
     assert report.state is RunState.UNDONE
     did = {item.step: item.fields["owner"] for item in run.events() if item.name == "step_started"}
     undid = {item.step: item.fields["owner"] for item in run.events() if item.name == "undo_started"}
-    assert len({owner_node(owner) for owner in did.values()}) > 1, "more hosts than one took part"
+    assert len({owner_node(owner) for owner in did.values()}) > 1, "all steps ran on one host"
     assert {name: owner_node(owner) for name, owner in undid.items() if str(name).startswith("write")} == {
         name: owner_node(owner) for name, owner in did.items() if str(name).startswith("write")
     }

@@ -1,4 +1,4 @@
-"""Where the field's orchestrators say one thing and do another: what holds here, through real workers."""
+"""Known pitfalls of other orchestrators, and the behaviour of Longshore on real workers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.integration.processes import Installation, lines, statuses
 from tests.integration.processes import report_of as run
 
 
-def test_trap_1_stop_is_fail_fast(shop: Installation) -> None:
-    """A running sibling that reacts ends early; nothing of the next level runs; no step is missing."""
+def test_pitfall_1_failure_stops_the_run_at_once(shop: Installation) -> None:
+    """A running sibling is cancelled, the next level does not run, and the report has every step."""
     plan = Plan("fast")
     plan.step("boom", "noop.execute", fail=True, sleep="200ms")
     plan.step("long", "command.exec.execute", argv=["sleep", "50"], changes=False)
@@ -28,7 +28,7 @@ def test_trap_1_stop_is_fail_fast(shop: Installation) -> None:
     assert statuses(report) == {"boom": "failed", "long": "cancelled", "after": "not_run"}
 
 
-def test_trap_1_siblings_that_had_not_started_are_cancelled(shop: Installation) -> None:
+def test_pitfall_1_failure_cancels_unclaimed_siblings(shop: Installation) -> None:
     plan = Plan("queue")
     plan.step("boom", "noop.execute", fail=True)
     for n in range(12):
@@ -38,11 +38,11 @@ def test_trap_1_siblings_that_had_not_started_are_cancelled(shop: Installation) 
 
     found = [str(step.status) for step in report.steps[1:]]
     assert set(found) == {"cancelled"}
-    assert sum(step.attempts == 0 for step in report.steps) >= 8, "most had not been claimed"
+    assert sum(step.attempts == 0 for step in report.steps) >= 8, "too many steps were claimed"
     assert report.summary.startswith("13 steps, 1 failed, 12 cancelled")
 
 
-def test_trap_2_one_failed_host_fails_the_step_and_an_exit_code_fails_it_too(shop: Installation) -> None:
+def test_pitfall_2_failed_host_or_exit_code_fails_the_step(shop: Installation) -> None:
     plan = Plan("levels", on_error="continue")
     plan.step("hosts", "own.hosts", answers={"a": "changed", "b": "broken"})
     plan.step("all_hosts", "own.hosts", answers={"a": "broken", "b": "broken"})
@@ -63,8 +63,8 @@ def test_trap_2_one_failed_host_fails_the_step_and_an_exit_code_fails_it_too(sho
     assert report.step("again").attempts == 2
 
 
-def test_trap_3_a_guard_does_not_let_a_step_by_a_failure(shop: Installation) -> None:
-    """Neither the guarded step runs, nor what comes after a step that its guard has skipped."""
+def test_pitfall_3_guard_does_not_override_a_failed_dependency(shop: Installation) -> None:
+    """Neither the guarded step runs, nor a step that depends on a skipped one."""
     plan = Plan("taint", on_error="continue")
     failed = plan.step("failed", "noop.execute", fail=True)
     plan.step("plain_when", "noop.execute").after(failed).when("true")
@@ -82,7 +82,7 @@ def test_trap_3_a_guard_does_not_let_a_step_by_a_failure(shop: Installation) -> 
     ]
 
 
-def test_trap_4_a_recovery_step_that_could_never_run_is_a_mistake_in_the_plan() -> None:
+def test_pitfall_4_recovery_step_that_can_never_run_is_a_plan_error() -> None:
     plan = Plan("never")
     plan.step("a", "noop.execute")
     plan.step("recover", "noop.execute").after("a").only_if_failed()
@@ -94,7 +94,7 @@ def test_trap_4_a_recovery_step_that_could_never_run_is_a_mistake_in_the_plan() 
     validate(plan)
 
 
-def test_trap_5_guards_are_anded_and_none_overwrites_another(shop: Installation) -> None:
+def test_pitfall_5_all_guards_of_a_step_must_hold(shop: Installation) -> None:
     plan = Plan("and", on_error="continue")
     a = plan.step("a", "noop.execute")
     b = plan.step("b", "noop.execute", changed=False)
@@ -107,7 +107,7 @@ def test_trap_5_guards_are_anded_and_none_overwrites_another(shop: Installation)
     assert report.step("late").reason == "the second one"
 
 
-def test_trap_6_a_plain_clean_up_is_skipped_and_an_always_step_is_not(shop: Installation) -> None:
+def test_pitfall_6_only_an_always_step_cleans_up_after_a_failure(shop: Installation) -> None:
     plan = Plan("cleanup", on_error="continue")
     plan.step("exec", "noop.execute", fail=True)
     plan.step("plain", "noop.execute").after("exec")
@@ -116,20 +116,20 @@ def test_trap_6_a_plain_clean_up_is_skipped_and_an_always_step_is_not(shop: Inst
     assert statuses(run(shop, plan)) == {"exec": "failed", "plain": "skipped", "cleanup": "changed"}
 
 
-def test_trap_7_a_failed_dependency_comes_before_only_if_changed(shop: Installation) -> None:
+def test_pitfall_7_failed_dependency_precedes_only_if_changed(shop: Installation) -> None:
     plan = Plan("order", on_error="continue")
     plan.step("half", "own.hosts", answers={"a": "changed", "b": "broken"})
     plan.step("next", "noop.execute").after("half").only_if_changed()
-    plan.step("told", "noop.execute").after("half").only_if("changed", "failed")
+    plan.step("either", "noop.execute").after("half").only_if("changed", "failed")
 
     report = run(shop, plan)
 
-    assert report.step("half").changed, "what was changed before it failed is not forgotten"
+    assert report.step("half").changed, "the report lost the change before the failure"
     assert report.step("next").reason == "dependency failed"
-    assert report.step("told").status == "changed"
+    assert report.step("either").status == "changed"
 
 
-def test_trap_8_a_file_that_differs_is_deployed_and_no_conflict(shop: Installation, tmp_path: Path) -> None:
+def test_pitfall_8_differing_file_is_replaced_without_a_conflict(shop: Installation, tmp_path: Path) -> None:
     for n in range(2):
         plan = Plan("file")
         plan.step("file", "file.deploy.execute", path=str(tmp_path / "f"), content=f"{n}\n")
@@ -137,7 +137,7 @@ def test_trap_8_a_file_that_differs_is_deployed_and_no_conflict(shop: Installati
     assert (tmp_path / "f").read_text() == "1\n"
 
 
-def test_trap_9_what_was_told_failed_is_not_done_again(shop: Installation, tmp_path: Path) -> None:
+def test_pitfall_9_failed_step_is_not_repeated(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("once")
     plan.step("act", "command.shell.execute", command=f"echo done >> {tmp_path}/acts; exit 3")
 
@@ -148,7 +148,7 @@ def test_trap_9_what_was_told_failed_is_not_done_again(shop: Installation, tmp_p
     assert lines(tmp_path / "acts") == ["done"]
 
 
-def test_trap_10_a_cancel_between_levels_stops_the_run(shop: Installation, tmp_path: Path) -> None:
+def test_pitfall_10_cancel_between_levels_stops_the_run(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("cancel")
     for n in range(20):
         plan.step(f"s{n}", "noop.execute", sleep="200ms").after(*([f"s{n - 1}"] if n else []))
@@ -166,7 +166,7 @@ def test_trap_10_a_cancel_between_levels_stops_the_run(shop: Installation, tmp_p
 @pytest.mark.parametrize(
     ("what", "status"), [("nothing", "changed"), ("false", "unchanged"), ("list", "changed"), ("model", "changed")]
 )
-def test_trap_11_a_function_may_give_back_nothing(shop: Installation, what: str, status: str) -> None:
+def test_pitfall_11_function_may_return_nothing(shop: Installation, what: str, status: str) -> None:
     plan = Plan("returns")
     plan.step("f", "own.returns", what=what).undo("none")
 
@@ -176,21 +176,19 @@ def test_trap_11_a_function_may_give_back_nothing(shop: Installation, what: str,
     assert step.data == {"list": {"result": [1, 2]}, "model": {"customer": "ann", "amount": 1}}.get(what, {})
 
 
-@pytest.mark.parametrize(("what", "said"), [("raise", "ZeroDivisionError: by a mistake"), ("object", "JSON")])
-def test_trap_11_a_function_that_goes_wrong_fails_its_step_alone(shop: Installation, what: str, said: str) -> None:
+@pytest.mark.parametrize(("what", "error"), [("raise", "ZeroDivisionError: by a mistake"), ("object", "JSON")])
+def test_pitfall_11_failed_function_fails_only_its_step(shop: Installation, what: str, error: str) -> None:
     plan = Plan("returns", on_error="continue")
     plan.step("f", "own.returns", what=what)
     plan.step("g", "noop.execute")
 
     report = run(shop, plan)
 
-    assert said in (report.step("f").error or "")
+    assert error in (report.step("f").error or "")
     assert report.step("g").status == "changed"
 
 
-def test_trap_12_results_are_read_from_the_record_and_a_name_belongs_to_one_step(
-    shop: Installation, tmp_path: Path
-) -> None:
+def test_pitfall_12_results_come_from_the_record_by_unique_step_names(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("names")
     for n in range(4):
         bill = {"customer": "ann", "amount": n}
@@ -202,20 +200,20 @@ def test_trap_12_results_are_read_from_the_record_and_a_name_belongs_to_one_step
     assert run(shop, plan).step("sum").decode(own_operations.Count).number == 6
 
 
-def test_trap_13_a_step_of_any_worker_has_one_host(shop: Installation) -> None:
+def test_pitfall_13_step_with_target_any_reports_one_host(shop: Installation) -> None:
     plan = Plan("any")
     plan.step("a", "noop.execute")
     assert [host.status for host in run(shop, plan).step("a").hosts] == ["changed"]
 
 
-def test_trap_14_an_empty_command_is_a_mistake_in_the_plan() -> None:
+def test_pitfall_14_empty_command_is_a_plan_error() -> None:
     plan = Plan("empty")
     plan.step("a", "command.shell.execute", command="")
     with pytest.raises(PlanError, match=r"step 'a'.*command"):
         validate(plan)
 
 
-def test_the_library_says_nothing_below_warning_in_a_whole_run(
+def test_whole_run_logs_nothing_below_warning(
     shop: Installation, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""A worker that is killed, or stands still, in the middle of a step: found by its lease, within seconds."""
+"""A worker that is killed or stopped during a step is detected by its lease within seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration.processes import PATIENCE, Installation, Worker, alive, l
 
 @pytest.fixture(scope="module")
 def pair(module_installation: MakeInstallation) -> Installation:
-    """Two workers that do the same."""
+    """An installation with two equal workers."""
     made = module_installation()
     for name in ("one", "two"):
         made.worker(name, "--concurrency", "2").start(wait=False)
@@ -25,7 +25,7 @@ def pair(module_installation: MakeInstallation) -> Installation:
 
 @pytest.fixture
 def fleet(pair: Installation) -> Installation:
-    """Both are up."""
+    """The installation with both workers running."""
     for worker in pair.workers:
         worker.keep_alive()
     for worker in pair.workers:
@@ -34,7 +34,7 @@ def fleet(pair: Installation) -> Installation:
 
 
 def worker_of(fleet: Installation, run: Run, step: str, event: str = "step_started") -> Worker:
-    """The worker that has claimed the step."""
+    """Return the worker that has claimed the step."""
 
     def started() -> Event | None:
         return next((found for found in run.events() if found.name == event and found.step == step), None)
@@ -44,7 +44,7 @@ def worker_of(fleet: Installation, run: Run, step: str, event: str = "step_start
 
 
 def once_slow(folder: Path, seconds: float = 60.0) -> str:
-    """A command that takes long the first time, and leaves its pid; the second time it is quick."""
+    """A command that is slow and writes its pid at the first call, and is quick later."""
     return (
         f"echo try >> {folder}/tries; if [ ! -e {folder}/pid ]; then echo $$ > {folder}/pid; sleep {seconds}; fi; "
         f"touch {folder}/done"
@@ -55,7 +55,7 @@ def pid_in(folder: Path) -> int:
     return int(wait_for("the command's pid", lambda: "".join(lines(folder / "pid"))))
 
 
-def test_a_step_that_can_be_repeated_is_done_again_by_another_worker(fleet: Installation, tmp_path: Path) -> None:
+def test_repeatable_step_of_a_killed_worker_runs_on_another(fleet: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("survivor")
     work = plan.step("work", "command.shell.execute", command=once_slow(tmp_path), creates=str(tmp_path / "done"))
@@ -75,14 +75,12 @@ def test_a_step_that_can_be_repeated_is_done_again_by_another_worker(fleet: Inst
     assert names(run, "lease_lost") == ["work"]
     assert names(run, "step_ended") == ["work", "after"]
     assert lines(tmp_path / "tries") == ["try", "try"]
-    # and what the killed worker had started is not at work any more
+    # and the command of the killed worker has ended
     assert not alive(pid)
     assert time.monotonic() - killed < 20.0
 
 
-def test_a_command_that_cannot_be_repeated_is_unknown_and_the_others_are_undone(
-    fleet: Installation, tmp_path: Path
-) -> None:
+def test_non_repeatable_command_of_a_killed_worker_is_unknown(fleet: Installation, tmp_path: Path) -> None:
     # given
     conf = tmp_path / "app.conf"
     conf.write_text("as it was")
@@ -108,12 +106,12 @@ def test_a_command_that_cannot_be_repeated_is_unknown_and_the_others_are_undone(
     assert conf.read_text() == "as it was"
     assert report.step("last").status is StepState.NOT_RUN
     assert (report.state, report.left_over, report.exit_code) == ("undone", ["risky"], 3)
-    # and what must always run, ran
+    # and the always step has run
     assert report.step("lights-on").status is StepState.CHANGED
     assert (tmp_path / "lights").exists()
 
 
-def test_an_unknown_step_with_an_undo_is_taken_back(fleet: Installation, tmp_path: Path) -> None:
+def test_unknown_step_with_an_undo_is_compensated(fleet: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("half-way")
     plan.step("risky", "command.shell.execute", command=once_slow(tmp_path)).undo(
@@ -132,7 +130,7 @@ def test_an_unknown_step_with_an_undo_is_taken_back(fleet: Installation, tmp_pat
     assert lines(tmp_path / "tries") == ["try", "back"]
 
 
-def test_an_undo_whose_worker_is_killed_is_done_by_another(fleet: Installation, tmp_path: Path) -> None:
+def test_compensation_of_a_killed_worker_runs_on_another(fleet: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("back-and-forth")
     first = plan.step("first", "noop.execute").undo("command.shell.execute", command=once_slow(tmp_path))
@@ -152,30 +150,30 @@ def test_an_undo_whose_worker_is_killed_is_done_by_another(fleet: Installation, 
     assert lines(tmp_path / "tries") == ["try", "try"]
 
 
-def test_what_a_worker_says_that_woke_up_too_late_is_refused(fleet: Installation, tmp_path: Path) -> None:
+def test_outcome_of_a_stopped_worker_is_refused_after_its_lease(fleet: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("sleeper")
     plan.step("work", "noop.execute", sleep=3.0)
     run = fleet.run(plan)
     sleeper = worker_of(fleet, run, "work")
 
-    # when it stands still for longer than its lease
+    # when the worker is stopped for longer than its lease
     sleeper.signal_group(signal.SIGSTOP)
     try:
-        wait_for("the lease to be lost", lambda: names(run, "lease_lost"))
+        wait_for("the lease to expire", lambda: names(run, "lease_lost"))
         wait_for("another attempt", lambda: len(names(run, "step_started")) == 2)
     finally:
         sleeper.signal_group(signal.SIGCONT)
     report = run.wait(PATIENCE)
-    wait_for("the sleeper's outcome", lambda: b"refused" in sleeper.log.read_bytes())
+    wait_for("the refusal of the late outcome", lambda: b"refused" in sleeper.log.read_bytes())
 
     # then
     assert (report.exit_code, report.step("work").attempts) == (0, 2)
     assert names(run, "step_ended") == ["work"]
 
 
-def test_a_step_that_kills_its_worker_each_time_is_given_up(fleet: Installation, tmp_path: Path) -> None:
-    # given a poisonous step: its command kills the process that started it, and can be repeated
+def test_step_that_kills_its_workers_becomes_unknown(fleet: Installation, tmp_path: Path) -> None:
+    # given a repeatable step whose command kills its parent process
     poison = f"echo try >> {tmp_path}/tries; kill -9 $PPID; sleep 60"
     plan = Plan("poison")
     plan.step("work", "command.shell.execute", command=poison, creates=str(tmp_path / "done"))
@@ -192,7 +190,7 @@ def test_a_step_that_kills_its_worker_each_time_is_given_up(fleet: Installation,
     assert (report.state, report.left_over, report.exit_code) == ("undone", ["work"], 3)
 
 
-def test_when_all_workers_were_killed_the_next_one_goes_on(fleet: Installation, tmp_path: Path) -> None:
+def test_new_worker_continues_after_all_workers_were_killed(fleet: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("blackout")
     work = plan.step("work", "command.shell.execute", command=once_slow(tmp_path), creates=str(tmp_path / "done"))
@@ -212,7 +210,7 @@ def test_when_all_workers_were_killed_the_next_one_goes_on(fleet: Installation, 
     assert not alive(pid)
 
 
-def test_a_worker_told_to_stop_ends_its_step_first(fleet: Installation, tmp_path: Path) -> None:
+def test_stopped_worker_completes_its_step_first(fleet: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("manners")
     plan.step("work", "noop.execute", sleep=2.5)
@@ -228,8 +226,8 @@ def test_a_worker_told_to_stop_ends_its_step_first(fleet: Installation, tmp_path
     assert names(run, "lease_lost") == []
 
 
-def test_a_run_outlives_a_crash_of_redis_in_mid_step(tmp_path: Path) -> None:
-    # given a Redis of its own, which keeps what it has acknowledged
+def test_run_survives_a_crash_of_redis_during_a_step(tmp_path: Path) -> None:
+    # given a separate Redis that persists each acknowledged write
     with servers.RedisServer("--appendfsync", "always") as server:
         place = Installation(server.url, tmp_path, options={"lease": "1s", "sweep_interval": "300ms"})
         try:
@@ -246,9 +244,9 @@ def test_a_run_outlives_a_crash_of_redis_in_mid_step(tmp_path: Path) -> None:
             # when
             server.restart(signal.SIGKILL)
 
-            # then its outcome waits for Redis, and the run goes on
+            # then the outcome waits for Redis, and the run continues
             def ended() -> bool:
-                worker.keep_alive()  # kombu 5.7 may end with its Redis
+                worker.keep_alive()  # a worker with kombu 5.7 may end when Redis ends
                 return run.report().ended
 
             wait_for("the end of the run", ended)

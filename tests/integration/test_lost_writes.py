@@ -1,6 +1,6 @@
-"""Redis has lost what it acknowledged, the workers have died with it, and the run is ended: nothing stands unseen.
+"""Redis loses acknowledged writes, the workers die, and the run ends: the report names every remaining effect.
 
-The record is put back to what it was before a moment of the step's life, as a truncated append-only file does.
+A test restores the record from before the creation of the run or the claim of the step, like a truncated file.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def record(place: Installation, run: Run) -> Record:
     return {key: value for key, value in found.items() if value is not None}  # type: ignore[misc]
 
 
-def put_back(place: Installation, run: Run, before: Record) -> None:
-    """And with it, no message of the run is under way."""
+def restore_record(place: Installation, run: Run, before: Record) -> None:
+    """Restore an earlier record, and delete the messages of the run."""
     for key in place.client().store.keys.of(run.id).record():
         place.redis.delete(key)
     for key, value in before.items():
@@ -35,8 +35,8 @@ def put_back(place: Installation, run: Run, before: Record) -> None:
         place.redis.delete(place.queue_key(queue))
 
 
-def at_work_and_dead(place: Installation, tmp_path: Path, moment: str) -> tuple[Run, Path]:
-    """A run whose step has replaced a file, when its record is lost from that moment on, and nobody lives."""
+def run_with_lost_writes(place: Installation, tmp_path: Path, moment: str) -> tuple[Run, Path]:
+    """A run whose step has replaced a file; the record is lost from `moment` on, and all workers are dead."""
     control = place.worker("control", "--concurrency", "1", "-Q", "control", LONGSHORE_HOST="web2")
     hand = place.worker("hand", "--concurrency", "1", "-Q", "file,file.undo", LONGSHORE_HOST="web1")
     control.start()
@@ -49,36 +49,38 @@ def at_work_and_dead(place: Installation, tmp_path: Path, moment: str) -> tuple[
     wait_for("the step to be dispatched", lambda: place.queue("file"))
     moments: dict[str, Record] = {"create": {}, "claim": record(place, run)}
     hand.start()
-    wait_for("the gate", lambda: run.report().step("gate").status == "waiting")
+    wait_for("the approval to wait", lambda: run.report().step("gate").status == "waiting")
     assert target.read_text() == "after"
     for worker in place.workers:
         worker.kill()
-    put_back(place, run, moments[moment])
+    restore_record(place, run, moments[moment])
     return run, target
 
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    """A server that was just started: a coordinator compares receipts only where Redis may have lost writes."""
+    """A new server: a coordinator compares receipts only if Redis may have lost writes."""
     with get(RedisServer) as server:
         yield server
 
 
 @pytest.fixture
 def place(install: MakeInstallation) -> Installation:
-    # Long enough for a worker to start in.
+    # A worker starts within this time.
     return install(options={"lease": "8s"})
 
 
 @pytest.mark.parametrize("moment", ["create", "claim"])
-def test_a_step_whose_claim_was_lost_is_found_and_undone(place: Installation, tmp_path: Path, moment: str) -> None:
+def test_step_with_a_lost_claim_is_found_by_its_receipt_and_undone(
+    place: Installation, tmp_path: Path, moment: str
+) -> None:
     # given
-    run, target = at_work_and_dead(place, tmp_path, moment)
+    run, target = run_with_lost_writes(place, tmp_path, moment)
 
-    # when the run is ended before anybody has begun the step again
+    # when the run is cancelled before a worker claims the step again
     if moment == "create":
         place.at(f"control@{place.namespace}").start()
-        wait_for("it to be begun again", lambda: run.state() == "running")
+        wait_for("the run to begin again", lambda: run.state() == "running")
     run.cancel()
     for worker in place.workers:
         worker.keep_alive()
@@ -91,10 +93,10 @@ def test_a_step_whose_claim_was_lost_is_found_and_undone(place: Installation, tm
     assert (deploy.status, deploy.undo and deploy.undo.status) == ("changed", "undone")
 
 
-def test_a_host_that_does_not_come_back_is_named(place: Installation, tmp_path: Path) -> None:
+def test_report_names_a_host_that_does_not_answer(place: Installation, tmp_path: Path) -> None:
     # given
     place.options["lease"] = "1s"
-    run, target = at_work_and_dead(place, tmp_path, "claim")
+    run, target = run_with_lost_writes(place, tmp_path, "claim")
 
     # when
     run.cancel()
@@ -103,17 +105,15 @@ def test_a_host_that_does_not_come_back_is_named(place: Installation, tmp_path: 
 
     # then
     assert target.read_text() == "after"
-    # The record knows of no claim, and the doubt remains.
+    # The record has no claim, and the host is in doubt.
     assert (report.state, report.exit_code) == ("failed", 3)
     assert "nothing was changed" not in report.summary
     assert [doubt.partition(":")[0] for doubt in report.in_doubt] == ["host web1 did not answer"]
 
 
-def test_an_undo_notices_that_its_record_is_older_than_its_host_knows(
-    install: MakeInstallation, tmp_path: Path
-) -> None:
-    """The receipts are compared before the undo; what is lost after that, the undo itself notices."""
-    # given a run whose undo waits for its worker
+def test_undo_detects_that_its_record_is_older_than_its_receipt(install: MakeInstallation, tmp_path: Path) -> None:
+    """Receipts are compared before the undo. The undo itself detects later losses."""
+    # given a run whose undo waits for a worker
     place = install()
     for name, queues in (("control", "control"), ("hand", "file"), ("back", "file.undo")):
         place.worker(name, "--concurrency", "1", "-Q", queues, LONGSHORE_HOST="web1")
@@ -127,10 +127,10 @@ def test_an_undo_notices_that_its_record_is_older_than_its_host_knows(
     )
     plan.step("gate", "approval.wait.execute").after(deploy)
     run = place.run(plan)
-    wait_for("the gate", lambda: run.report().step("gate").status == "waiting")
+    wait_for("the approval to wait", lambda: run.report().step("gate").status == "waiting")
     run.cancel()
     wait_for("the undo to be dispatched", lambda: run.state() == "undoing")
-    # when the host has seen more of the run than Redis has
+    # when the host has seen a higher version of the run than that in Redis
     from longshore.tasks.attempts.receipts import Ledger
 
     ledger = Ledger(place.settings.state_dir, place.namespace)
@@ -138,8 +138,8 @@ def test_an_undo_notices_that_its_record_is_older_than_its_host_knows(
     ledger.seen(run.id, store.fields(run.id)["instance_id"], store.version(run.id) + 1000)
     back.start()
 
-    # then it is held before anything is undone
-    wait_for("it to be suspended", lambda: run.state() == "suspended")
+    # then the run is suspended before a compensation runs
+    wait_for("the suspension", lambda: run.state() == "suspended")
     assert target.read_text() == "x"
     assert place.longshore("runs", "resume", run.id, "--detach").code == 0
     assert run.wait(PATIENCE).state == "undone"

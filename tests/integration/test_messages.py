@@ -1,4 +1,4 @@
-"""What lies on the broker: chords, chains, and nothing but ids."""
+"""Messages on the broker: chords and chains, with ids only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longshore.orchestration import Plan
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import Installation, wait_for
 
-#: Stands in parameters, descriptions and contents, and must stand in no message.
+#: A text in parameters, descriptions and contents that no message may contain.
 CANARY = "canary-7f3a9c"
 
 
@@ -23,7 +23,7 @@ class Message:
     headers: dict[str, Any]
     args: list[Any]
     kwargs: dict[str, Any]
-    #: Callbacks, errbacks, chain, chord: what Celery sends along.
+    #: Callbacks, errbacks, chain and chord of the message.
     embedded: dict[str, Any]
 
     @classmethod
@@ -35,20 +35,20 @@ class Message:
 
     @property
     def chain(self) -> list[dict[str, Any]]:
-        """The links that follow, in their order; Celery keeps them the other way round."""
+        """The following links in order; Celery stores the links in reverse."""
         return list(reversed(self.embedded["chain"] or []))
 
     @property
     def text(self) -> bytes:
-        """All that somebody can read in it."""
+        """The whole message as text, decoded."""
         return self.raw + json.dumps([self.args, self.kwargs, self.embedded]).encode()
 
 
 @pytest.fixture(scope="module")
 def quiet(module_installation: MakeInstallation) -> Installation:
-    """Workers for control, noop and command; what goes to other queues, or to an undo, stays there.
+    """Workers for control, noop and command; messages in other queues and in undo queues stay there.
 
-    The lease is long, so that no message is taken for lost while it is looked at.
+    The lease is long, so that no message is resent during a test.
     """
     made = module_installation(options={"lease": "10m"})
     made.worker("some", "--concurrency", "2", "--queues", "control,noop,command").start()
@@ -56,7 +56,7 @@ def quiet(module_installation: MakeInstallation) -> Installation:
 
 
 def messages(installation: Installation, queue: str, count: int) -> list[Message]:
-    """The messages in a queue, once there are so many; the queue is empty afterwards."""
+    """Wait for `count` messages in a queue, and remove them."""
     wait_for(f"{count} messages in {queue}", lambda: len(installation.queue(queue)) >= count)
     found = installation.queue(queue)
     assert len(found) == count
@@ -68,7 +68,7 @@ def deploy(name: str) -> dict[str, Any]:
     return {"path": f"/nowhere/{CANARY}/{name}", "content": CANARY * 10}
 
 
-def test_a_start_is_one_message_that_is_the_root_of_the_run(install: MakeInstallation) -> None:
+def test_start_sends_one_message_for_the_root_task(install: MakeInstallation) -> None:
     # given an installation without workers
     idle = install()
     plan = Plan("release", params={"secret": str})
@@ -87,7 +87,7 @@ def test_a_start_is_one_message_that_is_the_root_of_the_run(install: MakeInstall
     assert len(start.raw) < 2048
 
 
-def test_a_level_of_several_steps_is_one_chord(quiet: Installation) -> None:
+def test_level_of_several_steps_is_one_chord(quiet: Installation) -> None:
     # given
     plan = Plan("release", description=CANARY)
     before = plan.step("before", "noop.execute")
@@ -98,7 +98,7 @@ def test_a_level_of_several_steps_is_one_chord(quiet: Installation) -> None:
     run = quiet.run(plan)
     found = messages(quiet, "file", 3)
 
-    # then one group, whose body is the task that moves the run on
+    # then the level is one group, whose body advances the run
     assert len({message.headers["group"] for message in found}) == 1
     assert found[0].headers["group"]
     assert sorted(message.args for message in found) == [[run.id, 1], [run.id, 2], [run.id, 3]]
@@ -108,7 +108,7 @@ def test_a_level_of_several_steps_is_one_chord(quiet: Installation) -> None:
         assert (body["args"], body["kwargs"]) == ([run.id], {})
         assert body["options"]["queue"] == "control"
         assert not message.chain
-    # and Flower shows the steps' own names in one tree, and no parameter
+    # and Flower shows the names of the steps in one tree, without parameters
     by_index = sorted(found, key=lambda message: int(message.args[1]))
     for message, name in zip(by_index, ("one", "two", "three"), strict=True):
         headers = message.headers
@@ -122,7 +122,7 @@ def test_a_level_of_several_steps_is_one_chord(quiet: Installation) -> None:
         assert headers["ignore_result"] is True
 
 
-def test_single_steps_are_one_chain_of_at_most_eight_links(quiet: Installation) -> None:
+def test_levels_of_one_step_are_chains_of_at_most_eight_links(quiet: Installation) -> None:
     # given
     plan = Plan("release", sequential=True)
     for number in range(20):
@@ -145,7 +145,7 @@ def test_single_steps_are_one_chain_of_at_most_eight_links(quiet: Installation) 
     assert CANARY.encode() not in first.text
 
 
-def test_a_chain_ends_where_a_level_has_several_steps(quiet: Installation) -> None:
+def test_chain_message_ends_before_a_level_of_several_steps(quiet: Installation) -> None:
     # given
     plan = Plan("release")
     first = plan.step("first", "file.deploy.execute", **deploy("first"))
@@ -162,7 +162,7 @@ def test_a_chain_ends_where_a_level_has_several_steps(quiet: Installation) -> No
     assert [message.args, *(link["args"] for link in message.chain)] == [[run.id, 0], [run.id, 1]]
 
 
-def test_an_undo_of_several_steps_is_one_chord_on_the_operations_own_undo_queue(quiet: Installation) -> None:
+def test_undo_of_several_steps_is_one_chord_on_the_undo_queue(quiet: Installation) -> None:
     # given
     plan = Plan("release")
     left = plan.step("left", "noop.execute", data={"x": CANARY})
@@ -183,7 +183,7 @@ def test_an_undo_of_several_steps_is_one_chord_on_the_operations_own_undo_queue(
     assert not any(CANARY.encode() in message.text for message in found)
 
 
-def test_an_undo_that_the_plan_gives_goes_to_the_queue_of_its_operation(quiet: Installation) -> None:
+def test_undo_of_the_plan_goes_to_the_queue_of_its_operation(quiet: Installation) -> None:
     # given
     plan = Plan("release")
     first = plan.step("first", "noop.execute").undo("command.exec.execute", argv=["echo", CANARY])
@@ -201,7 +201,7 @@ def test_an_undo_that_the_plan_gives_goes_to_the_queue_of_its_operation(quiet: I
 
 
 @pytest.mark.parametrize("shape", ["chord", "chain"])
-def test_the_size_of_a_message_does_not_grow_with_the_plan(quiet: Installation, shape: str) -> None:
+def test_message_size_is_independent_of_the_plan(quiet: Installation, shape: str) -> None:
     def largest(steps: int, run_id: str) -> int:
         plan = Plan("p", description=CANARY * steps, sequential=shape == "chain")
         for number in range(steps):

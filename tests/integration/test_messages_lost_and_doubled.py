@@ -1,4 +1,4 @@
-"""A message is only a hint: lost, it is sent again; twice there, it is done once."""
+"""A message is a hint: a lost message is resent, and a duplicate has no effect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration.processes import PATIENCE, Installation, lines, names, wa
 
 @pytest.fixture(scope="module")
 def held(module_installation: MakeInstallation) -> Installation:
-    """Control work is done; the steps wait until a test starts a worker for their queue."""
+    """An installation with a control worker only; a test starts the worker for the steps."""
     made = module_installation()
     made.worker("control", "--concurrency", "1", "--queues", "control,noop.undo").start()
     return made
@@ -27,12 +27,12 @@ def appended(folder: Path, name: str) -> str:
 
 
 def waiting(installation: Installation, queue: str, count: int = 1) -> list[bytes]:
-    """The first messages of a queue, once there are so many; a slow test may find them sent again already."""
+    """Wait for `count` messages in a queue, and return the first ones. Messages may have been resent meanwhile."""
     wait_for(f"{count} messages in {queue}", lambda: len(installation.queue(queue)) >= count)
     return installation.queue(queue)[:count]
 
 
-def test_a_lost_message_is_sent_again(held: Installation, tmp_path: Path) -> None:
+def test_lost_message_is_resent(held: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("lossy")
     left = plan.step("left", "file.deploy.execute", path=f"{tmp_path}/left", content="x")
@@ -41,7 +41,7 @@ def test_a_lost_message_is_sent_again(held: Installation, tmp_path: Path) -> Non
     run = held.run(plan)
     waiting(held, "file", 2)
 
-    # when they are popped by a worker that dies before it has noted them
+    # when a worker pops the messages and dies before it registers them as unacknowledged
     held.redis.delete(held.queue_key("file"))
     lost = time.monotonic()
 
@@ -55,7 +55,7 @@ def test_a_lost_message_is_sent_again(held: Installation, tmp_path: Path) -> Non
     assert [step.attempts for step in report.steps] == [1, 1, 1]
 
 
-def test_a_message_that_waits_behind_others_is_not_sent_again(held: Installation, tmp_path: Path) -> None:
+def test_message_that_waits_behind_others_is_not_resent(held: Installation, tmp_path: Path) -> None:
     # given steps whose messages wait in their queue for longer than a lease
     plan = Plan("behind")
     for n in range(4):
@@ -67,7 +67,7 @@ def test_a_message_that_waits_behind_others_is_not_sent_again(held: Installation
     held.redis.lrem(held.queue_key("file"), 1, messages[1])
     time.sleep(3.0)
 
-    # then the others are not doubled, and the lost one is sent again as soon as those before it are gone
+    # then the others have no duplicate, and the lost one is resent after the earlier messages
     assert held.queue("file") == [messages[0], *messages[2:]]
     assert names(run, "message_resent") == []
     with held.worker("files", "--concurrency", "1", "--queues", "file"):
@@ -76,7 +76,7 @@ def test_a_message_that_waits_behind_others_is_not_sent_again(held: Installation
     assert len(names(run, "message_resent")) == 1
 
 
-def test_a_message_that_is_there_three_times_is_done_once(held: Installation, tmp_path: Path) -> None:
+def test_message_delivered_three_times_is_executed_once(held: Installation, tmp_path: Path) -> None:
     # given a chord of two, and a chain after it
     plan = Plan("echo")
     left = plan.step("left", "command.shell.execute", command=appended(tmp_path, "left"))
@@ -87,14 +87,14 @@ def test_a_message_that_is_there_three_times_is_done_once(held: Installation, tm
     run = held.run(plan)
     chord = waiting(held, "command", 2)
 
-    # when all of it is delivered again, at once and after the end
+    # when all messages are redelivered, at once and after the end
     held.redis.lpush(held.queue_key("command"), *chord, *chord)
     with held.worker("commands", "--concurrency", "2", "--queues", "command"):
         wait_for("the chain to begin", lambda: "slow" in names(run, "step_started"))
         held.redis.lpush(held.queue_key("command"), *chord)
         report = run.wait(PATIENCE)
         held.redis.lpush(held.queue_key("command"), *chord)
-        wait_for("the late ones to be taken", lambda: not held.queue("command"))
+        wait_for("the worker to receive the duplicates", lambda: not held.queue("command"))
 
     # then
     assert report.exit_code == 0
@@ -104,7 +104,7 @@ def test_a_message_that_is_there_three_times_is_done_once(held: Installation, tm
     assert run.report().state == "succeeded"
 
 
-def test_the_first_link_of_a_chain_delivered_twice_runs_the_chain_once(held: Installation, tmp_path: Path) -> None:
+def test_chain_delivered_twice_runs_once(held: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("echo", sequential=True)
     for number in range(4):
@@ -122,8 +122,8 @@ def test_the_first_link_of_a_chain_delivered_twice_runs_the_chain_once(held: Ins
     assert lines(tmp_path / "count") == ["0", "1", "2", "3"]
 
 
-def test_an_undo_that_is_lost_and_then_there_twice_is_done_once(held: Installation, tmp_path: Path) -> None:
-    # given a run whose undo nobody takes
+def test_undo_message_that_is_lost_and_then_doubled_is_executed_once(held: Installation, tmp_path: Path) -> None:
+    # given a run whose undo waits for a worker
     plan = Plan("backwards")
     step = plan.step("first", "noop.execute").undo("command.shell.execute", command=appended(tmp_path, "back"))
     plan.step("last", "noop.execute", fail=True).after(step)
@@ -146,16 +146,16 @@ def test_an_undo_that_is_lost_and_then_there_twice_is_done_once(held: Installati
     assert undo.attempts == 1
 
 
-def test_a_run_whose_first_message_is_lost_begins_all_the_same(held: Installation) -> None:
+def test_run_begins_by_a_sweep_after_a_lost_first_message(held: Installation) -> None:
     # given
     client = held.client()
     plan = Plan("unheard")
     plan.step("only", "noop.execute")
 
-    # when a client writes its request, and dies before it sends its message
+    # when a client writes a request, and dies before it sends the message
     Admission(client.store).submit("unheard", request_body(plan, {}, "tester"))
 
-    # then the next sweep finds it
+    # then the next sweep finds the run
     run = client.get("unheard")
     wait_for("the run to begin", lambda: run.state() == "running", 15.0)
     with held.worker("starters", "--concurrency", "1", "--queues", "noop"):

@@ -1,4 +1,4 @@
-"""What others see of runs: metrics that agree with the reports, notices, logs, traces."""
+"""Monitoring of runs: metrics that agree with the reports, notifications, logs and traces."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def place(
     options = QUICK | {
         "notify_webhook": f"{listener.url}/hook",
         "notify_secret": SECRET,
-        "notify_command": f"sh -c 'cat >> {folder}/told; echo \"$LONGSHORE_NOTICE_KIND\" >> {folder}/kinds'",
+        "notify_command": f"sh -c 'cat >> {folder}/notice; echo \"$LONGSHORE_NOTICE_KIND\" >> {folder}/kinds'",
         "notify_apprise": f"{listener.url.replace('http', 'json')}/apprise",
         "notify_link": "https://ops.example/flower/",
         "log_format": "json",
@@ -71,7 +71,7 @@ def scraped(text: str) -> Metrics:
 
 
 def by_reports(reports: list[Report]) -> Metrics:
-    """What the counters have to say, by the reports alone."""
+    """The expected counters, from the reports."""
     counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
     for report in reports:
         if report.ended:
@@ -102,26 +102,26 @@ def release(folder: Path, name: str) -> Plan:
     return plan
 
 
-def test_metrics_agree_with_the_reports_while_runs_go_and_after(client: Client, place: Installation) -> None:
+def test_metrics_agree_with_the_reports_of_live_and_ended_runs(client: Client, place: Installation) -> None:
     gate = Plan("gated")
     ask = gate.step("ask", "approval.wait.execute").timeout(60).after(gate.step("before", "noop.execute", changed=True))
     gate.step("after", "noop.execute").after(ask)
     runs = [client.start(release(place.folder, "release")) for _ in range(3)] + [client.start(gate)]
     for run in runs[:3]:
         run.wait(timeout=PATIENCE)
-    wait_for("it to wait", lambda: runs[3].report().step("ask").status == "waiting")
+    wait_for("the approval to wait", lambda: runs[3].report().step("ask").status == "waiting")
 
     def agreed() -> bool:
         return counters(scraped(metrics.text(client.store))) == by_reports([run.report() for run in runs])
 
-    wait_for("metrics to agree, while one goes on", agreed, 20)
+    wait_for("metrics to agree with a live run", agreed, 20)
     found = scraped(place.longshore("metrics").out)
     assert found["longshore_runs_live", ("gated", "running")] == 1
     assert found["longshore_runs_total", ("release", "undone")] == 3
     before = counters(found)
     runs[3].approve("ask")
     runs[3].wait(timeout=PATIENCE)
-    wait_for("metrics to agree, after", agreed, 20)
+    wait_for("metrics to agree with ended runs", agreed, 20)
     found = scraped(metrics.text(client.store))
     assert ("longshore_runs_live", ("gated", "running")) not in found
     assert all(counters(found)[key] >= value for key, value in before.items())
@@ -131,7 +131,7 @@ def test_metrics_agree_with_the_reports_while_runs_go_and_after(client: Client, 
     assert found["longshore_step_duration_seconds_bucket", ("+Inf", "noop.execute")] >= 9
     assert found["longshore_redis_memory_bytes", ("used",)] > 0
 
-    # who scrapes twice, or in two places at once, counts nothing twice
+    # repeated and concurrent scrapes count nothing twice
     threads = [threading.Thread(target=lambda: metrics.text(place.client().store)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -139,27 +139,28 @@ def test_metrics_agree_with_the_reports_while_runs_go_and_after(client: Client, 
         thread.join()
     assert agreed()
 
-    # a run that goes on after its end: what it had counted stays
+    # a reopened run keeps its earlier counts
     kept = Plan("kept", on_failure="keep")
     kept.step("a", "noop.execute", changed=True)
     run = client.start(kept)
     run.wait(timeout=PATIENCE)
     good = "longshore_runs_total", ("kept", "succeeded")
-    wait_for("it to be counted", lambda: scraped(metrics.text(client.store)).get(good) == 1)
+    wait_for("the run to be counted", lambda: scraped(metrics.text(client.store)).get(good) == 1)
     run.answer(run.undo())
-    wait_for("its undo", lambda: run.state() == "undone")
+    wait_for("the undo of the run", lambda: run.state() == "undone")
     wait_for(
-        "it to be counted", lambda: ("longshore_runs_total", ("kept", "undone")) in scraped(metrics.text(client.store))
+        "the run to be counted",
+        lambda: ("longshore_runs_total", ("kept", "undone")) in scraped(metrics.text(client.store)),
     )
     assert scraped(metrics.text(client.store))["longshore_runs_total", ("kept", "succeeded")] == 1
 
 
-def test_a_killed_worker_is_counted(client: Client, place: Installation) -> None:
+def test_killed_worker_is_counted(client: Client, place: Installation) -> None:
     plan = Plan("killed")
     plan.step("sleeps", "noop.execute", sleep=3)
     with place.worker("third", "-c", "1", "-Q", "noop", LONGSHORE_HOST="web3"):
         run = client.start(plan)
-        wait_for("it to run", lambda: run.report().step("sleeps").status == "running")
+        wait_for("the step to run", lambda: run.report().step("sleeps").status == "running")
         for worker in place.workers:
             worker.kill()
     for worker in place.workers[:2]:
@@ -171,33 +172,33 @@ def test_a_killed_worker_is_counted(client: Client, place: Installation) -> None
     assert counting.totals(client.store).counts
 
 
-def test_a_failure_an_approval_and_a_failed_undo_are_told_of(
+def test_failure_approval_and_failed_undo_send_notifications(
     client: Client, place: Installation, listener: Listener
 ) -> None:
-    listener.failures = 1  # the service is away for a moment
+    listener.failures = 1  # the first request to the service fails
     failed = client.start(release(place.folder, "release"))
     failed.wait(timeout=PATIENCE)
-    (told,) = wait_for("a notice", lambda: listener.notices(failed.id))
-    assert (told["kind"], told["state"], told["plan"]) == ("failed", "undone", "release")
-    assert "no such table" in told["text"]
-    assert told["link"] == f"https://ops.example/flower/runs/{failed.id}"
+    (notice,) = wait_for("a notice", lambda: listener.notices(failed.id))
+    assert (notice["kind"], notice["state"], notice["plan"]) == ("failed", "undone", "release")
+    assert "no such table" in notice["text"]
+    assert notice["link"] == f"https://ops.example/flower/runs/{failed.id}"
     _, headers, body = next(one for one in listener.heard if one[0] == "/hook" and failed.id.encode() in one[2])
     mac = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     assert headers["Longshore-Signature"] == f"sha256={mac}"
-    assert headers["Longshore-Notice"] == told["id"]
+    assert headers["Longshore-Notice"] == notice["id"]
 
     def by_apprise() -> list[dict[str, Any]]:
         found = [json.loads(body) for path, _, body in list(listener.heard) if path == "/apprise"]
         return [one for one in found if failed.id in one["title"]]
 
-    (told,) = wait_for("Apprise", by_apprise)
-    assert "no such table" in told["message"]
+    (notice,) = wait_for("a notification by Apprise", by_apprise)
+    assert "no such table" in notice["message"]
 
     plan = Plan("asks")
     plan.step("ask", "approval.wait.execute", message="is the backup there?").timeout(60)
     asks = client.start(plan)
-    (told,) = wait_for("a notice", lambda: listener.notices(asks.id))
-    assert (told["kind"], told["step"]) == ("approval_wanted", "ask")
+    (notice,) = wait_for("a notice", lambda: listener.notices(asks.id))
+    assert (notice["kind"], notice["step"]) == ("approval_wanted", "ask")
     asks.cancel()
     asks.wait(timeout=PATIENCE)
 
@@ -206,37 +207,40 @@ def test_a_failure_an_approval_and_a_failed_undo_are_told_of(
     plan.step("fails", "noop.execute", fail="no").after(bad)
     stuck = client.start(plan)
     stuck.wait(timeout=PATIENCE)
-    (told,) = wait_for("a notice", lambda: listener.notices(stuck.id))
-    assert told["kind"] == "undo_failed"
+    (notice,) = wait_for("a notice", lambda: listener.notices(stuck.id))
+    assert notice["kind"] == "undo_failed"
 
-    wait_for("the command", lambda: {"failed", "approval_wanted", "undo_failed"} <= set(lines(place.folder / "kinds")))
-    assert stuck.id in (place.folder / "told").read_text()
-    assert [one["kind"] for one in listener.notices(asks.id)] == ["approval_wanted"]  # not of a cancel
+    wait_for(
+        "the notifications by command",
+        lambda: {"failed", "approval_wanted", "undo_failed"} <= set(lines(place.folder / "kinds")),
+    )
+    assert stuck.id in (place.folder / "notice").read_text()
+    assert [one["kind"] for one in listener.notices(asks.id)] == ["approval_wanted"]  # no notification of a cancel
 
 
-def test_each_line_of_the_log_says_what_it_is_about(client: Client, place: Installation) -> None:
+def test_each_log_line_names_its_run_and_step(client: Client, place: Installation) -> None:
     run = client.start(release(place.folder, "logged"))
     run.wait(timeout=PATIENCE)
 
-    def said() -> list[dict[str, Any]]:
+    def logged() -> list[dict[str, Any]]:
         texts = [line for worker in place.workers for line in lines(worker.log) if line.startswith("{")]
         return [json.loads(line) for line in texts]
 
-    found = wait_for("lines about it", lambda: [one for one in said() if one["run"] == run.id and one["step"]])
+    found = wait_for("log lines of the step", lambda: [one for one in logged() if one["run"] == run.id and one["step"]])
     assert {"run", "step", "attempt", "host", "level", "message", "timestamp"} <= found[0].keys()
     assert {one["host"] for one in found} == {"web1"}
     assert {one["step"] for one in found} >= {"last"}
-    assert all({"run", "step", "attempt", "host"} <= one.keys() for one in said())
+    assert all({"run", "step", "attempt", "host"} <= one.keys() for one in logged())
 
 
-def test_a_run_is_one_trace_across_its_workers_and_part_of_its_callers(
+def test_run_is_one_trace_across_workers_within_the_callers_trace(
     client: Client, place: Installation, listener: Listener
 ) -> None:
     provider = TracerProvider()
     with provider.get_tracer("application").start_as_current_span("deploy") as above:
         run = client.start(release(place.folder, "traced"))
     run.wait(timeout=PATIENCE)
-    spans = wait_for("its trace", lambda: listener.spans(run.id))
+    spans = wait_for("the spans of the run", lambda: listener.spans(run.id))
     report = run.report()
     assert {span.trace_id.hex() for span in spans} == {f"{above.get_span_context().trace_id:032x}"}
     root = next(span for span in spans if span.name == "traced")

@@ -1,4 +1,4 @@
-"""The commands that a failed run suggests: each is carried out, and the run accepts each."""
+"""The commands that a failed run suggests: the run accepts each of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longshore.orchestration.states import RunState
-from tests.integration.processes import Installation, Said
+from tests.integration.processes import CommandResult, Installation
 
 FAILS = "op: command.shell.execute, with: {command: 'echo oops >&2; exit 3'}, undo: none"
 WRITES = "op: command.shell.execute, with: {command: 'true'}"
@@ -35,14 +35,14 @@ PLANS = {
 CASES = [(name, number) for name, (_, commands) in PLANS.items() for number in range(len(commands))]
 
 
-def suggested(said: Said) -> list[str]:
+def suggested(result: CommandResult) -> list[str]:
     """The commands below `next:` on stderr."""
-    _, _, below = said.err.partition("next:\n")
+    _, _, below = result.err.partition("next:\n")
     return [line.strip().partition("  ")[0] for line in below.splitlines()]
 
 
 @pytest.mark.parametrize(("name", "number"), CASES, ids=[f"{name}-{PLANS[name][1][n].split()[0]}" for name, n in CASES])
-def test_a_run_accepts_each_command_that_it_suggests(
+def test_run_accepts_each_command_that_it_suggests(
     workers: Installation, tmp_path: Path, name: str, number: int
 ) -> None:
     # given
@@ -64,7 +64,7 @@ def test_a_run_accepts_each_command_that_it_suggests(
 
 
 @pytest.mark.parametrize("option", [["-q"], ["-o", "json"]], ids=" ".join)
-def test_quiet_and_json_output_suggest_nothing(workers: Installation, tmp_path: Path, option: list[str]) -> None:
+def test_quiet_and_json_output_suggest_no_command(workers: Installation, tmp_path: Path, option: list[str]) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(PLANS["kept"][0])
 
@@ -75,14 +75,14 @@ def test_quiet_and_json_output_suggest_nothing(workers: Installation, tmp_path: 
     assert "longshore runs" not in failed.err
 
 
-def test_a_successful_run_suggests_nothing(workers: Installation, tmp_path: Path) -> None:
+def test_successful_run_suggests_no_command(workers: Installation, tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text("name: p\nsteps: {a: {op: noop.execute}}\n")
 
     assert workers.longshore("run", str(path)).err == ""
 
 
-def test_a_run_that_waits_for_an_approval_suggests_the_approval(workers: Installation, tmp_path: Path) -> None:
+def test_run_that_waits_for_an_approval_suggests_approve(workers: Installation, tmp_path: Path) -> None:
     # given
     path = tmp_path / "plan.yaml"
     path.write_text("name: p\nsteps: {ask: {op: approval.wait.execute, with: {message: go on?}}}\n")
@@ -102,7 +102,7 @@ def test_a_run_that_waits_for_an_approval_suggests_the_approval(workers: Install
     assert run.wait(timeout=60).state is RunState.SUCCEEDED
 
 
-def test_a_run_that_was_cancelled_before_it_began_suggests_a_resume(workers: Installation, tmp_path: Path) -> None:
+def test_run_cancelled_before_its_begin_suggests_resume(workers: Installation, tmp_path: Path) -> None:
     # given
     path = tmp_path / "plan.yaml"
     path.write_text(
@@ -130,7 +130,7 @@ def test_a_run_that_was_cancelled_before_it_began_suggests_a_resume(workers: Ins
         assert run.wait(timeout=60).state is not RunState.SUCCEEDED
 
 
-def test_ids_and_steps_of_runs_are_completed(workers: Installation, tmp_path: Path) -> None:
+def test_shell_completes_ids_and_steps_of_runs(workers: Installation, tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text("name: p\nsteps: {alpha: {op: noop.execute}, beta: {op: noop.execute}}\n")
     assert workers.longshore("run", str(path), "--run-id", "completed-1").code == 0

@@ -1,4 +1,4 @@
-"""The whole language, through real workers."""
+"""The whole plan language on real workers."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def whole() -> Plan:
     return plan
 
 
-def test_every_field_in_yaml_and_in_python_is_one_plan_and_runs(shop: Installation, tmp_path: Path) -> None:
+def test_plan_with_every_field_is_equal_in_yaml_and_python_and_runs(shop: Installation, tmp_path: Path) -> None:
     written = parse(WHOLE)
     assert written == whole()
     assert parse(written.to_yaml()) == written == parse(written.to_json())
@@ -147,7 +147,7 @@ def test_every_field_in_yaml_and_in_python_is_one_plan_and_runs(shop: Installati
 # --- policies --------------------------------------------------------------------------------------------
 
 
-def test_continue_goes_on_beside_the_failure_and_recovers(shop: Installation) -> None:
+def test_continue_runs_independent_steps_and_the_recovery(shop: Installation) -> None:
     plan = Plan("continue", on_error="continue")
     plan.step("boom", "noop.execute", fail=True)
     plan.step("child", "noop.execute").after("boom")
@@ -167,10 +167,10 @@ def test_continue_goes_on_beside_the_failure_and_recovers(shop: Installation) ->
 
 
 @pytest.mark.parametrize(("failures", "status", "state"), [(3, "changed", "succeeded"), (5, "failed", "partial")])
-def test_retry_counts_waits_and_tells(
+def test_retry_counts_attempts_and_waits_between_them(
     shop: Installation, tmp_path: Path, failures: int, status: str, state: str
 ) -> None:
-    """`retry` and what a final failure means are independent of each other."""
+    """`retry` and `on_error` are independent of each other."""
     plan = parse(
         f"""
         name: retry
@@ -183,15 +183,15 @@ def test_retry_counts_waits_and_tells(
           other: {{op: noop.execute}}
         """
     )
-    told: list[tuple[str, int, str]] = []
+    called: list[tuple[str, int, str]] = []
     started = shop.run(plan)
 
-    report = started.wait(timeout=60, hooks=Hooks(on_retry=lambda *args: told.append(args)))
+    report = started.wait(timeout=60, hooks=Hooks(on_retry=lambda *args: called.append(args)))
 
     assert (report.step("flaky").status, report.step("flaky").attempts, report.state) == (status, 4, state)
-    assert told == [("flaky", n, "ConnectionError: the bank is away") for n in (1, 2, 3)]
-    waits = [int(event.fields["delay_ms"]) for event in started.events() if event.name == "step_retrying"]
-    for wait, full in zip(waits, (100, 200, 300), strict=True):
+    assert called == [("flaky", n, "ConnectionError: the bank is away") for n in (1, 2, 3)]
+    is_waiting = [int(event.fields["delay_ms"]) for event in started.events() if event.name == "step_retrying"]
+    for wait, full in zip(is_waiting, (100, 200, 300), strict=True):
         assert full / 2 <= wait <= full
 
 
@@ -205,7 +205,7 @@ def test_retry_without_backoff_is_immediate(shop: Installation, tmp_path: Path) 
     assert [e.fields["delay_ms"] for e in started.events() if e.name == "step_retrying"] == ["0", "0"]
 
 
-def test_a_failing_always_step_is_told_of_and_stops_no_other(shop: Installation) -> None:
+def test_failed_always_step_is_reported_and_stops_no_other(shop: Installation) -> None:
     plan = Plan("always")
     plan.step("boom", "noop.execute", fail=True)
     plan.step("bad", "noop.execute", fail=True).after("boom").always()
@@ -217,7 +217,7 @@ def test_a_failing_always_step_is_told_of_and_stops_no_other(shop: Installation)
     assert (report.state, report.exit_code) == ("undone", 3)
 
 
-def test_past_the_point_of_no_return_the_run_only_goes_forward(shop: Installation, tmp_path: Path) -> None:
+def test_run_past_its_point_of_no_return_is_not_undone(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("point")
     plan.step("before", "file.deploy.execute", path=str(tmp_path / "f"), content="x")
     plan.step("point", "noop.execute").after("before").irreversible().undo("none")
@@ -234,7 +234,7 @@ def test_past_the_point_of_no_return_the_run_only_goes_forward(shop: Installatio
 
 
 def many(count: int, tolerate: str) -> Plan:
-    """So many items, three of which fail."""
+    """A plan with `count` items, of which three fail."""
     plan = Plan("many")
     numbers = plan.step("numbers", "noop.execute", data={"all": list(range(count))}, changed=False)
     fail = f"{{{{ 'it is ' ~ item if item in (5, {count // 2}, {count - 1}) else false }}}}"
@@ -243,7 +243,7 @@ def many(count: int, tolerate: str) -> Plan:
     return plan
 
 
-def test_a_thousand_items_of_which_one_percent_may_fail(shop: Installation) -> None:
+def test_thousand_items_tolerate_one_percent_of_failures(shop: Installation) -> None:
     report = run(shop, many(1000, "1%"))
 
     each = report.step("each")
@@ -254,7 +254,7 @@ def test_a_thousand_items_of_which_one_percent_may_fail(shop: Installation) -> N
     assert each.error.startswith("3 of 1000 failed; the first: it is ")
 
 
-def test_a_hundred_items_of_which_none_may_fail_are_all_undone(shop: Installation) -> None:
+def test_hundred_items_without_tolerance_are_all_undone(shop: Installation) -> None:
     report = run(shop, many(100, "0"))
 
     each = report.step("each")
@@ -263,7 +263,7 @@ def test_a_hundred_items_of_which_none_may_fail_are_all_undone(shop: Installatio
     assert all(item.undo for item in each.items if item.attempts)
 
 
-def test_items_are_held_back_and_each_is_undone_by_itself(shop: Installation, tmp_path: Path) -> None:
+def test_max_parallel_limits_items_and_each_is_undone(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("items")
     each = plan.step("each", "own.touch", path=f"{tmp_path}/{E.item.name}", text=E.item.text)
     each.foreach([{"name": n, "text": n * 2} for n in "abcd"]).max_parallel(1)
@@ -274,7 +274,7 @@ def test_items_are_held_back_and_each_is_undone_by_itself(shop: Installation, tm
     assert good.wait(timeout=60).state == "succeeded"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {n: n * 2 for n in "abcd"}
     events = [event for event in good.events() if event.name in {"item_started", "item_ended"}]
-    assert [event.name for event in events] == ["item_started", "item_ended"] * 4, "one after the other"
+    assert [event.name for event in events] == ["item_started", "item_ended"] * 4, "two items ran at the same time"
 
     bad = shop.run(plan, good=False)
     assert bad.wait(timeout=60).state == "undone"
@@ -282,7 +282,7 @@ def test_items_are_held_back_and_each_is_undone_by_itself(shop: Installation, tm
     assert sorted(names(bad, "undo_ended"))[1:] == [f"each[{n}]" for n in range(4)]
 
 
-def test_an_empty_list_is_skipped_with_a_reason(shop: Installation) -> None:
+def test_foreach_over_an_empty_list_is_skipped_with_a_reason(shop: Installation) -> None:
     plan = Plan("empty")
     none = plan.step("none", "noop.execute", data={"all": []})
     plan.step("each", "noop.execute").after(none).foreach(none.data.all)
@@ -294,7 +294,7 @@ def test_an_empty_list_is_skipped_with_a_reason(shop: Installation) -> None:
     assert statuses(report)["after"] == "changed"
 
 
-def test_what_is_no_list_fails_the_step(shop: Installation) -> None:
+def test_foreach_over_another_type_fails_the_step(shop: Installation) -> None:
     plan = Plan("no-list")
     a = plan.step("a", "noop.execute", data={"all": "abc"})
     plan.step("each", "noop.execute").after(a).foreach(a.data.all)
@@ -305,7 +305,7 @@ def test_what_is_no_list_fails_the_step(shop: Installation) -> None:
 # --- results ---------------------------------------------------------------------------------------------
 
 
-def test_results_keep_their_types_and_become_models_again(shop: Installation, tmp_path: Path) -> None:
+def test_results_keep_their_types_and_decode_to_models(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("types")
     a = plan.step("a", "noop.execute", data={"n": 3, "t": "1.10", "l": [1, {"x": None}], "b": True})
     plan.step("b", "noop.execute", data={"same": a.data, "n": a.data.n, "text": f"{a.data.n} of {a.data.t}"}).after(a)
@@ -323,7 +323,7 @@ def test_results_keep_their_types_and_become_models_again(shop: Installation, tm
         report.step("a").decode(Bill)
 
 
-def test_a_large_result_is_kept_apart_and_one_that_is_too_large_is_an_error(shop: Installation) -> None:
+def test_large_result_is_stored_separately_up_to_a_limit(shop: Installation) -> None:
     plan = Plan("large", on_error="continue")
     plan.step("large", "own.large", size=LARGE_DATA_BYTES * 10)
     plan.step("length", "noop.execute", data={"n": "{{ steps.large.data.text | length }}"}).after("large")
@@ -339,10 +339,10 @@ def test_a_large_result_is_kept_apart_and_one_that_is_too_large_is_an_error(shop
     assert shop.redis.memory_usage(keys.steps) < LARGE_DATA_BYTES
 
 
-# --- own operations --------------------------------------------------------------------------------------
+# --- function operations ---------------------------------------------------------------------------------
 
 
-def test_an_own_operation_journals_is_retried_undone_and_foretold(shop: Installation, tmp_path: Path) -> None:
+def test_function_operation_journals_retries_undoes_and_predicts(shop: Installation, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     ledger.write_text("was\n")
     plan = Plan("own")
@@ -358,22 +358,22 @@ def test_an_own_operation_journals_is_retried_undone_and_foretold(shop: Installa
 
     assert lines(ledger) == ["was", "try 1", "try 2", "charge 5", "refund 5 since line 1"]
     assert report.step("touch").data["key"] == f"{report.run_id}.touch"
-    assert not (tmp_path / "touched").exists(), "undone by the operation that it names"
+    assert not (tmp_path / "touched").exists(), "the named undo has not run"
     assert report.state == "undone"
 
 
-def test_own_parameters_are_checked_before_anything_is_stored(shop: Installation) -> None:
+def test_parameters_of_a_function_are_checked_before_the_start(shop: Installation) -> None:
     plan = Plan("own")
     plan.step("charge", "own.charge", bill={"customer": "ann", "amount": "much"}, ledger="/tmp/x")
     with pytest.raises(Exception, match=r"step 'charge': bill.amount: "):
         shop.run(plan)
 
 
-def test_an_own_operation_hears_of_a_cancel_at_its_heartbeat(shop: Installation) -> None:
+def test_heartbeat_of_a_function_raises_a_cancel(shop: Installation) -> None:
     plan = Plan("own")
     plan.step("patient", "own.patient", seconds=60)
     started = shop.run(plan)
-    wait_for("the step", lambda: names(started, "step_started"))
+    wait_for("the step to start", lambda: names(started, "step_started"))
     started.cancel()
 
     report = started.wait(timeout=30)
@@ -382,11 +382,11 @@ def test_an_own_operation_hears_of_a_cancel_at_its_heartbeat(shop: Installation)
     assert "still here" in list(started.log("patient"))
 
 
-# --- an application's own Celery tasks ---------------------------------------------------------------------
+# --- Celery tasks of an application ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("results", ["", "yes"])
-def test_a_saga_over_plain_celery_tasks_survives_its_second_task_failing(
+def test_failed_second_celery_task_compensates_the_first(
     shop: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: str
 ) -> None:
     prefix = shop.settings.broker_prefix()
@@ -438,7 +438,7 @@ def test_a_saga_over_plain_celery_tasks_survives_its_second_task_failing(
         bank.app.close()
 
 
-def test_a_celery_task_that_nobody_hears_of_is_unknown_at_its_timeout(shop: Installation) -> None:
+def test_celery_task_without_an_answer_is_unknown_at_its_timeout(shop: Installation) -> None:
     plan = parse(
         """
         name: lost
@@ -453,10 +453,10 @@ def test_a_celery_task_that_nobody_hears_of_is_unknown_at_its_timeout(shop: Inst
     assert (report.exit_code, report.left_over) == (3, ["lost"])
 
 
-# --- a pause for a person ----------------------------------------------------------------------------------
+# --- approvals ---------------------------------------------------------------------------------------------
 
 
-def asking(**approval: Any) -> Plan:
+def plan_with_approval(**approval: Any) -> Plan:
     plan = Plan("asking")
     before = plan.step("before", "noop.execute")
     ask = plan.approval("ask", "go on?", **approval).after(before)
@@ -464,17 +464,17 @@ def asking(**approval: Any) -> Plan:
     return plan
 
 
-def waits(started: Any) -> bool:
+def is_waiting(started: Any) -> bool:
     return started.report().step("ask").status == "waiting"
 
 
-def test_an_approval_goes_on_with_who_when_and_note(shop: Installation) -> None:
-    started = shop.run(asking())
-    wait_for("the approval", lambda: waits(started))
+def test_approval_continues_the_run_with_actor_time_and_note(shop: Installation) -> None:
+    started = shop.run(plan_with_approval())
+    wait_for("the approval to wait", lambda: is_waiting(started))
 
-    said = shop.longshore("runs", "approve", started.id, "ask", "--note", "looks good", "--actor", "ann")
+    approved = shop.longshore("runs", "approve", started.id, "ask", "--note", "looks good", "--actor", "ann")
 
-    assert (said.code, said.err) == (0, "")
+    assert (approved.code, approved.err) == (0, "")
     report = started.wait(timeout=30)
     assert report.state == "succeeded"
     assert report.step("after").data == {"by": "ann"}
@@ -485,9 +485,9 @@ def test_an_approval_goes_on_with_who_when_and_note(shop: Installation) -> None:
     )  # fmt: skip
 
 
-def test_an_approval_that_is_rejected_takes_the_run_back(shop: Installation) -> None:
-    started = shop.run(asking())
-    wait_for("the approval", lambda: waits(started))
+def test_rejected_approval_undoes_the_run(shop: Installation) -> None:
+    started = shop.run(plan_with_approval())
+    wait_for("the approval to wait", lambda: is_waiting(started))
 
     assert shop.longshore("runs", "approve", started.id, "ask", "--reject", "--note", "not today").code == 0
 
@@ -498,17 +498,17 @@ def test_an_approval_that_is_rejected_takes_the_run_back(shop: Installation) -> 
 
 
 @pytest.mark.parametrize(("on_timeout", "state"), [("fail", "undone"), ("approve", "succeeded")])
-def test_an_approval_that_nobody_gives_does_as_its_policy_says(shop: Installation, on_timeout: Any, state: str) -> None:
-    report = shop.run(asking(timeout="500ms", on_timeout=on_timeout)).wait(timeout=30)
+def test_approval_timeout_follows_its_policy(shop: Installation, on_timeout: Any, state: str) -> None:
+    report = shop.run(plan_with_approval(timeout="500ms", on_timeout=on_timeout)).wait(timeout=30)
 
     assert report.state == state
     if state == "undone":
         assert report.step("ask").error == "no approval within 500ms"
 
 
-def test_only_what_waits_can_be_approved_and_only_once(shop: Installation) -> None:
-    started = shop.run(asking())
-    wait_for("the approval", lambda: waits(started))
+def test_only_a_waiting_step_can_be_approved_and_only_once(shop: Installation) -> None:
+    started = shop.run(plan_with_approval())
+    wait_for("the approval to wait", lambda: is_waiting(started))
     assert started.answer(started.approve("after")) == "the step does not wait for an approval"
     started.answer(started.reject("ask"))
     started.wait(timeout=30)
@@ -516,9 +516,9 @@ def test_only_what_waits_can_be_approved_and_only_once(shop: Installation) -> No
     assert shop.longshore("runs", "approve", started.id, "zzz").code == 2
 
 
-def test_a_hundred_waiting_approvals_hold_no_worker(shop: Installation) -> None:
-    runs = [shop.run(asking(), run_id=f"wait-{n}") for n in range(100)]
-    wait_for("all of them", lambda: all(waits(each) for each in runs))
+def test_hundred_waiting_approvals_occupy_no_worker(shop: Installation) -> None:
+    runs = [shop.run(plan_with_approval(), run_id=f"wait-{n}") for n in range(100)]
+    wait_for("all approvals to wait", lambda: all(is_waiting(each) for each in runs))
 
     plan = Plan("meanwhile")
     plan.step("a", "noop.execute")
@@ -532,7 +532,7 @@ def test_a_hundred_waiting_approvals_hold_no_worker(shop: Installation) -> None:
     assert runs[0].report().step("ask").reason == "the run was aborted while the step waited"
 
 
-# --- plans in plans ----------------------------------------------------------------------------------------
+# --- child runs --------------------------------------------------------------------------------------------
 
 
 def child(folder: Path, *, fails: bool = False, sleep: str = "0s") -> Plan:
@@ -543,7 +543,7 @@ def child(folder: Path, *, fails: bool = False, sleep: str = "0s") -> Plan:
     return plan
 
 
-def test_a_plan_runs_in_a_plan_with_an_id_of_its_own(shop: Installation, tmp_path: Path) -> None:
+def test_child_run_has_an_id_of_its_own(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("parent")
     sub = plan.run_plan("sub", child(tmp_path), {"name": "x"})
     plan.step("after", "noop.execute", data={"path": sub.data.steps.touch.path}).after(sub)
@@ -557,7 +557,7 @@ def test_a_plan_runs_in_a_plan_with_an_id_of_its_own(shop: Installation, tmp_pat
     assert shop.client().get("parent-1.sub").report().state == "succeeded"
 
 
-def test_the_failure_of_a_child_is_the_parents_and_the_undo_of_the_parent_is_the_childs(
+def test_failed_child_fails_its_parent_and_undo_of_the_parent_undoes_the_child(
     shop: Installation, tmp_path: Path
 ) -> None:
     plan = Plan("parent")
@@ -573,11 +573,11 @@ def test_the_failure_of_a_child_is_the_parents_and_the_undo_of_the_parent_is_the
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cancelling_the_parent_cancels_the_child(shop: Installation, tmp_path: Path) -> None:
+def test_cancel_of_the_parent_cancels_the_child(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("parent")
     plan.run_plan("sub", child(tmp_path, sleep="60s"), {"name": "x"})
     started = shop.run(plan, run_id="parent-3")
-    wait_for("the file", (tmp_path / "x").exists)
+    wait_for("the file to exist", (tmp_path / "x").exists)
     started.cancel("enough")
 
     report = started.wait(timeout=60)
@@ -586,7 +586,7 @@ def test_cancelling_the_parent_cancels_the_child(shop: Installation, tmp_path: P
     assert not (tmp_path / "x").exists()
 
 
-def test_a_stored_plan_is_pinned_to_the_run_that_was_started_with_it(shop: Installation, tmp_path: Path) -> None:
+def test_run_keeps_the_version_of_a_stored_plan(shop: Installation, tmp_path: Path) -> None:
     (tmp_path / "child.yaml").write_text(child(tmp_path).to_yaml())
     (tmp_path / "parent.yaml").write_text(
         "name: parent\nsteps:\n  ask: {op: approval.wait.execute}\n"
@@ -595,7 +595,7 @@ def test_a_stored_plan_is_pinned_to_the_run_that_was_started_with_it(shop: Insta
     from longshore.orchestration import load
 
     started = shop.run(load(str(tmp_path / "parent.yaml")))
-    wait_for("the approval", lambda: started.report().step("ask").status == "waiting")
+    wait_for("the approval to wait", lambda: started.report().step("ask").status == "waiting")
     for name in ("child.yaml", "parent.yaml"):
         (tmp_path / name).write_text("name: other\nsteps: {other: {op: noop.execute}}\n")
     started.approve("ask")
@@ -607,12 +607,12 @@ def test_a_stored_plan_is_pinned_to_the_run_that_was_started_with_it(shop: Insta
 # --- hooks -------------------------------------------------------------------------------------------------
 
 
-def test_the_nine_hooks_are_called_in_order_with_what_they_are_given(shop: Installation) -> None:
-    told: list[tuple[str, Any]] = []
+def test_nine_hooks_are_called_in_order_with_their_arguments(shop: Installation) -> None:
+    called: list[tuple[str, Any]] = []
 
     def note(name: str) -> Any:
         def hook(*args: Any) -> None:
-            told.append((name, tuple(short(each) for each in args)))
+            called.append((name, tuple(short(each) for each in args)))
 
         return hook
 
@@ -635,19 +635,19 @@ def test_the_nine_hooks_are_called_in_order_with_what_they_are_given(shop: Insta
 
     events = list(started.watch(hooks=hooks))
 
-    assert told == [
+    assert called == [
         ("before_plan", ("PlanSummary",)),
         ("before_level", (0, ["a", "skipped"], True)),
         ("on_skip", ("skipped", "when: guard returned false")),
         ("after_step", (("skipped", "skipped"),)),
         ("before_step", ("a",)),
-        ("after_step", (told[5][1][0],)),
-        ("after_level", (0, told[6][1][1])),
+        ("after_step", (called[5][1][0],)),
+        ("after_level", (0, called[6][1][1])),
         ("before_level", (1, ["boom"], False)),
         ("before_step", ("boom",)),
         ("on_retry", ("boom", 1, "fail is set")),
-        ("after_step", (told[10][1][0],)),
-        ("after_level", (1, told[11][1][1])),
+        ("after_step", (called[10][1][0],)),
+        ("after_level", (1, called[11][1][1])),
         ("on_undo", (("boom", "undone"),)),
         ("on_undo", (("a", "undone"),)),
         ("after_plan", ("Report",)),
@@ -658,47 +658,47 @@ def test_the_nine_hooks_are_called_in_order_with_what_they_are_given(shop: Insta
     cursor = next(event.id for event in events if event.name == "step_ended")
     for _ in started.watch(cursor, hooks=Hooks(before_step=later.append)):
         pass
-    assert later == ["boom"], "from the cursor on"
+    assert later == ["boom"], "hooks were called for events before the cursor"
 
 
-def test_hooks_of_installed_packages_are_told_on_the_workers(install: MakeInstallation, tmp_path: Path) -> None:
-    """By an entry point; each event at least once, with its id, and in order."""
+def test_workers_call_hooks_of_installed_packages(install: MakeInstallation, tmp_path: Path) -> None:
+    """Hooks by an entry point: each event at least once, with its id, and in order."""
     package = tmp_path / "site"
-    (package / "told-1.0.dist-info").mkdir(parents=True)
-    (package / "told-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: told\nVersion: 1.0\n")
-    (package / "told-1.0.dist-info" / "entry_points.txt").write_text("[longshore.hooks]\ntold = told:hooks\n")
-    (package / "told.py").write_text(
+    (package / "called-1.0.dist-info").mkdir(parents=True)
+    (package / "called-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: called\nVersion: 1.0\n")
+    (package / "called-1.0.dist-info" / "entry_points.txt").write_text("[longshore.hooks]\ncalled = called:hooks\n")
+    (package / "called.py").write_text(
         "from longshore.orchestration import Hooks\n"
         "def note(text):\n"
-        f"    open({str(tmp_path / 'told')!r}, 'a').write(f'{{hooks.event.id}} {{text}}\\n')\n"
+        f"    open({str(tmp_path / 'called')!r}, 'a').write(f'{{hooks.event.id}} {{text}}\\n')\n"
         "hooks = Hooks(before_plan=lambda summary: note(f'begin {summary.run_id}'),\n"
         "              after_step=lambda step: note(f'{step.name} {step.status}'),\n"
         "              after_plan=lambda report: note(f'end {report.state}'))\n"
     )
     where = install()
-    with where.worker("told", "-c", "1", PYTHONPATH=str(package)):
-        plan = Plan("told")
+    with where.worker("called", "-c", "1", PYTHONPATH=str(package)):
+        plan = Plan("called")
         plan.step("a", "noop.execute")
         plan.step("b", "noop.execute").after("a")
         run(where, plan)
-        wait_for("the last one", lambda: any("end succeeded" in line for line in lines(tmp_path / "told")))
+        wait_for("the last event", lambda: any("end succeeded" in line for line in lines(tmp_path / "called")))
 
-    told = list(dict.fromkeys(lines(tmp_path / "told")))
-    assert [line.split(" ", 1)[1].split()[0] for line in told] == ["begin", "a", "b", "end"]
-    assert told == sorted(told, key=lambda line: tuple(map(int, line.split()[0].split("-"))))
+    called = list(dict.fromkeys(lines(tmp_path / "called")))
+    assert [line.split(" ", 1)[1].split()[0] for line in called] == ["begin", "a", "b", "end"]
+    assert called == sorted(called, key=lambda line: tuple(map(int, line.split()[0].split("-"))))
 
 
-def test_waiting_can_time_out_and_the_hooks_were_told_so_far(shop: Installation) -> None:
-    told: list[str] = []
-    started = shop.run(asking())
+def test_wait_with_a_timeout_has_called_the_hooks_until_then(shop: Installation) -> None:
+    called: list[str] = []
+    started = shop.run(plan_with_approval())
     with pytest.raises(WaitTimeout):
-        started.wait(timeout=2, hooks=Hooks(before_step=told.append))
+        started.wait(timeout=2, hooks=Hooks(before_step=called.append))
     started.cancel()
     started.wait(timeout=30)
-    assert told == ["before", "ask"]
+    assert called == ["before", "ask"]
 
 
-def test_the_report_is_json_as_the_design_says(shop: Installation) -> None:
+def test_report_as_json_has_the_documented_fields(shop: Installation) -> None:
     plan = Plan("json")
     plan.step("each", "noop.execute", data={"i": E.item}).foreach([1, 2])
     data = json.loads(run(shop, plan).model_dump_json())

@@ -1,4 +1,4 @@
-"""A message that no worker can process becomes a dead letter, and ends no worker."""
+"""A message that no worker can process becomes a dead letter, and does not end a worker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.integration.processes import PATIENCE, Installation, wait_for
 
 
 def message(body: Any = None, headers: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """One as Celery sends it, but for what is given."""
+    """A message as Celery sends it, with the given changes."""
     text = json.dumps([["run", 0], {}, {}] if body is None else body)
     known: dict[str, Any] = {"task": "longshore.step", "id": "x", "retries": 0, "timelimit": [None, None], "lang": "py"}
     given = {name: value for name, value in (known | (headers or {})).items() if value != "none"}
@@ -48,27 +48,27 @@ POISON: dict[str, bytes] = {
         "a list": [1, 2],
         "an empty object": {},
         "bad base64": message(body=None) | {"body": "not base64!"},
-        "a body that is an object": message({"a": 1}),
-        "a body of two": message([[], {}]),
-        "arguments that are none": message(["x", {}, {}]),
+        "an object as body": message({"a": 1}),
+        "a body of two elements": message([[], {}]),
+        "invalid arguments": message(["x", {}, {}]),
         "bad time limits": message(headers={"timelimit": "soon"}),
         "bad time limits in a list": message(headers={"timelimit": ["a", "b"]}),
         "bad stamps": message(headers={"stamped_headers": 7}),
         "no id": message(headers={"id": "none"}),
-        "an id that is none": message(headers={"id": 7}),
+        "an invalid id": message(headers={"id": 7}),
         "no task": message(headers={"task": "none"}),
-        "an unknown task": message(headers={"task": "somebody.elses"}),
-        "a task that is none": message(headers={"task": ["x"]}),
+        "an unknown task": message(headers={"task": "foreign.task"}),
+        "an invalid task name": message(headers={"task": ["x"]}),
         "pickle": message(**{"content-type": "application/x-python-serialize", "content-encoding": "binary"}),
-        "a bad time": message(headers={"eta": "tomorrow"}),
-        "a bad end": message(headers={"expires": 7}),
+        "an invalid eta": message(headers={"eta": "tomorrow"}),
+        "an invalid expiry": message(headers={"expires": 7}),
         "deep": b"[" * 100_000 + b"]" * 100_000,
         "a deep body": message() | {"body": base64.b64encode(b"[" * 100_000 + b"]" * 100_000).decode()},
         "false gzip": message(headers={"compression": "application/x-gzip"}),
         "no tag": message(properties=properties(delivery_tag="none")),
-        "no way": message(properties=properties(delivery_info="none")),
-        "headers that are none": message() | {"headers": None},
-        "retries that are none": message(headers={"retries": "many"}),
+        "no routing": message(properties=properties(delivery_info="none")),
+        "no headers": message() | {"headers": None},
+        "invalid retries": message(headers={"retries": "many"}),
     }.items()
 }
 
@@ -81,7 +81,7 @@ def place(module_installation: MakeInstallation) -> Installation:
 
 
 @pytest.mark.parametrize("queue", ["noop", "control"])
-def test_messages_that_are_none_are_put_aside_and_the_worker_goes_on(place: Installation, queue: str) -> None:
+def test_invalid_message_becomes_a_dead_letter_and_the_worker_continues(place: Installation, queue: str) -> None:
     # given
     worker = place.workers[0]
     process = worker._process
@@ -101,23 +101,23 @@ def test_messages_that_are_none_are_put_aside_and_the_worker_goes_on(place: Inst
     letters = place.client().store.dead_letters()[: len(POISON)]
     assert len(place.client().store.dead_letters()) - before == len(POISON)
     assert all(entry["why"] and entry["queue"].endswith(queue) for entry in letters)
-    # and nothing of it comes back
+    # and the message is not redelivered
     unacked = f"{place.settings.broker_prefix()}unacked"
     wait_for("the last good message to be acknowledged", lambda: place.redis.hlen(unacked) == 0)
 
 
-def test_a_worker_still_answers_who_asks_through_it(place: Installation) -> None:
-    """`celery inspect`, and Flower: their answers come by a queue, too."""
-    said = subprocess.run(
+def test_worker_answers_remote_control(place: Installation) -> None:
+    """The answers to `celery inspect` and Flower are messages in a queue, too."""
+    result = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "longshore.workers", "inspect", "ping", "--timeout", "3"],
         env=place.environment, cwd=place.folder, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
-    assert "pong" in said.stdout, said.stdout + said.stderr
+    assert "pong" in result.stdout, result.stdout + result.stderr
     assert not any("pidbox" in entry["queue"] for entry in place.client().store.dead_letters())
 
 
-def test_a_message_of_ours_is_none_of_them(place: Installation) -> None:
+def test_message_of_longshore_is_no_dead_letter(place: Installation) -> None:
     from longshore.workers.transport import fault
 
     good = json.dumps(message()).encode()

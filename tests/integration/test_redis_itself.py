@@ -1,4 +1,4 @@
-"""Redis full, away, forgetful, evicting, or found by Sentinel: what is said, and what goes on."""
+"""Redis that is full, unreachable, without persistence, evicting, or found by Sentinel: errors and continuation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def noop(**params: object) -> Plan:
 
 
 @pytest.fixture
-def forgetful(redis_server: servers.RedisServer, tmp_path: Path) -> Iterator[tuple[servers.RedisServer, Installation]]:
-    """A Redis that keeps nothing, and a worker."""
+def without_persistence(
+    redis_server: servers.RedisServer, tmp_path: Path
+) -> Iterator[tuple[servers.RedisServer, Installation]]:
+    """An installation with a Redis without persistence, and a worker."""
     with servers.RedisServer("--appendonly", "no", "--save", "") as server:
         place = Installation(server.url, tmp_path, options=QUICK | {"lease": "5s"})
         try:
@@ -38,42 +40,42 @@ def forgetful(redis_server: servers.RedisServer, tmp_path: Path) -> Iterator[tup
             place.close()
 
 
-def test_after_a_restart_without_its_data_there_is_a_plain_error_and_no_hang(
-    forgetful: tuple[servers.RedisServer, Installation],
+def test_wait_raises_after_redis_has_lost_all_data(
+    without_persistence: tuple[servers.RedisServer, Installation],
 ) -> None:
     # given
-    server, place = forgetful
+    server, place = without_persistence
     run = place.run(noop(sleep=30))
-    wait_for("it to run", lambda: run.state() == "running")
+    wait_for("the run to begin", lambda: run.state() == "running")
     doctor = place.longshore("doctor")
 
     # when
     server.restart(signal.SIGKILL)
 
-    # then whoever waits is told
+    # then the wait raises an error
     with pytest.raises(RunLost, match=r"does not exist: it was pruned.*longshore doctor"):
         run.wait(PATIENCE)
     shown = place.longshore("runs", "show", run.id)
     assert (shown.code, "does not exist" in shown.err) == (2, True)
     assert "does not persist its data: appendonly is off" in doctor.out
 
-    # and the worker, or the one that is started in its place, works on
+    # and the worker, or its replacement, continues
     def done() -> bool:
-        place.workers[0].keep_alive()  # kombu 5.7 may end with its Redis
+        place.workers[0].keep_alive()  # a worker with kombu 5.7 may end when Redis ends
         with contextlib.suppress(WaitTimeout):
             return place.run(noop(), run_id="after").wait(2.0).exit_code == 0
         return False
 
-    wait_for("a run after it", done)
+    wait_for("another run to end", done)
 
 
-def test_a_full_redis_is_one_clear_error_and_nothing_is_lost(
-    forgetful: tuple[servers.RedisServer, Installation],
+def test_full_redis_is_one_error_and_loses_no_outcome(
+    without_persistence: tuple[servers.RedisServer, Installation],
 ) -> None:
-    # given a run in mid-step
-    _, place = forgetful
+    # given a run with a running step
+    _, place = without_persistence
     run = place.run(noop(sleep=2))
-    wait_for("it to run", lambda: run.state() == "running")
+    wait_for("the run to begin", lambda: run.state() == "running")
 
     # when
     place.redis.config_set("maxmemory", "1")
@@ -83,24 +85,24 @@ def test_a_full_redis_is_one_clear_error_and_nothing_is_lost(
     assert not run.report().ended
     place.redis.config_set("maxmemory", "0")
 
-    # then its outcome waited for room
+    # then the outcome has waited for free memory
     def ended() -> bool:
         place.workers[0].keep_alive()
         return run.report().ended
 
-    wait_for("its end", ended)
+    wait_for("the end of the run", ended)
     assert (run.report().exit_code, run.report().step("a").attempts) == (0, 1)
 
 
-def test_a_worker_does_not_start_with_a_redis_that_evicts(
-    forgetful: tuple[servers.RedisServer, Installation],
+def test_worker_refuses_to_start_with_a_redis_that_evicts(
+    without_persistence: tuple[servers.RedisServer, Installation],
 ) -> None:
-    _, place = forgetful
+    _, place = without_persistence
     place.redis.config_set("maxmemory-policy", "allkeys-lru")
 
     worker = place.worker("two", "--concurrency", "1")
     worker.start(wait=False)
-    wait_for("it to end", lambda: not worker.running)
+    wait_for("the worker to end", lambda: not worker.running)
     assert worker._process is not None
     assert worker._process.returncode == 2
 
@@ -108,8 +110,8 @@ def test_a_worker_does_not_start_with_a_redis_that_evicts(
     assert place.longshore("doctor").code == 1
 
 
-def test_a_start_while_redis_is_away_fails_in_its_time_with_one_clear_line(tmp_path: Path) -> None:
-    # given nobody at all, and somebody who never answers
+def test_start_without_redis_fails_within_the_timeout_in_one_line(tmp_path: Path) -> None:
+    # given a closed port, and a port that never answers
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(1)
@@ -118,15 +120,15 @@ def test_a_start_while_redis_is_away_fails_in_its_time_with_one_clear_line(tmp_p
         for port in (1, silent.getsockname()[1]):
             place = Installation(f"redis://127.0.0.1:{port}/0", tmp_path, options=dict(QUICK))
             began = time.monotonic()
-            said = place.longshore("run", str(plan))
+            result = place.longshore("run", str(plan))
             assert time.monotonic() - began < 30.0
-            assert said.code == 1
-            assert len(said.err.splitlines()) == 1
-            assert f"Redis at redis://127.0.0.1:{port}/0" in said.err
+            assert result.code == 1
+            assert len(result.err.splitlines()) == 1
+            assert f"Redis at redis://127.0.0.1:{port}/0" in result.err
 
 
-def test_sentinel_says_which_redis_it_is(redis_server: servers.RedisServer, tmp_path: Path) -> None:
-    # given a sentinel that watches the server
+def test_sentinel_names_the_redis(redis_server: servers.RedisServer, tmp_path: Path) -> None:
+    # given a sentinel for the server
     with servers.RedisServer() as server:
         port = servers.free_port()
         conf = tmp_path / "sentinel.conf"
@@ -142,7 +144,7 @@ def test_sentinel_says_which_redis_it_is(redis_server: servers.RedisServer, tmp_
             worker = place.worker("one", "--concurrency", "1")
             worker.start()
 
-            # then clients and workers find it
+            # then clients and workers find the server
             assert place.run(noop()).wait(PATIENCE).exit_code == 0
             assert place.longshore("runs", "ls").code == 0
         finally:

@@ -1,4 +1,4 @@
-"""A host or a service that has lost its data is rebuilt from what runs had recorded."""
+"""A replay restores a host or a service that has lost its data from recorded effects."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OWN = "tests.integration.own_operations"
 
 @pytest.fixture
 def fleet(install: MakeInstallation) -> Iterator[Installation]:
-    """Two hosts."""
+    """An installation with two hosts."""
     made = install(options={"imports": OWN})
     for host in ("web1", "web2"):
         made.worker(host, "--concurrency", "2", LONGSHORE_HOST=host, PYTHONPATH=made.pythonpath).start(wait=False)
     for worker in made.workers:
         worker.wait_until_ready()
-    import_module(OWN)  # its plans are checked here
+    import_module(OWN)  # this process validates the plans
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LONGSHORE_IMPORTS", OWN)
         patch.setenv("PYTHONPATH", made.pythonpath)
@@ -35,8 +35,8 @@ def deploy(plan: Plan, name: str, path: Path, content: str, host: str) -> None:
     plan.step(name, "file.deploy.execute", path=str(path), content=content).target(host)
 
 
-def test_a_host_that_was_wiped_is_rebuilt(fleet: Installation, tmp_path: Path) -> None:
-    # given what several runs did on two hosts
+def test_replay_rebuilds_a_wiped_host(fleet: Installation, tmp_path: Path) -> None:
+    # given effects of several runs on two hosts
     disk, other = tmp_path / "disk", tmp_path / "other"
     disk.mkdir()
     other.mkdir()
@@ -51,12 +51,12 @@ def test_a_host_that_was_wiped_is_rebuilt(fleet: Installation, tmp_path: Path) -
     first.step("acts", "command.shell.execute", command=f"echo once >> {tmp_path}/acts").target("web1")
     assert fleet.run(first, version="1").wait(PATIENCE).exit_code == 0
     assert fleet.run(first, version="2").wait(PATIENCE).exit_code == 0
-    # one that was taken back
+    # a run that was undone
     gone = Plan("gone")
     deploy(gone, "temporary", disk / "temporary", "x", "web1")
     gone.step("fail", "noop.execute", fail=True).after("temporary")
     assert fleet.run(gone).wait(PATIENCE).state == "undone"
-    # one that carried a file
+    # a run with a file
     (tmp_path / "logo.bin").write_bytes(bytes(range(256)))
     (tmp_path / "plan.yaml").write_text(
         f"name: logo\nsteps:\n  logo:\n    op: file.deploy.execute\n    target: web1\n"
@@ -67,28 +67,28 @@ def test_a_host_that_was_wiped_is_rebuilt(fleet: Installation, tmp_path: Path) -
     was = tree(disk)
     assert (disk / "config").read_text() == "version 2"
 
-    # when the host is wiped clean
+    # when the host loses its files
     shutil.rmtree(disk)
     disk.mkdir()
     shutil.rmtree(other)
     other.mkdir()
     would = fleet.longshore("--dry-run", "runs", "replay", "--host", "web1")
-    said = fleet.longshore("runs", "replay", "--host", "web1", "--run-id", "rebuilt")
+    result = fleet.longshore("runs", "replay", "--host", "web1", "--run-id", "rebuilt")
 
     # then
     assert "would repeat: run first-" in would.out
     assert tree(disk) == was
-    assert not list(other.iterdir()), "the other host was left alone"
-    assert said.code == 3, said.err
-    assert said.err.count("cannot be repeated") == 2
-    assert "step acts: command.shell.execute is not convergent: it acts each time" in said.err
+    assert not list(other.iterdir()), "the replay changed the other host"
+    assert result.code == 3, result.err
+    assert result.err.count("cannot be repeated") == 2
+    assert "step acts: command.shell.execute is not convergent: it acts each time" in result.err
     assert lines(tmp_path / "acts") == ["once", "once"]
-    # and a second time the same is done, not twice as much
+    # and a second replay repeats the same effects, once
     again = fleet.longshore("--dry-run", "runs", "replay", "--host", "web1")
     assert again.out == would.out
 
 
-def test_a_service_that_lost_its_data_is_told_again(fleet: Installation, tmp_path: Path) -> None:
+def test_replay_repeats_the_calls_of_a_service(fleet: Installation, tmp_path: Path) -> None:
     plan = Plan("bills")
     plan.step("bill", "own.bill", folder=str(tmp_path))
     plan.step("other", "noop.execute")
@@ -96,13 +96,13 @@ def test_a_service_that_lost_its_data_is_told_again(fleet: Installation, tmp_pat
         assert fleet.run(plan).wait(PATIENCE).exit_code == 0
     (tmp_path / "calls").unlink()
 
-    said = fleet.longshore("runs", "replay", "--service", "billing", "--since", "1h")
+    result = fleet.longshore("runs", "replay", "--service", "billing", "--since", "1h")
 
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert len(lines(tmp_path / "calls")) == 2
 
 
-def test_what_is_to_be_replayed_has_to_be_said(fleet: Installation) -> None:
+def test_replay_needs_a_selection(fleet: Installation) -> None:
     assert fleet.longshore("runs", "replay").code == 2
     with pytest.raises(UsageError):
         fleet.client().replay(host="web1", service="billing")

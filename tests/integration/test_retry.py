@@ -1,4 +1,4 @@
-"""A service that is away for a moment is a Celery retry with backoff, without a word in the plan."""
+"""A call of an unavailable service is a Celery retry with backoff, without options in the plan."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.integration.processes import PATIENCE, Installation, wait_for
 if TYPE_CHECKING:
     import docker
 
-#: How long the service is away.
+#: Seconds for which the service is unavailable.
 AWAY = 3.0
 
 
 @contextmanager
 def task_events(installation: Installation) -> Iterator[list[dict[str, Any]]]:
-    """Celery's own events, as Flower gets them."""
+    """The task events of Celery, as Flower receives them."""
     app = producer(installation.settings)
     found: list[dict[str, Any]] = []
     stop, listening = threading.Event(), threading.Event()
@@ -50,7 +50,7 @@ def task_events(installation: Installation) -> Iterator[list[dict[str, Any]]]:
     assert listening.wait(PATIENCE)
     try:
         yield found
-        time.sleep(0.3)  # the last ones are under way
+        time.sleep(0.3)  # wait for the last events
     finally:
         stop.set()
         thread.join(PATIENCE)
@@ -68,12 +68,12 @@ def story(run: Run, event: str) -> list[dict[str, str]]:
 
 
 def check_retries(run: Run) -> None:
-    """It worked in the end, and waited longer each time."""
+    """Check that the last attempt succeeded, and that the delays grew."""
     report = run.wait(PATIENCE)
     assert report.exit_code == 0, report.error
     step = report.step("ask")
     assert 3 <= step.attempts <= 4
-    # the delay doubles, and lies between half and the whole of that
+    # the delay doubles; jitter subtracts at most one half
     delays = [int(retry["delay_ms"]) / 1000 for retry in story(run, "step_retrying")]
     assert len(delays) == step.attempts - 1
     for number, delay in enumerate(delays):
@@ -82,13 +82,13 @@ def check_retries(run: Run) -> None:
 
 
 def retried(events: list[dict[str, Any]], run: Run) -> list[dict[str, Any]]:
-    """The retries of a run's tasks."""
+    """The retry events of the tasks of a run."""
     own = {event["uuid"] for event in events if event["type"] == "task-received" and event.get("root_id") == run.id}
     return [event for event in events if event["type"] == "task-retried" and event["uuid"] in own]
 
 
 class _FakeEngine(BaseHTTPRequestHandler):
-    """Answers what is asked before a container is looked at, and knows none."""
+    """An engine without containers."""
 
     def do_GET(self) -> None:
         version = {"ApiVersion": "1.44", "MinAPIVersion": "1.24", "Version": "25.0"}
@@ -104,12 +104,12 @@ class _FakeEngine(BaseHTTPRequestHandler):
         return "unix"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class calls by name
-        """Into nothing."""
+        """Write no log."""
 
 
 @pytest.fixture
 def socket(workers: Installation) -> Iterator[Path]:
-    """Where the workers look for the engine; nothing is there."""
+    """The path of the engine's socket for the workers; no engine listens there."""
     path = engine_socket(workers)
     assert not path.exists()
     yield path
@@ -126,9 +126,7 @@ def appears(after: float, make: Callable[[], Any]) -> threading.Timer:
     return timer
 
 
-def test_an_engine_that_is_away_for_three_seconds_is_a_celery_retry(
-    workers: Installation, socket: Path, short_folder: Path
-) -> None:
+def test_unavailable_engine_is_a_celery_retry(workers: Installation, socket: Path, short_folder: Path) -> None:
     # given
     with ThreadingUnixStreamServer(str(short_folder / "engine"), _FakeEngine) as server:
         serving = threading.Thread(target=server.serve_forever)
@@ -151,10 +149,10 @@ def test_an_engine_that_is_away_for_three_seconds_is_a_celery_retry(
 
 
 @pytest.mark.docker
-def test_the_real_engine_away_for_three_seconds_does_the_work_when_it_is_back(
+def test_step_succeeds_when_the_real_engine_returns(
     install: MakeInstallation, short_folder: Path, engine: docker.APIClient
 ) -> None:
-    # given a worker of its own: one remembers which version its engine speaks
+    # given a separate worker, because a worker caches the API version of its engine
     real = servers.engine_url().removeprefix("unix://")
     patient = install(docker_host=f"unix://{short_folder / 'engine'}")
     patient.worker("patient", "--concurrency", "1", "--task-events").start()
@@ -174,7 +172,7 @@ def test_the_real_engine_away_for_three_seconds_does_the_work_when_it_is_back(
         assert retried(events, run)
         assert run.report().step("ask").data["stdout"] == "at last\n"
 
-        # and its container, which has ended, is removed with the run
+        # and the ended container is removed with the run
         wait_for("the removal of the container", lambda: not engine.containers(all=True, filters=label))
         assert run.answer(run.undo()) == "done"
         assert run.wait(PATIENCE).state == "undone"
@@ -184,7 +182,7 @@ def test_the_real_engine_away_for_three_seconds_does_the_work_when_it_is_back(
             engine.remove_container(row["Id"], force=True)
 
 
-def test_what_fails_for_good_is_not_tried_again(workers: Installation) -> None:
+def test_permanent_failure_is_not_retried(workers: Installation) -> None:
     # when
     run = workers.run(plan_of("command.exec.execute", argv=["false"], changes=False))
 
@@ -193,8 +191,8 @@ def test_what_fails_for_good_is_not_tried_again(workers: Installation) -> None:
     assert story(run, "step_retrying") == []
 
 
-def test_a_plan_may_ask_for_more_tries_of_what_fails(workers: Installation, tmp_path: Path) -> None:
-    # given a command that works the third time
+def test_plan_can_retry_any_failure(workers: Installation, tmp_path: Path) -> None:
+    # given a command that succeeds at the third attempt
     count = f"n=$(cat {tmp_path}/n 2>/dev/null || echo 0); echo $((n + 1)) > {tmp_path}/n; test $n -ge 2"
     plan = Plan("stubborn")
     plan.step("ask", "command.shell.execute", command=count).retry(2, initial=0.1)

@@ -1,4 +1,4 @@
-"""A plan that nobody has seen before: run, taken back, rehearsed."""
+"""A run of a new plan, its undo and its dry run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def as_root() -> bool:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A machine's folder, with a file to be overwritten and one to get another mode."""
+    """A folder with a file that the plan overwrites, and a file whose mode the plan changes."""
     folder = tmp_path / "home"
     folder.mkdir()
     left, right = folder / "left.conf", folder / "right.conf"
@@ -80,15 +80,13 @@ def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {step.get("name", step.get("step")): step for step in report["steps"]}
 
 
-def test_a_diamond_with_a_tail_runs_and_the_report_tells_of_every_step(
-    workers: Installation, plan: Path, home: Path
-) -> None:
+def test_report_has_every_step_of_a_diamond_with_a_tail(workers: Installation, plan: Path, home: Path) -> None:
     # when
-    said = workers.longshore("run", str(plan), "-p", "text=hello", "-o", "json")
+    result = workers.longshore("run", str(plan), "-p", "text=hello", "-o", "json")
 
     # then
-    assert said.code == 0, said.err
-    report = said.json
+    assert result.code == 0, result.err
+    report = result.json
     steps = by_name(report)
     assert {name: step["level"] for name, step in steps.items()} == {
         "begin": 0,
@@ -120,33 +118,31 @@ def test_a_diamond_with_a_tail_runs_and_the_report_tells_of_every_step(
         assert found["left.conf"][1:3] == (4321, 1234)
 
 
-def test_the_same_plan_again_changes_nothing(workers: Installation, plan: Path, home: Path) -> None:
+def test_second_run_of_a_plan_changes_nothing(workers: Installation, plan: Path, home: Path) -> None:
     # given
     assert workers.longshore("run", str(plan), "-p", "text=hello").code == 0
     before = tree(home)
 
     # when
-    said = workers.longshore("run", str(plan), "-p", "text=hello", "-o", "json")
+    result = workers.longshore("run", str(plan), "-p", "text=hello", "-o", "json")
 
     # then
     assert tree(home) == before
-    steps = by_name(said.json)
+    steps = by_name(result.json)
     assert [steps[name]["changed"] for name in ("begin", "left", "right")] == [False] * 3
 
 
-def test_when_the_last_step_fails_everything_is_as_before_byte_for_byte(
-    workers: Installation, failing_plan: Path, home: Path
-) -> None:
+def test_failure_of_the_last_step_restores_every_byte(workers: Installation, failing_plan: Path, home: Path) -> None:
     # given
     before = tree(home)
 
     # when
-    said = workers.longshore("run", str(failing_plan), "-p", "text=hello", "-o", "json")
+    result = workers.longshore("run", str(failing_plan), "-p", "text=hello", "-o", "json")
 
     # then
-    assert said.code == 1, said.err
+    assert result.code == 1, result.err
     assert tree(home) == before
-    report = said.json
+    report = result.json
     assert (report["state"], report["cause"], report["left_over"]) == ("undone", "failure", [])
     assert report["error"]["step"] == "end"
     undone = {name: step["undo"] and step["undo"]["status"] for name, step in by_name(report).items()}
@@ -154,9 +150,7 @@ def test_when_the_last_step_fails_everything_is_as_before_byte_for_byte(
     assert all(s["undo"]["attempts"] == 1 and s["undo"]["duration_s"] >= 0 for s in report["steps"] if s["undo"])
 
 
-def test_steps_are_undone_in_reverse_each_level_after_the_one_above_it(
-    workers: Installation, failing_plan: Path
-) -> None:
+def test_undo_proceeds_level_by_level_in_reverse(workers: Installation, failing_plan: Path) -> None:
     # given
     run_id = workers.longshore("run", str(failing_plan), "-p", "text=x", "-o", "json").json["run_id"]
 
@@ -175,23 +169,23 @@ def test_steps_are_undone_in_reverse_each_level_after_the_one_above_it(
     assert levels == [("2", "join"), ("1", "left right"), ("0", "begin")]
 
 
-def test_a_dry_run_says_what_and_how_back_and_touches_nothing(workers: Installation, plan: Path, home: Path) -> None:
+def test_dry_run_predicts_changes_and_undos_and_changes_nothing(workers: Installation, plan: Path, home: Path) -> None:
     # given
     before, files = redis_of(workers), tree(home)
 
     # when
-    said = workers.longshore("run", str(plan), "-p", "text=hello", "--dry-run")
+    result = workers.longshore("run", str(plan), "-p", "text=hello", "--dry-run")
     data = workers.longshore("--dry-run", "run", str(plan), "-p", "text=hello", "-o", "json")
 
     # then
-    assert (said.code, data.code) == (0, 0), said.err + data.err
+    assert (result.code, data.code) == (0, 0), result.err + data.err
     assert tree(home) == files
     assert redis_of(workers) == before
     steps = by_name(data.json)
     assert list(steps) == ["begin", "left", "right", "join", "end"]
     for step in steps.values():
-        assert step["action"] in said.out
-        assert f"undo: {step['undo'] or 'not known yet'}" in said.out
+        assert step["action"] in result.out
+        assert f"undo: {step['undo'] or 'not known yet'}" in result.out
     assert "create" in steps["begin"]["action"]
     assert f"remove {home}/new/deep/begin.conf" in steps["begin"]["undo"]
     assert "known after step begin" in steps["left"]["action"]
@@ -202,27 +196,27 @@ def test_a_dry_run_says_what_and_how_back_and_touches_nothing(workers: Installat
     assert "command.exec.execute" in steps["join"]["undo"]
 
 
-def test_the_first_dry_run_of_all_leaves_no_key_in_redis(install: MakeInstallation, plan: Path) -> None:
-    # given a Redis in which the queues of this installation were never used
+def test_first_dry_run_leaves_no_key_in_redis(install: MakeInstallation, plan: Path) -> None:
+    # given a Redis without queues of this installation
     fresh = install()
     fresh.worker("only", "--concurrency", "1").start()
     before = redis_of(fresh)
 
     # when
-    said = fresh.longshore("run", str(plan), "-p", "text=hello", "--dry-run")
+    result = fresh.longshore("run", str(plan), "-p", "text=hello", "--dry-run")
 
     # then
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert redis_of(fresh) == before
 
 
-def test_a_step_knows_its_host(workers: Installation, tmp_path: Path) -> None:
+def test_template_reads_the_host_of_its_step(workers: Installation, tmp_path: Path) -> None:
     plan = Plan("knows")
-    told = "{{ host.name }} {{ host.facts.arch }} {{ host.facts.docker is defined }} {{ host.labels|length }}"
-    plan.step("tell", "file.deploy.execute", path=str(tmp_path / "told"), content=told)
+    content = "{{ host.name }} {{ host.facts.arch }} {{ host.facts.docker is defined }} {{ host.labels|length }}"
+    plan.step("tell", "file.deploy.execute", path=str(tmp_path / "host"), content=content)
 
     assert workers.run(plan).wait(timeout=60).state is RunState.SUCCEEDED
-    assert (tmp_path / "told").read_text() == f"longshore {os.uname().machine} True 0"
+    assert (tmp_path / "host").read_text() == f"longshore {os.uname().machine} True 0"
 
 
 def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
@@ -265,15 +259,15 @@ def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
     assert lines[0].startswith("error[run-failed]: run quiet-2 of plan ")
     assert lines[1].startswith("undone: 5 steps, ")
     assert lines[2].startswith("step end: ")
-    for name, (said, code, line) in commands.items():
-        assert (said.code, said.out) == (code, ""), name
-        assert said.err.startswith(line), name
+    for name, (result, code, line) in commands.items():
+        assert (result.code, result.out) == (code, ""), name
+        assert result.err.startswith(line), name
     assert "in doubt: do" in commands["ops run"][0].err
     assert (predicted.code, predicted.out) == (1, "")
     assert predicted.err.startswith("error: deploy on ")
 
 
-def test_parameters_of_a_run_are_shown(workers: Installation, plan: Path, home: Path) -> None:
+def test_runs_show_prints_the_parameters_of_a_run(workers: Installation, plan: Path, home: Path) -> None:
     assert workers.longshore("run", str(plan), "-p", "text=v7.3.1", "--run-id", "params-1", "-q").code == 0
 
     shown = {
@@ -290,14 +284,14 @@ def test_parameters_of_a_run_are_shown(workers: Installation, plan: Path, home: 
 
 
 def test_quiet_success_prints_nothing(workers: Installation, plan: Path) -> None:
-    said = workers.longshore("-q", "run", str(plan), "-p", "text=hello", "--run-id", "quiet-3")
+    result = workers.longshore("-q", "run", str(plan), "-p", "text=hello", "--run-id", "quiet-3")
 
-    assert (said.code, said.out, said.err) == (0, "", "")
+    assert (result.code, result.out, result.err) == (0, "", "")
     undone = workers.longshore("-q", "runs", "undo", "quiet-3")
     assert (undone.code, undone.out, undone.err) == (0, "", "")
 
 
-def test_a_dry_run_of_what_cannot_work_ends_with_1(workers: Installation, tmp_path: Path) -> None:
+def test_dry_run_that_predicts_a_failure_exits_1(workers: Installation, tmp_path: Path) -> None:
     # given
     (tmp_path / "file").touch()
     plan = tmp_path / "plan.yaml"
@@ -305,9 +299,9 @@ def test_a_dry_run_of_what_cannot_work_ends_with_1(workers: Installation, tmp_pa
     plan.write_text(f"name: impossible\nsteps:\n  deploy: {{{step}}}\n")
 
     # when
-    said = workers.longshore("run", str(plan), "--dry-run", "-o", "json")
+    result = workers.longshore("run", str(plan), "--dry-run", "-o", "json")
 
     # then
-    assert said.code == 1
-    assert said.json["possible"] is False
-    assert "a parent of the path is a file" in by_name(said.json)["deploy"]["impossible"]
+    assert result.code == 1
+    assert result.json["possible"] is False
+    assert "a parent of the path is a file" in by_name(result.json)["deploy"]["impossible"]

@@ -1,4 +1,4 @@
-"""The same run id twice is the same run."""
+"""Starts with the same run id are one run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import Installation, lines, said
+from tests.integration.processes import Installation, lines, result_of
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def counter(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan(tmp_path: Path, counter: Path) -> Path:
-    """Three steps, each of which leaves a line in a file whenever it is done."""
+    """A plan of three steps; each execution writes a line into a file."""
     file = tmp_path / "plan.yaml"
     steps = [
         f'  {name}: {{op: command.shell.execute, with: {{command: "echo {name} >> {counter}"}}, after: [{after}]}}'
@@ -26,7 +26,7 @@ def plan(tmp_path: Path, counter: Path) -> Path:
     return file
 
 
-def test_the_same_run_id_twice_is_one_run(workers: Installation, plan: Path, counter: Path) -> None:
+def test_second_start_with_a_run_id_is_the_same_run(workers: Installation, plan: Path, counter: Path) -> None:
     # given
     first = workers.longshore("run", str(plan), "--run-id", "twice-2.1@web")
     assert first.code == 0, first.err
@@ -41,10 +41,10 @@ def test_the_same_run_id_twice_is_one_run(workers: Installation, plan: Path, cou
     assert sorted(lines(counter)) == ["first", "left", "right"]
 
 
-def test_eight_processes_at_once_start_one_run(workers: Installation, plan: Path, counter: Path) -> None:
+def test_eight_concurrent_starts_with_one_id_are_one_run(workers: Installation, plan: Path, counter: Path) -> None:
     # when
     started = [workers.popen("run", str(plan), "--run-id", "at-once", "-o", "json") for _ in range(8)]
-    ended = [said(process) for process in started]
+    ended = [result_of(process) for process in started]
 
     # then
     assert [one.code for one in ended] == [0] * 8, [one.err for one in ended]
@@ -57,7 +57,7 @@ def test_eight_processes_at_once_start_one_run(workers: Installation, plan: Path
     assert [event["event"] for event in events].count("step_started") == 3
 
 
-def test_another_plan_under_the_same_id_is_refused(workers: Installation, plan: Path, counter: Path) -> None:
+def test_another_plan_with_a_used_run_id_is_refused(workers: Installation, plan: Path, counter: Path) -> None:
     # given
     assert workers.longshore("run", str(plan), "--run-id", "taken").code == 0
     plan.write_text(plan.read_text().replace("echo first", "echo another"))
@@ -74,7 +74,7 @@ def test_another_plan_under_the_same_id_is_refused(workers: Installation, plan: 
     assert "another" not in lines(counter)
 
 
-def test_other_parameters_under_the_same_id_are_refused(workers: Installation, plan: Path, counter: Path) -> None:
+def test_other_parameters_with_a_used_run_id_are_refused(workers: Installation, plan: Path, counter: Path) -> None:
     # given
     assert workers.longshore("run", str(plan), "--run-id", "taken-too", "-p", "tag=one").code == 0
 
@@ -82,7 +82,7 @@ def test_other_parameters_under_the_same_id_are_refused(workers: Installation, p
     refused = workers.longshore("run", str(plan), "--run-id", "taken-too", "-p", "tag=two")
     same = workers.longshore("run", str(plan), "--run-id", "taken-too")
 
-    # then the default is the value that was given before
+    # then the default equals the value of the first start
     assert refused.code == 2
     assert same.code == 0
     assert len(lines(counter)) == 3

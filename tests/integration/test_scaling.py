@@ -1,4 +1,4 @@
-"""More workers, fewer workers, full queues: nothing is the one that everything waits for."""
+"""Several and lost control workers, and full queues: no process delays all runs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from tests.integration.processes import Installation, names, wait_for
 
 pytestmark = pytest.mark.integration
 
-#: Long enough for a machine that has other things to do, too.
+#: Long enough for a busy machine.
 LEASE = 6.0
 
 
 def longest_pause(run: Run) -> float:
-    """Seconds between two events of a run, at most."""
+    """The longest time between two events of a run, in seconds."""
     at = [event.at for event in run.events()]
     return max(after - before for before, after in pairwise(at)) / 1000
 
 
-def test_two_of_three_control_workers_are_killed_and_no_run_waits_longer_than_a_lease(
-    redis_server: servers.RedisServer, tmp_path: Path
-) -> None:
+def test_lost_control_workers_delay_no_run_beyond_a_lease(redis_server: servers.RedisServer, tmp_path: Path) -> None:
     place = Installation(redis_server.url, tmp_path, options=QUICK | {"lease": f"{LEASE:g}s"})
     control = [place.worker(f"control{n}", "--concurrency", "1", "-Q", "control") for n in range(3)]
     plan = Plan("long")
@@ -43,7 +41,8 @@ def test_two_of_three_control_workers_are_killed_and_no_run_waits_longer_than_a_
         runs = [place.run(plan) for _ in range(6)]
         for n, worker in enumerate(control[:2]):
             wait_for(
-                "them to get on", lambda n=n: all(run.report().step(f"s{2 + 2 * n}-0").attempts for run in runs[:3])
+                "three runs to advance",
+                lambda n=n: all(run.report().step(f"s{2 + 2 * n}-0").attempts for run in runs[:3]),
             )
             worker.kill()
 
@@ -53,7 +52,7 @@ def test_two_of_three_control_workers_are_killed_and_no_run_waits_longer_than_a_
         place.close()
 
 
-def test_undo_and_always_are_not_held_up_by_a_full_queue(install: MakeInstallation) -> None:
+def test_full_queue_does_not_delay_undo_and_always_steps(install: MakeInstallation) -> None:
     place = install()
     place.worker("control", "--concurrency", "1", "-Q", "control").start()
     place.worker("steps", "--concurrency", "1", "-Q", "noop.undo,noop").start()
@@ -62,7 +61,7 @@ def test_undo_and_always_are_not_held_up_by_a_full_queue(install: MakeInstallati
     plan.step("hold", "noop.execute", sleep=1.5, fail=True).after(*steps)
     plan.step("last", "noop.execute").after("hold").always()
     run = place.run(plan)
-    wait_for("it to be there", lambda: "hold" in names(run, "step_started"))
+    wait_for("the step to start", lambda: "hold" in names(run, "step_started"))
     crowd = Plan("crowd")
     crowd.step("many", "noop.execute", sleep=0.1).foreach(list(range(100)))
     others = place.run(crowd)
@@ -73,11 +72,11 @@ def test_undo_and_always_are_not_held_up_by_a_full_queue(install: MakeInstallati
     assert {step.undo.status for step in report.steps if step.undo and step.name != "hold"} == {"undone"}
     assert report.step("last").changed
     ended = [item for item in others.report().step("many").items if item.attempts]
-    assert len(ended) < 50, "the crowd is still there"
+    assert len(ended) < 50, "the queue was no longer full"
     others.cancel("enough")
 
 
-def test_a_child_run_does_not_need_a_second_process(install: MakeInstallation) -> None:
+def test_child_runs_complete_with_one_worker_process(install: MakeInstallation) -> None:
     place = install()
     place.worker("only", "--concurrency", "1").start()
     grandchild = Plan("grandchild")

@@ -1,4 +1,4 @@
-"""A secret given as a reference, through real workers: nothing that can be read later holds it."""
+"""A secret by reference on real workers: no stored or printed text contains the value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from longshore.orchestration import Plan
 from tests.integration.conftest import MakeInstallation
-from tests.integration.processes import Installation, all_that_is_kept, wait_for
+from tests.integration.processes import Installation, stored_text, wait_for
 from tests.servers import SOON
 
 VALUE = 'correct-"horse\\battery'
@@ -27,14 +27,14 @@ def place(module_installation: MakeInstallation) -> Installation:
     return made
 
 
-def told_nowhere(place: Installation, text: str) -> None:
+def assert_not_disclosed(place: Installation, text: str) -> None:
     for spelled in (VALUE, repr(VALUE)[1:-1], VALUE.replace('"', '\\"'), "battery", "horse"):
         assert spelled not in text
     assert base64.b64encode(VALUE.encode()).decode() not in text
 
 
-def test_a_secret_is_used_and_told_nowhere(place: Installation, tmp_path: Path) -> None:
-    # Given steps that use it as environment, input and content, that print it, and that fail with it
+def test_secret_is_used_and_disclosed_nowhere(place: Installation, tmp_path: Path) -> None:
+    # Given steps that use the secret as environment, input and content, print it, and fail with it
     plan = Plan("secret", on_failure="keep", on_error="continue")
     shell = 'printf \'%s\' "$A" >{0}/env; cat >{0}/stdin; printf "%s\\n" "$A" | tee /dev/stderr; sleep 2'
     plan.step(
@@ -48,40 +48,40 @@ def test_a_secret_is_used_and_told_nowhere(place: Installation, tmp_path: Path) 
     client = place.client()
     seen: list[str] = []
 
-    # When it runs, its processes and messages watched meanwhile
+    # When the plan runs, and the test watches its processes and messages
     run = client.start(plan)
     while not run.report().ended:
         ps = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
         seen.append(ps)
-        seen.append(all_that_is_kept(place))
+        seen.append(stored_text(place))
         time.sleep(0.2)
     report = run.wait()
 
-    # Then it was used
+    # Then the steps have used the secret
     assert (tmp_path / "env").read_text() == (tmp_path / "stdin").read_text() == VALUE
     assert (tmp_path / "deployed").read_text() == f"password={VALUE}\n"
     assert report.step("use").data["stdout"] == "***\n"
     assert report.step("fail").error is not None
     assert "bad ***" in str(report.step("fail").error)
-    # and nothing holds it
-    told = [report.model_dump_json(), *map(repr, run.events())]
-    told += [line for name in ("use", "fail") for line in run.log(name)]
-    told_nowhere(place, all_that_is_kept(place, *seen, *told))
+    # and no other text contains the secret
+    texts = [report.model_dump_json(), *map(repr, run.events())]
+    texts += [line for name in ("use", "fail") for line in run.log(name)]
+    assert_not_disclosed(place, stored_text(place, *seen, *texts))
 
 
-def test_what_is_built_with_a_secret_is_kept_without_it(place: Installation) -> None:
+def test_cache_built_with_a_secret_is_stored_without_the_secret(place: Installation) -> None:
     client = place.client()
 
     report = client.run_operation(
-        "cache.rebuild.execute", cache="told", builder="own.echo", params={"text": REFERENCE}
+        "cache.rebuild.execute", cache="texts", builder="own.echo", params={"text": REFERENCE}
     ).wait()
 
     assert report.exit_code == 0, report.error
-    assert client.cached("told") == {"said": "***"}
-    told_nowhere(place, all_that_is_kept(place, report.model_dump_json()))
+    assert client.cached("texts") == {"text": "***"}
+    assert_not_disclosed(place, stored_text(place, report.model_dump_json()))
 
 
-def test_a_secret_that_a_worker_lacks_is_one_clear_error(place: Installation) -> None:
+def test_secret_missing_on_its_worker_is_one_error(place: Installation) -> None:
     run = place.client().run_operation(
         "command.exec.execute", argv=["true"], env={"A": "{{ secret('env:LONGSHORE_SECRET_NONE') }}"}
     )
@@ -90,13 +90,13 @@ def test_a_secret_that_a_worker_lacks_is_one_clear_error(place: Installation) ->
     assert report.exit_code == 1
 
 
-def test_a_dry_run_tells_it_neither(place: Installation, tmp_path: Path) -> None:
+def test_dry_run_discloses_no_secret(place: Installation, tmp_path: Path) -> None:
     done = place.longshore(
         "ops", "run", "file.deploy.execute", f"path={tmp_path}/x", f"content={REFERENCE}", "--dry-run", "-o", "json"
     )
     assert done.code == 0, done.err
     assert "would create" in done.out
-    told_nowhere(place, done.out + done.err)
+    assert_not_disclosed(place, done.out + done.err)
     undo = place.longshore(
         "ops",
         "run",
@@ -106,10 +106,10 @@ def test_a_dry_run_tells_it_neither(place: Installation, tmp_path: Path) -> None
         "--dry-run",
     )  # fmt: skip
     assert "undo: POST http://127.0.0.1:1/***" in undo.out
-    told_nowhere(place, undo.out)
+    assert_not_disclosed(place, undo.out)
 
 
-def test_output_can_be_followed_while_a_step_runs(place: Installation, tmp_path: Path) -> None:
+def test_output_of_a_running_step_can_be_followed(place: Installation, tmp_path: Path) -> None:
     run = place.client().run_operation(
         "command.shell.execute", command=f"echo first; while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; echo last >&2"
     )
@@ -122,7 +122,7 @@ def test_output_can_be_followed_while_a_step_runs(place: Installation, tmp_path:
     assert (shown.out, shown.err) == ("first\n", "last\n")
 
 
-def test_one_operation_is_a_run_of_one_step(place: Installation, tmp_path: Path) -> None:
+def test_ops_run_is_a_run_of_one_step(place: Installation, tmp_path: Path) -> None:
     path = tmp_path / "one"
     done = place.longshore("ops", "run", "file.deploy.execute", f"path={path}", "content=one", "--run-id", "only-one")
     assert done.code == 0, done.err
@@ -140,15 +140,15 @@ def test_one_operation_is_a_run_of_one_step(place: Installation, tmp_path: Path)
     assert '"parameters"' in place.longshore("ops", "show", "file.upload", "-o", "json").out
 
 
-def test_a_cancelled_command_ends_soon(place: Installation) -> None:
+def test_cancelled_command_ends_soon(place: Installation) -> None:
     run = place.client().run_operation("command.shell.execute", command="sleep 321 & sleep 321")
 
-    def at_work() -> bool:
+    def is_running() -> bool:
         return "sleep 321" in subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
 
-    wait_for("it to be at work", at_work)
+    wait_for("the command to run", is_running)
     began = time.monotonic()
     run.cancel()
-    wait_for("it to be gone", lambda: not at_work())
+    wait_for("the command to end", lambda: not is_running())
     assert time.monotonic() - began < SOON
     assert run.wait().exit_code in {1, 3}

@@ -1,4 +1,4 @@
-"""A secret that another step of the run prints: nothing that the run leaves holds it, whatever process wrote it."""
+"""A secret that another step of the run prints: no text of the run contains the value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.integration.leaks import assert_nowhere, everything
 from tests.integration.processes import PATIENCE, Installation, lines, wait_for
 from tests.servers import RedisServer
 
-#: Eight characters each, of the parent plan and of its child.
+#: The secrets of the parent plan and of its child, of eight characters each.
 VALUE, CHILDS = "s3cr3t-8", "ch1ld_8x"
 PARENTS = "{{ secret('env:LONGSHORE_SECRET_DB') }}"
 CHILDS_OWN = "{{ secret('env:LONGSHORE_SECRET_CHILD') }}"
@@ -25,7 +25,7 @@ CHILDS_OWN = "{{ secret('env:LONGSHORE_SECRET_CHILD') }}"
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    """A server of its own, whose append-only file is read."""
+    """A separate server, whose append-only file the tests read."""
     with get(RedisServer) as server:
         yield server
 
@@ -33,8 +33,8 @@ def redis_server() -> Iterator[RedisServer]:
 @pytest.fixture(scope="module")
 def place(module_installation: MakeInstallation) -> Installation:
     made = module_installation(options={"imports": "tests.integration.own_operations", "lease": "2s"})
-    told = made.folder / "told"
-    made.options |= {"notify_command": f"sh -c 'cat >> {told}'", "notify_on": "failed,undo_failed"}
+    notified = made.folder / "notified"
+    made.options |= {"notify_command": f"sh -c 'cat >> {notified}'", "notify_on": "failed,undo_failed"}
     settings = {"LONGSHORE_SECRET_DB": VALUE, "LONGSHORE_SECRET_CHILD": CHILDS, "PYTHONPATH": made.pythonpath}
     made.worker("keeper", "-c", "2", "--task-events", "--loglevel", "DEBUG", **settings).start()
     made.worker(
@@ -43,14 +43,14 @@ def place(module_installation: MakeInstallation) -> Installation:
     return made
 
 
-def told_nowhere(place: Installation, server: RedisServer, report: Report) -> None:
-    """No key, append-only file, log, event, report, page or notification has one of the values."""
+def assert_not_disclosed(place: Installation, server: RedisServer, report: Report) -> None:
+    """Check that no key, append-only file, log, event, report, page or notification has one of the values."""
     with Flower(place, PYTHONPATH=place.pythonpath) as flower:
         assert_nowhere(everything(place, server, report, flower), VALUE, CHILDS)
 
 
 def child(folder: Path) -> Path:
-    """A stored plan, which writes a secret of its own and prints that of its parent."""
+    """Store a plan that writes its own secret and prints the secret of its parent."""
     file = folder / "child.yaml"
     file.write_text(f"""\
 name: child
@@ -64,8 +64,10 @@ steps:
     return file
 
 
-def test_no_later_step_tells_a_secret(place: Installation, redis_server: RedisServer, tmp_path: Path) -> None:
-    # given steps that print a file which an earlier step wrote from a secret, and the child's, in all ways
+def test_later_steps_disclose_no_secret_of_the_run(
+    place: Installation, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    # given steps that print a file with a secret of an earlier step or of the child, in all forms
     plan = Plan("leaks", on_error="continue")
     env, childs = tmp_path / ".env", tmp_path / "child.env"
     plan.step("env", "file.deploy.execute", path=str(env), content=PARENTS, mode="0600")
@@ -82,27 +84,27 @@ def test_no_later_step_tells_a_secret(place: Installation, redis_server: RedisSe
     # when
     report = place.run(plan).wait(PATIENCE)
 
-    # then they were printed, and the compensations print them as well
+    # then steps and compensations have printed the secrets
     assert report.step("prints").data["stdout"] == "***"
-    assert report.step("own").data == {"said": "***", "key ***": "value"}
+    assert report.step("own").data == {"text": "***", "key ***": "value"}
     assert "postgres://app:***@db/shop" in str(report.step("own-fails").error)
     assert "******" in str(report.step("stops").error)
     undo = report.step("own").undo
     assert undo is not None
     assert undo.error == "RuntimeError: cannot undo ***"
-    log = (place.folder / "told").read_text
-    wait_for("the notification", lambda: (place.folder / "told").exists() and f'"{report.run_id}"' in log())
+    log = (place.folder / "notified").read_text
+    wait_for("the notification", lambda: (place.folder / "notified").exists() and f'"{report.run_id}"' in log())
     assert "***" in log()
     logs = place.workers[0].log.read_text()
     assert all(f"{word} ***" in logs for word in ("printed", "printed as an error", "logged", "undone"))
-    # and nothing that is kept has one
+    # and no stored text contains a secret
     env.unlink(missing_ok=True)
     childs.unlink(missing_ok=True)
-    told_nowhere(place, redis_server, report)
+    assert_not_disclosed(place, redis_server, report)
 
 
 def test_killed_worker_leaves_no_secret(place: Installation, redis_server: RedisServer, tmp_path: Path) -> None:
-    # given a step that has printed the secret and does not end
+    # given a step that has printed the secret and still runs
     plan = Plan("killed")
     env = tmp_path / ".env"
     plan.step("env", "file.deploy.execute", path=str(env), content=PARENTS, mode="0600")
@@ -112,7 +114,7 @@ def test_killed_worker_leaves_no_secret(place: Installation, redis_server: Redis
     run = place.run(plan)
     wait_for("the step to print", lambda: lines(began))
 
-    # when its worker is killed, and another one of its host takes the step
+    # when its worker is killed, and another worker of the host claims the step
     place.workers[1].kill()
     (tmp_path / "go").touch()
     place.workers[1].start()
@@ -122,5 +124,5 @@ def test_killed_worker_leaves_no_secret(place: Installation, redis_server: Redis
     assert report.step("own").attempts == 2
     assert "noted ***" in "".join(text for _, text in run.output("own"))
     env.unlink(missing_ok=True)
-    told_nowhere(place, redis_server, report)
+    assert_not_disclosed(place, redis_server, report)
     assert VALUE not in subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""An installation with users of Redis and signed messages: all goes as before, and what nobody may is refused."""
+"""An installation with Redis users and signed messages: runs work as without, and denied requests are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SPACE = "guarded"
 
 
 class Guarded:
-    """A Redis that only its users reach, a worker with all keys, and a client with its own."""
+    """A Redis with users, a worker with all keys, and a client with the client's key."""
 
     def __init__(self, folder: Path) -> None:
         self.keys, self.client_keys = folder / "keys.json", folder / "client-keys.json"
@@ -52,7 +52,7 @@ class Guarded:
         self.users.write_text(
             acl.users(Settings(namespace=SPACE), PASSWORDS, ["celery", "shipping"], admin="admin-password")
         )
-        self.server = OpenedServer("--aclfile", str(self.users))
+        self.server = AdminServer("--aclfile", str(self.users))
         self.server.start()
         self.folder = folder
         self.admin = redis.Redis.from_url(self.server.url, decode_responses=True)
@@ -92,8 +92,8 @@ class Guarded:
         self.server.close()
 
 
-class OpenedServer(servers.RedisServer):
-    """A server whose tests reach it as its admin."""
+class AdminServer(servers.RedisServer):
+    """A server that the tests use as the Redis user admin."""
 
     def __init__(self, *options: str) -> None:
         super().__init__(*options)
@@ -120,7 +120,7 @@ def wide(name: str = "wide") -> Plan:
     return plan
 
 
-def test_with_users_and_signatures_everything_goes_as_before(guarded: Guarded) -> None:
+def test_runs_and_commands_work_with_users_and_signatures(guarded: Guarded) -> None:
     guarded.admin.acl_log_reset()
     refused = len(guarded.refusals())
     done = guarded.run(wide())
@@ -132,7 +132,7 @@ def test_with_users_and_signatures_everything_goes_as_before(guarded: Guarded) -
     slow = Plan("slow")
     slow.step("sleeps", "noop.execute", sleep=60)
     run = guarded.client.start(slow)
-    wait_for("it to run", lambda: any(step.status == "running" for step in run.report().steps))
+    wait_for("the step to run", lambda: any(step.status == "running" for step in run.report().steps))
     assert run.answer(run.cancel("enough"), timeout=PATIENCE) == "done"
     assert run.wait(timeout=PATIENCE).state == "undone"
     assert [entry["action"] for entry in guarded.client.dry_run(wide())]
@@ -143,12 +143,12 @@ def test_with_users_and_signatures_everything_goes_as_before(guarded: Guarded) -
 
     assert [entry for entry in guarded.admin.acl_log() if entry["reason"] != "auth"] == []
     assert len(guarded.refusals()) == refused
-    told = {(line.what, line.plan or line.run, line.actor) for line in audit.lines(guarded.client.store)}
-    assert ("start", "wide", "tester") in told
-    assert ("cancel", run.id, "tester") in told
+    recorded = {(line.what, line.plan or line.run, line.actor) for line in audit.lines(guarded.client.store)}
+    assert ("start", "wide", "tester") in recorded
+    assert ("cancel", run.id, "tester") in recorded
 
 
-def test_a_client_starts_a_run_after_redis_has_forgotten_its_scripts(guarded: Guarded) -> None:
+def test_client_starts_a_run_after_a_flush_of_the_scripts(guarded: Guarded) -> None:
     guarded.admin.script_flush()
     client = guarded.as_role("client", guarded.client_keys).client()
     try:
@@ -157,7 +157,7 @@ def test_a_client_starts_a_run_after_redis_has_forgotten_its_scripts(guarded: Gu
         client.close()
 
 
-def test_a_client_may_write_no_record(guarded: Guarded) -> None:
+def test_client_may_not_write_records(guarded: Guarded) -> None:
     done = guarded.run(wide("mine"))
     keys = guarded.client.store.keys.of(done.run_id)
     client = guarded.client.store.client
@@ -175,22 +175,22 @@ def test_a_client_may_write_no_record(guarded: Guarded) -> None:
             write()
     with pytest.raises(StoreUnavailable, match="grant the Redis user the permission"):
         guarded.client.store.call(client.hset, keys.run, "state", "succeeded")
-    assert any(keys.run == entry["object"] for entry in guarded.admin.acl_log())  # Redis's own audit line
+    assert any(keys.run == entry["object"] for entry in guarded.admin.acl_log())  # the ACL log of Redis
 
 
-def test_a_message_that_nobody_signed_is_refused(guarded: Guarded) -> None:
+def test_unsigned_message_is_refused(guarded: Guarded) -> None:
     guarded.push("noop", json.dumps(message([["run", 0], {}, {}])).encode())
     assert "the signature is missing" in guarded.refused("longshore.step is refused")
 
 
-def test_pickle_is_refused(guarded: Guarded) -> None:
+def test_pickled_message_is_refused(guarded: Guarded) -> None:
     pickled = message() | {"content-type": "application/x-python-serialize", "content-encoding": "binary"}
     guarded.push("noop", json.dumps(pickled).encode())
     assert "not JSON" in guarded.refused("application/x-python-serialize")
 
 
-def taken(guarded: Guarded, run_id: str) -> dict[str, Any]:
-    """A step's message, as a worker has signed it, out of the queue in which it waits."""
+def signed_message(guarded: Guarded, run_id: str) -> dict[str, Any]:
+    """Return the signed message of a step from its queue."""
     worker = guarded.place.workers[0]
     worker.signal_main(signal.SIGSTOP)
     try:
@@ -204,9 +204,9 @@ def taken(guarded: Guarded, run_id: str) -> dict[str, Any]:
     return dict(json.loads(raw))
 
 
-def test_a_signed_message_that_is_renamed_or_changed_or_comes_again_is_refused(guarded: Guarded) -> None:
+def test_changed_or_copied_signed_message_is_refused(guarded: Guarded) -> None:
     run_id = f"replayed-{uuid.uuid4().hex[:6]}"
-    copied = taken(guarded, run_id)
+    copied = signed_message(guarded, run_id)
     assert guarded.client.get(run_id).wait(timeout=PATIENCE).state == "succeeded"
 
     renamed = copied | {"headers": copied["headers"] | {"task": "longshore.undo"}}
@@ -225,7 +225,7 @@ def test_a_signed_message_that_is_renamed_or_changed_or_comes_again_is_refused(g
     assert guarded.client.get(run_id).report().steps[0].attempts == before.steps[0].attempts
 
 
-def test_a_client_cannot_send_a_step(guarded: Guarded) -> None:
+def test_client_may_not_send_a_step(guarded: Guarded) -> None:
     keys = signing.read(guarded.client_keys)
     forged = message([["run", 0], {}, {}])
     headers = forged["headers"]
@@ -236,11 +236,9 @@ def test_a_client_cannot_send_a_step(guarded: Guarded) -> None:
     assert "a client may not send longshore.step" in guarded.refused("a client may not send")
 
 
-def test_a_request_and_a_command_that_nobody_signed_are_refused(
-    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    thief = guarded.as_role("client").client()  # the password, and not the key
-    monkeypatch.setattr(preconditions, "require_signing_key", lambda _store: None)  # an attacker skips the check
+def test_unsigned_request_and_command_are_refused(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    thief = guarded.as_role("client").client()  # with the password, without the key
+    monkeypatch.setattr(preconditions, "require_signing_key", lambda _store: None)  # an attacker skips this check
     run = thief.start(wide("stolen"))
     assert "its request is refused: the signature is missing" in guarded.refused("its request is refused")
     assert thief.store.state(run.id) is None
@@ -248,14 +246,14 @@ def test_a_request_and_a_command_that_nobody_signed_are_refused(
     slow = Plan("kept")
     slow.step("sleeps", "noop.execute", sleep=3)
     mine = guarded.client.start(slow)
-    wait_for("it to run", lambda: any(step.status == "running" for step in mine.report().steps))
+    wait_for("the step to run", lambda: any(step.status == "running" for step in mine.report().steps))
     theirs = thief.get(mine.id)
     thief.store.command(mine.id, "cancel")
     guarded.refused("the command is refused")
     assert theirs.wait(timeout=PATIENCE).state == "succeeded"
 
 
-def test_a_plan_of_an_unknown_operation_that_is_put_into_redis_begins_nothing(guarded: Guarded) -> None:
+def test_request_written_into_redis_is_refused(guarded: Guarded) -> None:
     plan = wide("evil")
     run = guarded.client.start(plan)
     run.wait(timeout=PATIENCE)
@@ -269,13 +267,13 @@ def test_a_plan_of_an_unknown_operation_that_is_put_into_redis_begins_nothing(gu
     assert store.state("planted") is None
 
 
-def test_keys_are_rotated_while_everything_goes_on(guarded: Guarded) -> None:
+def test_key_rotation_does_not_interrupt_runs(guarded: Guarded) -> None:
     old = signing.read(guarded.keys).keys
     guarded.write(signing.rotated(old, time.time(), after=0.0))
     assert guarded.run(wide("rotated")).state == "succeeded"
     newest = {key.id for key in signing.read(guarded.keys).keys} - {key.id for key in old}
     assert signing.read(guarded.keys).signing(time.time() + 1).id in newest
-    # the ones before are known for as long as what they have signed may be under way
+    # workers accept the earlier keys while signed messages may still be in queues
     assert {key.id for key in old} <= {key.id for key in signing.read(guarded.keys).keys}
 
 
@@ -287,9 +285,7 @@ def test_keys_are_rotated_while_everything_goes_on(guarded: Guarded) -> None:
         ({"op": "noop.execute", "data": {"x": "{{ params.__class__ }}"}}, "__class__"),
     ],
 )
-def test_a_plan_that_could_do_harm_is_refused_before_it_is_stored(
-    guarded: Guarded, values: dict[str, Any], word: str
-) -> None:
+def test_denied_plan_is_refused_before_it_is_stored(guarded: Guarded, values: dict[str, Any], word: str) -> None:
     plan = Plan("harmful")
     plan.step("a", values.pop("op"), **values)
     with pytest.raises(PlanDenied, match=word):
@@ -300,7 +296,7 @@ def test_a_plan_that_could_do_harm_is_refused_before_it_is_stored(
     guarded.refused(word)
 
 
-def test_an_oversized_plan_is_refused(guarded: Guarded) -> None:
+def test_oversized_plan_is_refused(guarded: Guarded) -> None:
     small = guarded.as_role("client", guarded.client_keys)
     small.options = small.options | {"max_plan": "2048"}
     plan = Plan("oversized")
@@ -310,15 +306,15 @@ def test_an_oversized_plan_is_refused(guarded: Guarded) -> None:
     guarded.refused("2048 are allowed")
 
 
-def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guarded: Guarded) -> None:
+def test_copy_of_a_command_or_of_a_pruned_request_is_refused(guarded: Guarded) -> None:
     store = guarded.client.store
     run = guarded.client.start(wide("copied"))
     run.wait(timeout=PATIENCE)
     assert run.answer(run.undo(), timeout=PATIENCE) == "done"
-    wait_for("its undo", lambda: run.state() == "undone")
+    wait_for("the undo", lambda: run.state() == "undone")
     keys = store.keys.of(run.id)
     (_, asked), *_ = store.commands(run.id)
-    # a client may read what was asked, and ask: it cannot ask in another's words
+    # a client may read and write requests, but a copy of an earlier request is refused
     store.client.xadd(keys.commands, asked)
     store.client.zadd(store.keys.inbox, {run.id: 1})
     assert run.id in {
@@ -327,21 +323,21 @@ def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guard
 
     request = store.client.get(keys.request)
     assert run.prune() == "done"
-    told = [(line.what, line.actor) for line in audit.lines(store, run=run.id)]
-    assert {("start", "tester"), ("undo", "tester"), ("prune", "tester")} <= set(told)
+    recorded = [(line.what, line.actor) for line in audit.lines(store, run=run.id)]
+    assert {("start", "tester"), ("undo", "tester"), ("prune", "tester")} <= set(recorded)
     store.client.set(keys.request, request)
     store.client.zadd(store.keys.inbox, {run.id: 1})
     assert run.id in {line.run for line in _refusals(guarded, "was already executed, and the run was pruned")}
     assert store.state(run.id) is None
 
 
-def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded, tmp_path: Path) -> None:
+def test_replaced_request_of_a_live_run_is_refused(guarded: Guarded, tmp_path: Path) -> None:
     store, mark = guarded.client.store, tmp_path / "go-on"
     slow = Plan("swapped")
     waits = slow.step("a", "command.shell.execute", command=f"until test -e {mark}; do sleep 0.1; done")
     slow.step("b", "noop.execute", changed=True).after(waits)
     mine = guarded.client.start(slow)
-    wait_for("it to run", lambda: mine.report().step("a").status == "running")
+    wait_for("the step to run", lambda: mine.report().step("a").status == "running")
     request, body = store.request(mine.id), store.body(mine.id)
     assert request is not None
     assert body is not None
@@ -352,10 +348,10 @@ def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded
         store.keys.of(mine.id).request,
         signing.sealed(guarded.client.settings, "request", mine.id, json.dumps(theirs)),
     )
-    # a worker that reads it anew refuses it; those that have begun it go on with what they know
+    # a new worker refuses the request; workers of the run continue with their cached plan
     with Worker(guarded.place, "fresh", "-Q", "control", "-c", "1"):
         assert mine.id in {line.run for line in _refusals(guarded, "its request was replaced after the run began")}
-        # nor does it take it from those that go on with it
+        # and the new worker leaves the run in the index of live runs
         assert store.client.zscore(store.keys.live, mine.id) is not None
     store.client.set(store.keys.of(mine.id).request, request)
     mark.touch()
@@ -369,7 +365,7 @@ def _refusals(guarded: Guarded, word: str) -> list[audit.Line]:
     return wait_for(f"a line about {word}", found)
 
 
-def test_an_operator_has_what_each_command_needs(guarded: Guarded) -> None:
+def test_operator_has_the_permissions_of_each_command(guarded: Guarded) -> None:
     place = guarded.as_role("operator", guarded.client_keys)
     guarded.admin.acl_log_reset()
     for words in (
@@ -380,7 +376,7 @@ def test_an_operator_has_what_each_command_needs(guarded: Guarded) -> None:
         done = place.longshore(*words.split())
         assert "may not" not in done.err, (words, done.err)
         assert "no permissions" not in done.err, (words, done.err)
-    # What it may do without is asked for by doctor.
+    # Doctor reads the configuration only if the permission exists.
     log = [
         entry for entry in guarded.admin.acl_log() if (entry["reason"], entry["object"]) != ("command", "config|get")
     ]
@@ -388,31 +384,31 @@ def test_an_operator_has_what_each_command_needs(guarded: Guarded) -> None:
     place.close()
 
 
-def test_what_a_client_says_of_itself_is_told_apart_and_breaks_nothing(guarded: Guarded) -> None:
+def test_audit_trail_marks_entries_of_clients(guarded: Guarded) -> None:
     store = guarded.client.store
     store.client.xadd(store.keys.client_reports, {"what": "approve", "actor": "boss", "run": "any"})
     store.client.xadd(store.keys.client_reports, {"nonsense": "\x00"})
     found = list(audit.lines(store, limit=5))
     assert {line.by_client for line in found if line.actor == "boss"} == {True}
-    said = guarded.as_role("operator", guarded.client_keys).longshore("audit", "-n", "5")
-    assert "approve (as a client says)" in said.out
+    result = guarded.as_role("operator", guarded.client_keys).longshore("audit", "-n", "5")
+    assert "approve (as a client says)" in result.out
     assert all(not line.by_client for line in audit.lines(store, limit=1000) if line.what == "start")
 
 
-def test_what_an_applications_worker_answers_bears_a_seal(monkeypatch: pytest.MonkeyPatch, guarded: Guarded) -> None:
+def test_answer_of_an_application_worker_needs_its_seal(monkeypatch: pytest.MonkeyPatch, guarded: Guarded) -> None:
     ring = signing.read(guarded.keys)
     monkeypatch.setattr(signing, "ring", lambda _settings=None: ring)
-    told = {"told": ["run", 0, "", "7"], "ok": True}
-    sealed = signing.seal("ended", told)["seal"]
-    signing.check_seal("ended", told, sealed)
-    for forged in (told | {"ok": False}, told | {"told": ["other", 0, "", "7"]}):
+    answer = {"told": ["run", 0, "", "7"], "ok": True}
+    sealed = signing.seal("ended", answer)["seal"]
+    signing.check_seal("ended", answer, sealed)
+    for forged in (answer | {"ok": False}, answer | {"told": ["other", 0, "", "7"]}):
         with pytest.raises(signing.Forged):
             signing.check_seal("ended", forged, sealed)
     with pytest.raises(signing.Forged):
-        signing.check_seal("ended", told, None)
+        signing.check_seal("ended", answer, None)
 
 
-def test_who_has_no_key_that_fits_is_told_at_once_and_nothing_is_stored(guarded: Guarded, tmp_path: Path) -> None:
+def test_start_without_a_known_key_is_refused_and_stores_nothing(guarded: Guarded, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text("name: any\nsteps:\n  a: {op: noop.execute}\n")
     bare = guarded.as_role("operator")
@@ -428,11 +424,11 @@ def test_who_has_no_key_that_fits_is_told_at_once_and_nothing_is_stored(guarded:
     assert guarded.client.store.body("foreign") is None
     with_theirs = guarded.as_role("worker", guarded.client_keys).worker("none", "-c", "1")
     with_theirs.start(wait=False)
-    wait_for("it to end", lambda: not with_theirs.running)
+    wait_for("the worker to end", lambda: not with_theirs.running)
     assert b"a client's keys" in with_theirs.log.read_bytes()
 
 
-def test_an_applications_worker_that_has_no_key_answers_all_the_same(
+def test_application_worker_without_a_key_reports_its_outcomes(
     guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {
@@ -455,35 +451,33 @@ def test_an_applications_worker_that_has_no_key_answers_all_the_same(
         report = guarded.run(plan)
         assert report.state == "undone", (tmp_path / "bank.log").read_text()
         assert report.step("charge").data == {"charged": 42}
-        # Told by the task's worker, and not by the end of its time.
+        # The worker of the task has reported the failure, not the timeout.
         assert report.step("ship").error == f"the task failed; its worker's log has why (task {report.run_id}.ship.1)"
-        told = (tmp_path / "ledger").read_text().splitlines()
-        assert told == ["charge 42", "ship o-1", "fetch back o-1", "refund 42"]
+        ledger = (tmp_path / "ledger").read_text().splitlines()
+        assert ledger == ["charge 42", "ship o-1", "fetch back o-1", "refund 42"]
     finally:
         worker.terminate()
         worker.wait(20)
         bank.app.close()
 
 
-def test_an_operation_that_no_worker_knows_is_done_by_none_and_stands_in_the_audit_trail(
-    guarded: Guarded, own_registry: None
-) -> None:
+def test_operation_unknown_to_all_workers_is_refused_and_audited(guarded: Guarded, own_registry: None) -> None:
     @operation("evil.operation")
     def evil() -> None:
-        """Known to this client alone."""
+        """An operation of this client only."""
 
     plan = Plan("unknown-to-all")
     plan.step("a", "evil.operation")
     run = guarded.client.start(plan)
     (line,) = _refusals(guarded, "no worker that knows the operation has read the request")
     assert (line.run, line.plan, line.actor) == (run.id, "unknown-to-all", "tester")
-    wait_for("the reason", lambda: "no worker that knows the operation" in str(run.report().error))
+    wait_for("the pending reason", lambda: "no worker that knows the operation" in str(run.report().error))
     assert run.report().step("a").attempts == 0
     run.cancel()
     assert run.wait(timeout=PATIENCE).exit_code == 1
 
 
-# --- what a client that has a key gets out of a worker ------------------------------------------------
+# --- hostile clients with a key -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -497,8 +491,8 @@ def listener() -> Iterator[Service]:
     thread.join()
 
 
-def test_no_plan_has_a_worker_read_its_own_access_or_what_no_list_admits(guarded: Guarded, listener: Service) -> None:
-    # Given a signed plan that sends secrets to a server of its author's, and writes them into a file
+def test_plan_cannot_read_worker_credentials_or_unlisted_secrets(guarded: Guarded, listener: Service) -> None:
+    # Given a signed plan that sends secrets to a server of its author, and writes the secrets into files
     state = guarded.place.folder / "state"
     references = [
         f"file:{guarded.keys}", f"file:{guarded.client_keys}", f"file:{guarded.keys.parent}/./keys.json",
@@ -512,10 +506,10 @@ def test_no_plan_has_a_worker_read_its_own_access_or_what_no_list_admits(guarded
         plan.step(f"send{number}", "network.http.request", url=f"{listener.url}/{number}", body=secret)
         plan.step(f"file{number}", "file.deploy.execute", path=f"/tmp/thief-{number}", content=secret)
 
-    # When it is carried out
+    # When a worker executes the plan
     report = guarded.run(plan)
 
-    # Then nothing was sent or written, each was refused, and the audit trail has each of them
+    # Then no secret was sent or written, each step was refused, and the audit trail has each refusal
     assert listener.asked == []
     for number, reference in enumerate(references):
         assert not Path(f"/tmp/thief-{number}").exists()
@@ -526,9 +520,7 @@ def test_no_plan_has_a_worker_read_its_own_access_or_what_no_list_admits(guarded
     assert PASSWORDS["worker"] not in report.model_dump_json()
 
 
-def test_a_signed_request_with_a_path_for_its_identity_is_refused_and_writes_nothing(
-    guarded: Guarded, tmp_path: Path
-) -> None:
+def test_signed_request_with_a_path_as_its_id_is_refused_and_writes_nothing(guarded: Guarded, tmp_path: Path) -> None:
     plan = Plan("escape")
     plan.step("a", "command.exec.execute", argv=["true"])
     outside = tmp_path / "outside"

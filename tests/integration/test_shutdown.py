@@ -1,4 +1,4 @@
-"""Ctrl-C leaves a run going, whoever owns its workers; and the embedded default cleans up behind itself."""
+"""Ctrl-C does not end a run, and the embedded server cleans up after its last command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.fork_server import Process
-from tests.integration.processes import Installation, Said, lines, processes_that_know, said, tree, wait_for
+from tests.integration.processes import (
+    CommandResult,
+    Installation,
+    lines,
+    processes_with_text,
+    result_of,
+    tree,
+    wait_for,
+)
 
 PLAN = """\
 name: slow
@@ -30,25 +38,23 @@ steps:
 
 
 def write(folder: Path, sleep: float, code: int = 0) -> tuple[Path, Path]:
-    """The plan's file, and the file in which its steps leave a line."""
+    """Write a plan into a file; return the file, and the log into which the steps write."""
     log, plan = folder / "log", folder / "plan.yaml"
     plan.write_text(PLAN.format(log=log, sleep=sleep, code=code))
     return plan, log
 
 
-def interrupt_once_it_sleeps(process: Process, log: Path) -> float:
-    """Ctrl-C; returns when it was."""
-    wait_for("the first step", lambda: lines(log))
+def interrupt_during_the_first_step(process: Process, log: Path) -> float:
+    """Send Ctrl-C during the first step, and return the time of the signal."""
+    wait_for("the first step to start", lambda: lines(log))
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     return time.monotonic()
 
 
-def test_ctrl_c_leaves_the_run_going_and_runs_watch_ends_with_its_exit_code(
-    workers: Installation, tmp_path: Path
-) -> None:
-    # given one run that will succeed, and one that will fail and says little
+def test_ctrl_c_does_not_end_the_run_and_watch_exits_with_its_code(workers: Installation, tmp_path: Path) -> None:
+    # given a run that will succeed, and a quiet run that will fail
     started = []
     for code in (0, 1):
         folder = tmp_path / str(code)
@@ -59,8 +65,8 @@ def test_ctrl_c_leaves_the_run_going_and_runs_watch_ends_with_its_exit_code(
 
     # when
     for process, log in started:
-        interrupt_once_it_sleeps(process, log)
-    left = [said(process) for process, _ in started]
+        interrupt_during_the_first_step(process, log)
+    left = [result_of(process) for process, _ in started]
 
     # then
     for code, one in enumerate(left):
@@ -68,25 +74,25 @@ def test_ctrl_c_leaves_the_run_going_and_runs_watch_ends_with_its_exit_code(
         assert f"run left-alone-{code} continues" in one.err
         assert f"longshore runs watch left-alone-{code}" in one.err
         assert "Traceback" not in one.err
-    # and they are picked up while they go on
+    # and `runs watch` follows the live runs
     watching = [workers.popen("runs", "watch", f"left-alone-{code}", "-o", "json") for code in (0, 1)]
-    watched = [said(process) for process in watching]
+    watched = [result_of(process) for process in watching]
     assert [one.code for one in watched] == [0, 1]
     assert [one.json["state"] for one in watched] == ["succeeded", "undone"]
     assert [lines(log) for _, log in started] == [["before", "after"], ["before", "after", "taken back"]]
     assert workers.longshore("runs", "show", "left-alone-1").code == 1
 
 
-def test_ctrl_c_twice_within_two_seconds_cancels_the_run(workers: Installation, tmp_path: Path) -> None:
+def test_second_ctrl_c_within_two_seconds_cancels_the_run(workers: Installation, tmp_path: Path) -> None:
     # given
     plan, log = write(tmp_path, 30.0)
     process = workers.popen("run", str(plan), "--run-id", "second-thought")
 
     # when
-    began = interrupt_once_it_sleeps(process, log)
+    began = interrupt_during_the_first_step(process, log)
     time.sleep(0.7)
     process.send_signal(signal.SIGINT)
-    left = said(process)
+    left = result_of(process)
 
     # then
     assert left.code not in {0, 1, 2, 3}
@@ -98,7 +104,7 @@ def test_ctrl_c_twice_within_two_seconds_cancels_the_run(workers: Installation, 
     assert lines(log) == ["before", "taken back"]
 
 
-def test_detach_prints_the_id_and_nothing_waits(workers: Installation, tmp_path: Path) -> None:
+def test_detach_prints_the_id_and_does_not_wait(workers: Installation, tmp_path: Path) -> None:
     # given
     plan, log = write(tmp_path, 2.5)
 
@@ -112,11 +118,11 @@ def test_detach_prints_the_id_and_nothing_waits(workers: Installation, tmp_path:
     assert workers.longshore("runs", "watch", run_id).code == 0
 
 
-# --- the embedded default ---------------------------------------------------------------------------
+# --- the embedded server ----------------------------------------------------------------------------
 
 
 class Embedded(Installation):
-    """No Redis is set up: the first command brings its own."""
+    """An installation without a Redis: the first command starts the embedded server."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -129,9 +135,9 @@ class Embedded(Installation):
         return self.folder / "state"
 
     def processes(self) -> dict[int, str]:
-        return processes_that_know(str(self.state))
+        return processes_with_text(str(self.state))
 
-    def wait_until_gone(self) -> None:
+    def wait_for_end(self) -> None:
         wait_for(f"an end of {self.processes()}", lambda: not self.processes(), timeout=40.0)
 
 
@@ -146,14 +152,14 @@ def embedded(short_folder: Path) -> Iterator[Embedded]:
             subprocess.run(["kill", "-KILL", str(pid)], check=False)
 
 
-def test_the_embedded_default_outlives_ctrl_c_ends_when_idle_and_remembers(embedded: Embedded, tmp_path: Path) -> None:
-    # given a run that takes longer than the idle time
+def test_embedded_server_survives_ctrl_c_and_keeps_runs_after_its_idle_end(embedded: Embedded, tmp_path: Path) -> None:
+    # given a run that is longer than the idle time
     plan, log = write(tmp_path, 5.0)
     process = embedded.popen("run", str(plan), "--run-id", "alone")
 
     # when
-    interrupt_once_it_sleeps(process, log)
-    left = said(process)
+    interrupt_during_the_first_step(process, log)
+    left = result_of(process)
 
     # then
     assert "longshore runs watch alone" in left.err
@@ -162,47 +168,47 @@ def test_the_embedded_default_outlives_ctrl_c_ends_when_idle_and_remembers(embed
     assert watched.json["state"] == "succeeded"
     assert lines(log) == ["before", "after"]
 
-    # when nobody comes by any more
-    embedded.wait_until_gone()
+    # when no command follows
+    embedded.wait_for_end()
 
-    # then a later command finds the run, and leaves nothing behind either
+    # then a later command finds the run, and leaves no process
     listed = embedded.longshore("runs", "ls", "-o", "json")
     assert [(run["run_id"], run["state"]) for run in listed.json] == [("alone", "succeeded")]
-    embedded.wait_until_gone()
+    embedded.wait_for_end()
     assert not (embedded.state / "redis.sock").exists()
     assert {path.name for path in embedded.folder.iterdir()} == {"state"}
 
 
-def test_with_the_embedded_default_too_ctrl_c_twice_cancels(embedded: Embedded, tmp_path: Path) -> None:
+def test_second_ctrl_c_cancels_a_run_on_the_embedded_server(embedded: Embedded, tmp_path: Path) -> None:
     # given
     plan, log = write(tmp_path, 60.0)
     process = embedded.popen("run", str(plan), "--run-id", "regretted")
 
     # when
-    interrupt_once_it_sleeps(process, log)
+    interrupt_during_the_first_step(process, log)
     time.sleep(0.7)
     process.send_signal(signal.SIGINT)
-    said(process)
+    result_of(process)
 
     # then
-    shown: Said = embedded.longshore("runs", "watch", "regretted", "-o", "json")
+    shown: CommandResult = embedded.longshore("runs", "watch", "regretted", "-o", "json")
     assert (shown.code, shown.json["cause"], shown.json["state"]) == (1, "cancel", "undone")
     assert lines(log) == ["before", "taken back"]
 
 
-def test_the_embedded_default_survives_a_kill_of_everything(embedded: Embedded, tmp_path: Path) -> None:
-    # given a run in mid-step
+def test_embedded_run_continues_after_all_processes_were_killed(embedded: Embedded, tmp_path: Path) -> None:
+    # given a run with a running step
     plan, log = write(tmp_path, 5.0)
     started = embedded.longshore("run", str(plan), "--run-id", "unplugged", "--detach")
     assert started.code == 0, started.err
-    wait_for("the second step", lambda: _is_running(embedded, "unplugged", "sleep"))
+    wait_for("the second step to start", lambda: _is_running(embedded, "unplugged", "sleep"))
 
-    # when the machine loses its power
+    # when all processes are killed, as by a power failure
     for pid in embedded.processes():
         subprocess.run(["kill", "-KILL", str(pid)], check=False)
-    embedded.wait_until_gone()
+    embedded.wait_for_end()
 
-    # then the next command brings the run to its end
+    # then the next command completes the run
     watched = embedded.longshore("runs", "watch", "unplugged", "-o", "json")
     assert watched.code == 0, watched.err
     assert [step["attempts"] for step in watched.json["steps"]] == [1, 2, 1]
@@ -215,26 +221,26 @@ def _is_running(embedded: Embedded, run_id: str, step: str) -> bool:
 
 
 @pytest.mark.parametrize("survivor", ["server", "embedded@"])
-def test_whatever_is_killed_of_the_embedded_default_the_next_command_starts_it_again(
+def test_next_command_restarts_a_killed_part_of_the_embedded_server(
     embedded: Embedded, tmp_path: Path, survivor: str
 ) -> None:
-    # given a run in mid-step
+    # given a run with a running step
     plan, log = write(tmp_path, 5.0)
     started = embedded.longshore("run", str(plan), "--run-id", "orphaned", "--detach")
     assert started.code == 0, started.err
-    wait_for("the second step", lambda: _is_running(embedded, "orphaned", "sleep"))
+    wait_for("the second step to start", lambda: _is_running(embedded, "orphaned", "sleep"))
 
-    # when all but the server, or all but the worker, is killed
+    # when all processes but the server, or all but the worker, are killed
     spared = [pid for pid, command in embedded.processes().items() if survivor in command]
     assert spared
     for pid in embedded.processes().keys() - set(spared):
         subprocess.run(["kill", "-KILL", str(pid)], check=False)
 
-    # then the next command brings the run to its end, with one server and one worker
+    # then the next command completes the run, with one server and one worker
     watched = embedded.longshore("runs", "watch", "orphaned", "-o", "json")
     assert watched.code == 0, watched.err
     assert lines(log) == ["before", "after"]
-    assert not set(spared) & embedded.processes().keys(), "what was left of the other is gone"
+    assert not set(spared) & embedded.processes().keys(), "a process of the earlier start is left"
 
 
 def test_four_commands_at_once_share_one_embedded_server(embedded: Embedded, tmp_path: Path) -> None:
@@ -243,7 +249,7 @@ def test_four_commands_at_once_share_one_embedded_server(embedded: Embedded, tmp
 
     # when
     started = [embedded.popen("run", str(plan), "--run-id", f"number-{n}") for n in range(4)]
-    ended = [said(process) for process in started]
+    ended = [result_of(process) for process in started]
 
     # then
     assert [one.code for one in ended] == [0] * 4, [one.err for one in ended]
@@ -252,12 +258,12 @@ def test_four_commands_at_once_share_one_embedded_server(embedded: Embedded, tmp
     assert sorted(lines(log)) == ["after"] * 4 + ["before"] * 4
 
 
-def test_looking_at_nothing_leaves_the_machine_as_it_is(embedded: Embedded) -> None:
+def test_version_and_help_start_nothing(embedded: Embedded) -> None:
     # when
-    said_version = embedded.longshore("--version")
-    said_help = embedded.longshore("run", "--help")
+    version = embedded.longshore("--version")
+    help_text = embedded.longshore("run", "--help")
 
     # then
-    assert (said_version.code, said_help.code) == (0, 0)
+    assert (version.code, help_text.code) == (0, 0)
     assert tree(embedded.folder) == {}
     assert embedded.processes() == {}

@@ -1,6 +1,6 @@
-"""A worker that was stopped beyond its lease and wakes up after its run has ended: no effect of it comes later.
+"""A worker that is stopped beyond its lease and continues after the end of its run has no later effect.
 
-In none of these runs does a later attempt take the step over, so that nothing but the end of the run fences it.
+No later attempt follows in these runs, so that only the end of the run fences the lost attempt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.integration.processes import PATIENCE, Installation, Worker, lines, w
 
 
 def plans(folder: Path) -> dict[str, Plan]:
-    """By what leaves the lost attempt without a successor."""
+    """The plans by the reason for which no attempt follows the lost one."""
 
     found: dict[str, Plan] = {}
     for name in ("no undo", "undo none", "keep", "continue", "always", "hung"):
@@ -48,21 +48,21 @@ def plans(folder: Path) -> dict[str, Plan]:
 def place(install: MakeInstallation, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
     made = install(options={"imports": "tests.integration.own_operations"})
     monkeypatch.setenv("PYTHONPATH", made.pythonpath)
-    import tests.integration.own_operations  # noqa: F401 - the plans are checked here
+    import tests.integration.own_operations  # noqa: F401 - this process validates the plans
 
     yield made
     for worker in made.workers:
         worker.signal_group(signal.SIGCONT)
 
 
-def settled(place: Installation, began: Path) -> bool:
-    """Whether its work has begun, or each process that could do it stands still before that."""
+def began_or_stopped(place: Installation, began: Path) -> bool:
+    """Report whether the work has begun, or all processes of the worker are stopped before it."""
     children = place.at(f"sleeper@{place.namespace}").children()
     return began.exists() or all("\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in children)
 
 
-def asleep(place: Installation, folder: Path, **environment: str) -> tuple[Worker, dict[str, Run]]:
-    """A worker that is at all of these runs, stopped, and another one of its host."""
+def stopped_worker(place: Installation, folder: Path, **environment: str) -> tuple[Worker, dict[str, Run]]:
+    """Start all runs on one worker, and stop this worker during its steps; another worker of the host continues."""
     place.worker("awake", "--concurrency", "1", "-Q", "control,noop,command.undo,functions.undo").start(wait=False)
     sleeper = place.worker("sleeper", "--concurrency", "6", "-Q", "command,functions", **environment)
     sleeper.start(wait=False)
@@ -70,25 +70,25 @@ def asleep(place: Installation, folder: Path, **environment: str) -> tuple[Worke
         worker.wait_until_ready()
     runs = {name: place.run(plan) for name, plan in plans(folder).items()}
     for run in runs.values():
-        wait_for("it to be at work", lambda: run.report().step("work").status == "running")  # noqa: B023
+        wait_for("the step to run", lambda: run.report().step("work").status == "running")  # noqa: B023
     began = [folder / f"{name.replace(' ', '-')}.began" for name in runs]
-    wait_for("each to be where it sleeps", lambda: all(settled(place, path) for path in began))
+    wait_for("all steps to begin", lambda: all(began_or_stopped(place, path) for path in began))
     sleeper.signal_group(signal.SIGSTOP)
     return sleeper, runs
 
 
-def wake(sleeper: Worker, folder: Path) -> None:
-    """And let it go on until it has ended all that it was at."""
+def continue_worker(sleeper: Worker, folder: Path) -> None:
+    """Continue the stopped worker until it has ended all of its tasks."""
     (folder / "go").touch()
     sleeper.signal_group(signal.SIGCONT)
     app = producer(sleeper.installation.settings)
     ask = app.control.inspect([sleeper.node], timeout=2.0)
-    wait_for("it to be at nothing", lambda: (ask.active() or {}).get(sleeper.node) == [])
+    wait_for("the worker to have no active task", lambda: (ask.active() or {}).get(sleeper.node) == [])
     app.close()
-    time.sleep(1.0)  # a command that outlived its worker looks for the file every 0.2 s
+    time.sleep(1.0)  # a command that has survived its worker checks for the file every 0.2 s
 
 
-def check(reports: dict[str, Report], folder: Path) -> None:
+def assert_no_late_effect(reports: dict[str, Report], folder: Path) -> None:
     for name, report in reports.items():
         assert report.step("work").status == "unknown", name
         assert report.in_doubt == [], name
@@ -96,33 +96,31 @@ def check(reports: dict[str, Report], folder: Path) -> None:
         assert written == (["lights"] if name == "always" else []), name
 
 
-def test_what_sleeps_in_its_act_is_ended_before_its_run_goes_on(place: Installation, tmp_path: Path) -> None:
-    sleeper, runs = asleep(place, tmp_path)
+def test_attempt_stopped_during_its_act_is_ended_before_its_run_ends(place: Installation, tmp_path: Path) -> None:
+    sleeper, runs = stopped_worker(place, tmp_path)
 
     reports = {name: run.wait(PATIENCE) for name, run in runs.items()}
-    wake(sleeper, tmp_path)
+    continue_worker(sleeper, tmp_path)
 
-    check(reports, tmp_path)
+    assert_no_late_effect(reports, tmp_path)
 
 
-def test_what_sleeps_before_it_has_left_a_receipt_finds_that_its_run_has_ended(
-    place: Installation, tmp_path: Path
-) -> None:
-    sleeper, runs = asleep(place, tmp_path, LONGSHORE_STOP_AT="step.claimed")
+def test_attempt_stopped_before_its_receipt_does_not_act_after_its_run(place: Installation, tmp_path: Path) -> None:
+    sleeper, runs = stopped_worker(place, tmp_path, LONGSHORE_STOP_AT="step.claimed")
 
     reports = {name: run.wait(PATIENCE) for name, run in runs.items()}
-    wake(sleeper, tmp_path)
+    continue_worker(sleeper, tmp_path)
 
-    check(reports, tmp_path)
+    assert_no_late_effect(reports, tmp_path)
 
 
-def test_a_host_whose_every_worker_sleeps_is_named(place: Installation, tmp_path: Path) -> None:
+def test_report_names_a_host_with_only_stopped_workers(place: Installation, tmp_path: Path) -> None:
     # given
     sleeper = place.worker("sleeper", "--concurrency", "1", "-Q", "command", LONGSHORE_HOST="web1")
     sleeper.start()
     place.worker("control", "--concurrency", "1", "-Q", "control", LONGSHORE_HOST="web2").start()
     run = place.run(plans(tmp_path)["undo none"])
-    wait_for("it to be at work", lambda: run.report().step("work").status == "running")
+    wait_for("the step to run", lambda: run.report().step("work").status == "running")
 
     # when
     sleeper.signal_group(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Runs that are held, and how they go on: a service is down, an outcome is not known, a person is asked."""
+"""Suspended runs and their continuation: unavailable services, unknown outcomes, and decisions of a person."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ OWN = "tests.integration.own_operations"
 
 @pytest.fixture(scope="module")
 def shop(module_installation: MakeInstallation) -> Iterator[Installation]:
-    """A worker with operations that need services; a service that is down is tried again after a second."""
+    """An installation whose operations need services; the breaker tries an unavailable service after one second."""
     made = module_installation(options={"imports": OWN, "slow_retry": "1s", "retry_spread": "1s", "ask_timeout": "60s"})
     made.worker("own", "--concurrency", "4", PYTHONPATH=made.pythonpath).start()
-    import_module(OWN)  # its plans are checked here
+    import_module(OWN)  # this process validates the plans
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LONGSHORE_IMPORTS", OWN)
         patch.setenv("PYTHONPATH", made.pythonpath)
@@ -38,25 +38,23 @@ def billing(folder: Path, name: str = "bill") -> Plan:
     return plan
 
 
-def state_of(run: Run, state: str) -> None:
+def wait_for_state(run: Run, state: str) -> None:
     wait_for(f"{run.id} to be {state}", lambda: run.state() == state)
 
 
-def test_a_run_whose_service_is_down_is_suspended_and_goes_on_when_it_is_back(
-    shop: Installation, tmp_path: Path
-) -> None:
+def test_run_is_suspended_while_its_service_is_down(shop: Installation, tmp_path: Path) -> None:
     # given
     (tmp_path / "down").touch()
     run = shop.run(billing(tmp_path))
 
     # when
-    state_of(run, "suspended")
-    told = run.report().error
+    wait_for_state(run, "suspended")
+    error = run.report().error
     listed = shop.longshore("breaker", "ls").out
 
-    # then it says why, and where to look
-    assert told is not None
-    assert "billing is down: connection refused" in told.message
+    # then the report and `breaker ls` show the reason
+    assert error is not None
+    assert "billing is down: connection refused" in error.message
     assert "billing" in listed
     assert "connection refused" in listed
 
@@ -64,25 +62,25 @@ def test_a_run_whose_service_is_down_is_suspended_and_goes_on_when_it_is_back(
     (tmp_path / "down").unlink()
     report = run.wait(PATIENCE)
 
-    # then it went on from there, and the tries in vain used up none of its own
+    # then the run continues from the same step, and failed trials count as no attempt
     assert (report.state, report.exit_code) == ("succeeded", 0)
     assert "run_suspended" in [event.name for event in run.events()]
     assert names(run, "step_ended") == ["first", "bill", "last"]
     assert shop.longshore("breaker", "ls").out == ""
 
 
-def test_while_a_service_is_down_its_steps_are_not_tried(shop: Installation, tmp_path: Path) -> None:
-    # given a breaker that one run has opened
+def test_open_breaker_lets_no_step_call_the_service(shop: Installation, tmp_path: Path) -> None:
+    # given a breaker opened by one run
     (tmp_path / "down").touch()
     first = shop.run(billing(tmp_path))
-    state_of(first, "suspended")
+    wait_for_state(first, "suspended")
 
-    # when others come that need it, too
+    # when other runs need the service, too
     others = [shop.run(billing(tmp_path, f"other-{n}")) for n in range(8)]
     began = time.monotonic()
     time.sleep(3.0)
 
-    # then it is one probe a second or so that reaches the service, and none of theirs
+    # then about one trial a second reaches the service
     calls = len(lines(tmp_path / "calls"))
     elapsed = time.monotonic() - began
     assert calls <= 2 + elapsed, f"{calls} calls in {elapsed:.1f} s"
@@ -92,7 +90,7 @@ def test_while_a_service_is_down_its_steps_are_not_tried(shop: Installation, tmp
         assert run.wait(PATIENCE).exit_code == 0
 
 
-def test_an_undo_waits_for_its_service_too(shop: Installation, tmp_path: Path) -> None:
+def test_undo_waits_for_its_service(shop: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("back")
     first = plan.step("first", "noop.execute").undo("own.unbill", folder=str(tmp_path))
@@ -101,7 +99,7 @@ def test_an_undo_waits_for_its_service_too(shop: Installation, tmp_path: Path) -
     run = shop.run(plan)
 
     # when
-    state_of(run, "suspended")
+    wait_for_state(run, "suspended")
     (tmp_path / "down").unlink()
     report = run.wait(PATIENCE)
 
@@ -110,30 +108,30 @@ def test_an_undo_waits_for_its_service_too(shop: Installation, tmp_path: Path) -
     assert (tmp_path / "unbilled").exists()
 
 
-def test_a_service_that_is_named_only_by_its_failure_is_left_alone_too(shop: Installation, tmp_path: Path) -> None:
+def test_service_named_by_an_error_opens_its_breaker(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("page")
     plan.step("page", "own.undeclared", folder=str(tmp_path))
     (tmp_path / "down").touch()
     run = shop.run(plan)
 
-    state_of(run, "suspended")
+    wait_for_state(run, "suspended")
     assert [breaker.service for breaker in Breakers(shop.client().store).open()] == ["paging"]
     (tmp_path / "down").unlink()
-    said = shop.longshore("breaker", "reset", "paging")
+    result = shop.longshore("breaker", "reset", "paging")
 
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert run.wait(PATIENCE).exit_code == 0
     assert shop.longshore("breaker", "reset", "paging").code == 2
 
 
-def test_a_suspended_run_can_be_cancelled(shop: Installation, tmp_path: Path) -> None:
+def test_suspended_run_can_be_cancelled(shop: Installation, tmp_path: Path) -> None:
     (tmp_path / "down").touch()
     run = shop.run(billing(tmp_path))
-    state_of(run, "suspended")
+    wait_for_state(run, "suspended")
 
-    said = shop.longshore("runs", "cancel", run.id)
+    result = shop.longshore("runs", "cancel", run.id)
 
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     report = run.report()
     assert (report.state, report.cause) == ("undone", "cancel")
     assert (report.step("bill").status, report.left_over) == ("cancelled", [])
@@ -141,7 +139,7 @@ def test_a_suspended_run_can_be_cancelled(shop: Installation, tmp_path: Path) ->
     Breakers(shop.client().store).close("billing")
 
 
-def test_the_clock_of_a_suspended_run_goes_on(shop: Installation, tmp_path: Path) -> None:
+def test_timeout_of_a_suspended_run_continues(shop: Installation, tmp_path: Path) -> None:
     (tmp_path / "down").touch()
     plan = billing(tmp_path)
     plan.timeout = 3.0
@@ -152,23 +150,23 @@ def test_the_clock_of_a_suspended_run_goes_on(shop: Installation, tmp_path: Path
     Breakers(shop.client().store).close("billing")
 
 
-def test_an_outcome_that_is_not_known_yet_is_asked_for_again(shop: Installation, tmp_path: Path) -> None:
+def test_delayed_outcome_is_queried_again_with_the_same_key(shop: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("order")
     plan.step("order", "own.slow_order", folder=str(tmp_path)).retry(0)
     run = shop.run(plan)
-    wait_for("two questions", lambda: len(lines(tmp_path / "asked")) >= 2)
+    wait_for("two queries", lambda: len(lines(tmp_path / "asked")) >= 2)
 
     # when
     (tmp_path / "known").touch()
     report = run.wait(PATIENCE)
 
-    # then it was asked under one key, and no attempt was used up
+    # then all queries have one key, and count as no attempt
     assert (report.exit_code, report.step("order").data) == (0, {"order": 7})
     assert len(set(lines(tmp_path / "asked"))) == 1
 
 
-def test_what_is_not_known_in_its_time_is_unknown(shop: Installation, tmp_path: Path) -> None:
+def test_delayed_outcome_is_unknown_after_the_timeout(shop: Installation, tmp_path: Path) -> None:
     plan = Plan("order")
     plan.step("order", "own.slow_order", folder=str(tmp_path)).timeout(2)
 
@@ -186,34 +184,34 @@ def risky(folder: Path) -> Plan:
     return plan
 
 
-def asked_about(shop: Installation, worker: Worker, folder: Path) -> Run:
-    """A run whose step was at work when its worker was killed."""
+def run_with_unknown_step(shop: Installation, worker: Worker, folder: Path) -> Run:
+    """A suspended run whose worker was killed during a step."""
     run = shop.run(risky(folder))
     wait_for("the command to run", lambda: lines(folder / "tries"))
     worker.kill()
     worker.start()
-    state_of(run, "suspended")
+    wait_for_state(run, "suspended")
     return run
 
 
 @pytest.mark.parametrize(
     ("word", "state", "exit_code", "status"),
-    # What the other words do is tried in the sandbox.
+    # Tests of the sandbox cover the other options.
     [("--done", "succeeded", 0, "changed"), ("--undone", "undone", 1, "failed")],
 )
-def test_a_person_says_what_became_of_a_step(
+def test_resolve_decides_an_unknown_step(
     shop: Installation, tmp_path: Path, word: str, state: str, exit_code: int, status: str
 ) -> None:
     # given
-    run = asked_about(shop, shop.workers[0], tmp_path)
+    run = run_with_unknown_step(shop, shop.workers[0], tmp_path)
     refused = shop.longshore("runs", "resume", run.id)
     assert (refused.code, "longshore runs resolve" in refused.err) == (1, True)
 
     # when
-    said = shop.longshore("runs", "resolve", run.id, "act", word, "--note", "looked")
+    result = shop.longshore("runs", "resolve", run.id, "act", word, "--note", "looked")
 
     # then
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     report = run.wait(PATIENCE)
     assert (report.state, report.exit_code, report.step("act").status) == (state, exit_code, status)
     assert lines(tmp_path / "tries") == ["x"]
@@ -222,8 +220,8 @@ def test_a_person_says_what_became_of_a_step(
     assert again.code == 1
 
 
-def test_a_cancel_answers_for_the_person(shop: Installation, tmp_path: Path) -> None:
-    run = asked_about(shop, shop.workers[0], tmp_path)
+def test_cancel_decides_an_unknown_step(shop: Installation, tmp_path: Path) -> None:
+    run = run_with_unknown_step(shop, shop.workers[0], tmp_path)
 
     run.cancel()
     report = run.wait(PATIENCE)
@@ -241,7 +239,7 @@ def flaky(folder: Path, **more: object) -> Plan:
     return plan
 
 
-def test_a_kept_run_is_resumed_from_the_first_step_that_is_not_done(shop: Installation, tmp_path: Path) -> None:
+def test_resume_continues_a_kept_run_at_the_failed_step(shop: Installation, tmp_path: Path) -> None:
     # given
     run = shop.run(flaky(tmp_path, on_failure="keep"))
     assert run.wait(PATIENCE).state == "failed"
@@ -249,12 +247,12 @@ def test_a_kept_run_is_resumed_from_the_first_step_that_is_not_done(shop: Instal
 
     # when
     would = shop.longshore("--dry-run", "runs", "resume", run.id).out
-    said = shop.longshore("runs", "resume", run.id)
+    result = shop.longshore("runs", "resume", run.id)
 
     # then
     assert "middle, last, up" in would
-    assert said.code == 0, said.err
-    assert said.out.splitlines()[0] == "resumed", "the failure before is not shown again"
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[0] == "resumed", "the output repeats the earlier failure"
     assert lines(tmp_path / "log") == ["first", "up", "middle", "last", "up"]
     report = run.report()
     assert (report.state, report.error, report.cause) == ("succeeded", None, None)
@@ -262,7 +260,7 @@ def test_a_kept_run_is_resumed_from_the_first_step_that_is_not_done(shop: Instal
     assert shop.longshore("runs", "resume", run.id).code == 1
 
 
-def test_a_resumed_run_that_fails_again_can_be_resumed_again(shop: Installation, tmp_path: Path) -> None:
+def test_run_can_be_resumed_after_each_failure(shop: Installation, tmp_path: Path) -> None:
     run = shop.run(flaky(tmp_path, on_failure="keep"))
     run.wait(PATIENCE)
 
@@ -271,7 +269,7 @@ def test_a_resumed_run_that_fails_again_can_be_resumed_again(shop: Installation,
     assert shop.longshore("runs", "resume", run.id).code == 0
 
 
-def test_a_step_that_was_done_by_hand_is_not_done_by_a_resume(shop: Installation, tmp_path: Path) -> None:
+def test_resume_skips_a_step_resolved_as_done(shop: Installation, tmp_path: Path) -> None:
     run = shop.run(flaky(tmp_path, on_failure="keep"))
     run.wait(PATIENCE)
 
@@ -281,7 +279,7 @@ def test_a_step_that_was_done_by_hand_is_not_done_by_a_resume(shop: Installation
     assert run.report().step("middle").reason == "done by tester: by hand"
 
 
-def test_of_a_step_with_items_only_those_that_failed_are_done_anew(shop: Installation, tmp_path: Path) -> None:
+def test_resume_repeats_only_the_failed_items(shop: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("many", on_error="continue")
     plan.step(
@@ -296,15 +294,15 @@ def test_of_a_step_with_items_only_those_that_failed_are_done_anew(shop: Install
     (tmp_path / "ok").touch()
 
     # when
-    said = shop.longshore("runs", "resume", run.id)
+    result = shop.longshore("runs", "resume", run.id)
 
     # then
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert sorted(lines(tmp_path / "log")) == ["a", "b", "c"]
     assert statuses(run.report()) == {"each": "changed", "other": "changed", "last": "changed"}
 
 
-def test_a_failed_undo_is_tried_again_by_a_resume_or_named_as_abandoned(shop: Installation, tmp_path: Path) -> None:
+def test_resume_repeats_a_failed_undo_unless_abandoned(shop: Installation, tmp_path: Path) -> None:
     # given
     def run_it(name: str) -> Run:
         plan = Plan(name)
@@ -329,10 +327,10 @@ def test_a_failed_undo_is_tried_again_by_a_resume_or_named_as_abandoned(shop: In
     assert (left.state, left.left_over, left.exit_code) == ("undone", ["first"], 3)
 
 
-def test_a_worker_that_is_killed_while_it_probes_holds_up_nobody(shop: Installation, tmp_path: Path) -> None:
+def test_worker_killed_during_a_trial_does_not_block_the_breaker(shop: Installation, tmp_path: Path) -> None:
     (tmp_path / "down").touch()
     run = shop.run(billing(tmp_path))
-    state_of(run, "suspended")
+    wait_for_state(run, "suspended")
     shop.workers[0].signal_group(signal.SIGKILL)
     (tmp_path / "down").unlink()
     shop.workers[0].kill()

@@ -1,4 +1,4 @@
-"""How runs end that do not simply succeed: cancelled, out of time, partly, taken back later."""
+"""The ends of runs that do not succeed: cancelled, timed out, partial, and undone later."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.servers import SOON
 
 
 def sleeper(folder: Path, seconds: float = 60.0) -> Plan:
-    """A file, a long sleep, a file that is never written, and what must always run."""
+    """A plan with a file, a long sleep, a file that is never written, and an always step."""
     plan = Plan("sleeper")
     first = plan.step("first", "file.deploy.execute", path=f"{folder}/first", content="x")
     sleep = plan.step("sleep", "noop.execute", sleep=seconds).after(first)
@@ -23,7 +23,7 @@ def sleeper(folder: Path, seconds: float = 60.0) -> Plan:
     return plan
 
 
-def once_it_sleeps(run: Run, step: str = "sleep") -> Run:
+def wait_until_started(run: Run, step: str = "sleep") -> Run:
     wait_for(f"{step} to begin", lambda: step in names(run, "step_started"))
     return run
 
@@ -31,17 +31,15 @@ def once_it_sleeps(run: Run, step: str = "sleep") -> Run:
 # --- cancelled --------------------------------------------------------------------------------------
 
 
-def test_a_cancelled_run_ends_within_three_seconds_and_is_undone(
-    workers: Installation, client: Client, tmp_path: Path
-) -> None:
+def test_cancelled_run_is_undone_within_three_seconds(workers: Installation, client: Client, tmp_path: Path) -> None:
     # given
-    run = once_it_sleeps(client.start(sleeper(tmp_path)))
+    run = wait_until_started(client.start(sleeper(tmp_path)))
 
     # when
     run.cancel("no longer wanted")
     report = run.wait(PATIENCE)
 
-    # then, by the record's own clock
+    # then, by the times in the record
     at = {event.name: event.at for event in run.events()}
     assert at["run_ended"] - at["command"] < 3000
     assert (report.state, report.cause, report.exit_code, report.left_over) == ("undone", "cancel", 1, [])
@@ -51,31 +49,31 @@ def test_a_cancelled_run_ends_within_three_seconds_and_is_undone(
     assert lines(tmp_path / "log") == ["always"]
     (command,) = [event for event in run.events() if event.name == "command"]
     assert (command.fields["actor"], command.fields["reason"]) == ("tester", "no longer wanted")
-    # and it was the last thing before the end
+    # and the always step is the last one
     order = [event.name for event in run.events()]
     assert order.index("undo_ended") < order.index("run_finishing") < order.index("run_ended")
 
 
-def test_cancel_keep_leaves_what_was_done(workers: Installation, client: Client, tmp_path: Path) -> None:
+def test_cancel_with_keep_undoes_nothing(workers: Installation, client: Client, tmp_path: Path) -> None:
     # given
-    run = once_it_sleeps(client.start(sleeper(tmp_path)))
+    run = wait_until_started(client.start(sleeper(tmp_path)))
 
     # when
-    said = workers.longshore("runs", "cancel", run.id, "--keep", "-o", "json")
+    result = workers.longshore("runs", "cancel", run.id, "--keep", "-o", "json")
 
     # then
-    report = said.json
+    report = result.json
     assert (report["state"], report["cause"], report["exit_code"]) == ("failed", "cancel", 3)
     assert "first" in report["left_over"]
     assert (tmp_path / "first").read_text() == "x"
     assert lines(tmp_path / "log") == ["always"]
-    assert said.code == 3
+    assert result.code == 3
     assert workers.longshore("runs", "show", run.id).code == 3
 
 
-def test_what_was_kept_can_be_undone_later(client: Client, tmp_path: Path) -> None:
+def test_kept_run_can_be_undone_later(client: Client, tmp_path: Path) -> None:
     # given
-    run = once_it_sleeps(client.start(sleeper(tmp_path)))
+    run = wait_until_started(client.start(sleeper(tmp_path)))
     run.cancel(keep=True)
     assert run.wait(PATIENCE).state == "failed"
 
@@ -89,24 +87,22 @@ def test_what_was_kept_can_be_undone_later(client: Client, tmp_path: Path) -> No
     assert lines(tmp_path / "log") == ["always"]
 
 
-def test_a_cancel_ends_a_running_command_and_its_children(
-    workers: Installation, client: Client, tmp_path: Path
-) -> None:
+def test_cancel_kills_a_running_command_and_its_children(workers: Installation, client: Client, tmp_path: Path) -> None:
     # given
     plan = Plan("command")
     plan.step("sleep", "command.shell.execute", command=f"sleep 77 & echo $! > {tmp_path}/pid; wait")
     run = client.start(plan)
-    wait_for("the command", lambda: lines(tmp_path / "pid"))
+    wait_for("the command to start", lambda: lines(tmp_path / "pid"))
 
     # when
-    said = workers.longshore("runs", "cancel", run.id, "-o", "json")
+    result = workers.longshore("runs", "cancel", run.id, "-o", "json")
 
     # then
-    assert said.json["steps"][0]["status"] == "cancelled"
+    assert result.json["steps"][0]["status"] == "cancelled"
     assert not alive(int(lines(tmp_path / "pid")[0]))
 
 
-def test_a_cancel_reaches_a_step_that_waits_for_its_next_try(client: Client) -> None:
+def test_cancel_ends_a_step_that_waits_for_a_retry(client: Client) -> None:
     # given
     plan = Plan("patient")
     plan.step("tries", "noop.execute", fail=True).retry(3, initial=600, maximum=600)
@@ -124,7 +120,7 @@ def test_a_cancel_reaches_a_step_that_waits_for_its_next_try(client: Client) -> 
     assert (report.step("tries").status, report.step("tries").attempts) == (StepState.CANCELLED, 1)
 
 
-def test_a_cancel_that_comes_too_late_says_so(workers: Installation, client: Client) -> None:
+def test_cancel_of_an_ended_run_is_refused_with_the_reason(workers: Installation, client: Client) -> None:
     # given
     plan = Plan("quick")
     plan.step("only", "noop.execute")
@@ -132,18 +128,18 @@ def test_a_cancel_that_comes_too_late_says_so(workers: Installation, client: Cli
     run.wait(PATIENCE)
 
     # when
-    said = workers.longshore("runs", "cancel", run.id)
+    result = workers.longshore("runs", "cancel", run.id)
 
     # then
-    assert said.code == 1
-    assert "the run is succeeded" in said.err
+    assert result.code == 1
+    assert "the run is succeeded" in result.err
     assert run.state() == "succeeded"
 
 
 # --- undone later -----------------------------------------------------------------------------------
 
 
-def test_runs_undo_takes_a_succeeded_run_back(workers: Installation, client: Client, tmp_path: Path) -> None:
+def test_undo_command_undoes_a_succeeded_run(workers: Installation, client: Client, tmp_path: Path) -> None:
     # given
     run = client.start(sleeper(tmp_path, 0.0))
     assert run.wait(PATIENCE).state == "succeeded"
@@ -151,23 +147,21 @@ def test_runs_undo_takes_a_succeeded_run_back(workers: Installation, client: Cli
     # when
     dry_run = workers.longshore("runs", "undo", run.id, "--dry-run")
     assert (tmp_path / "first").exists()
-    said = workers.longshore("runs", "undo", run.id, "-o", "json")
+    result = workers.longshore("runs", "undo", run.id, "-o", "json")
 
     # then
     assert dry_run.code == 0
     assert "last" in dry_run.out
-    report = said.json
+    report = result.json
     assert (report["state"], report["cause"], report["left_over"]) == ("undone", "operator", [])
-    assert said.code == 0
+    assert result.code == 0
     assert not (tmp_path / "first").exists()
     assert not (tmp_path / "last").exists()
     assert names(run, "undo_ended") == ["last", "sleep", "first"]
 
 
-def test_an_undo_that_failed_is_named_and_can_be_tried_again(
-    workers: Installation, client: Client, tmp_path: Path
-) -> None:
-    # given a file that somebody else changes before it is taken back
+def test_failed_undo_is_reported_and_can_be_repeated(workers: Installation, client: Client, tmp_path: Path) -> None:
+    # given a file that another program changes before the undo
     mine, other = tmp_path / "mine", tmp_path / "other"
     plan = Plan("contested")
     plan.step("beside", "file.deploy.execute", path=str(tmp_path / "beside"), content="x")
@@ -180,7 +174,7 @@ def test_an_undo_that_failed_is_named_and_can_be_tried_again(
     run = client.start(plan)
     report = run.wait(PATIENCE)
 
-    # then the first step stays under the second one, and a step beside them is undone
+    # then the undo of the first step is held back, and an independent step is undone
     assert (report.state, report.left_over, report.exit_code) == ("undo_failed", ["first", "second"], 3)
     assert other.read_text() == "theirs\n"
     assert mine.read_text() == "x"
@@ -193,22 +187,22 @@ def test_an_undo_that_failed_is_named_and_can_be_tried_again(
     assert undo.status == "undo_failed"
     assert "changed outside of this run" in (undo.error or "")
 
-    # and when they have put it right
+    # and when the file is restored
     other.write_text("x")
-    said = workers.longshore("runs", "undo", run.id, "-o", "json")
+    result = workers.longshore("runs", "undo", run.id, "-o", "json")
 
     # then
-    assert (said.json["state"], said.json["left_over"], said.json["exit_code"]) == ("undone", [], 1)
+    assert (result.json["state"], result.json["left_over"], result.json["exit_code"]) == ("undone", [], 1)
     assert not other.exists()
     assert not mine.exists()
-    assert said.code == 0
+    assert result.code == 0
     assert workers.longshore("runs", "show", run.id).code == 1
 
 
-# --- out of time ------------------------------------------------------------------------------------
+# --- timeouts ---------------------------------------------------------------------------------------
 
 
-def test_a_run_that_runs_out_of_its_time_is_undone(client: Client, tmp_path: Path) -> None:
+def test_run_that_exceeds_its_timeout_is_undone(client: Client, tmp_path: Path) -> None:
     # given
     plan = sleeper(tmp_path)
     plan.timeout = 1.0
@@ -230,7 +224,7 @@ def test_a_run_that_runs_out_of_its_time_is_undone(client: Client, tmp_path: Pat
     ("operation", "params"),
     [("noop.execute", {"sleep": 30}), ("command.exec.execute", {"argv": ["sleep", "30"], "changes": False})],
 )
-def test_a_step_that_runs_out_of_its_time_fails(client: Client, operation: str, params: dict[str, object]) -> None:
+def test_step_that_exceeds_its_timeout_fails(client: Client, operation: str, params: dict[str, object]) -> None:
     # given
     plan = Plan("slow")
     plan.step("slow", operation, **params).timeout(1.0)
@@ -247,7 +241,7 @@ def test_a_step_that_runs_out_of_its_time_fails(client: Client, operation: str, 
     assert (report.cause, report.exit_code) == ("failure", 1)
 
 
-def test_a_step_that_no_worker_takes_fails_with_the_reason(install: MakeInstallation, tmp_path: Path) -> None:
+def test_step_that_no_worker_claims_fails_with_the_reason(install: MakeInstallation, tmp_path: Path) -> None:
     # given no worker for one of the queues
     lonely = install(options={"claim_timeout": "2s"})
     lonely.worker("some", "--concurrency", "1", "--queues", "control,file,file.undo").start()
@@ -267,10 +261,10 @@ def test_a_step_that_no_worker_takes_fails_with_the_reason(install: MakeInstalla
     assert not (tmp_path / "first").exists()
 
 
-# --- partly -----------------------------------------------------------------------------------------
+# --- partial ----------------------------------------------------------------------------------------
 
 
-def test_a_tolerated_failure_makes_the_run_partial(workers: Installation, tmp_path: Path) -> None:
+def test_tolerated_failure_makes_the_run_partial(workers: Installation, tmp_path: Path) -> None:
     # given
     plan = tmp_path / "plan.yaml"
     plan.write_text(f"""\
@@ -285,11 +279,11 @@ steps:
 """)
 
     # when
-    said = workers.longshore("run", str(plan), "-o", "json")
+    result = workers.longshore("run", str(plan), "-o", "json")
 
     # then
-    assert said.code == 3
-    report = said.json
+    assert result.code == 3
+    report = result.json
     assert report["state"] == "partial"
     assert {step["name"]: (step["status"], step["reason"]) for step in report["steps"]} == {
         "good": ("changed", None),
@@ -302,7 +296,7 @@ steps:
     assert all(step["undo"] is None for step in report["steps"])
 
 
-def test_a_failing_sibling_cancels_what_waits_and_undoes_what_its_siblings_did(client: Client, tmp_path: Path) -> None:
+def test_failure_cancels_waiting_siblings_and_undoes_completed_ones(client: Client, tmp_path: Path) -> None:
     # given
     plan = Plan("siblings")
     good = plan.step("good", "file.deploy.execute", path=f"{tmp_path}/good", content="x")
@@ -322,11 +316,11 @@ def test_a_failing_sibling_cancels_what_waits_and_undoes_what_its_siblings_did(c
     assert not (tmp_path / "good").exists()
 
 
-def test_on_failure_keep_leaves_everything_and_says_so(client: Client, tmp_path: Path) -> None:
+def test_on_failure_keep_undoes_nothing_and_reports_the_effects(client: Client, tmp_path: Path) -> None:
     # given
     plan = sleeper(tmp_path, 0.0)
     plan.on_failure = "keep"
-    plan.steps["sleep"].with_["fail"] = "as told"
+    plan.steps["sleep"].with_["fail"] = "on purpose"
 
     # when
     run = client.start(plan)
@@ -336,7 +330,7 @@ def test_on_failure_keep_leaves_everything_and_says_so(client: Client, tmp_path:
     # then
     assert failed.value.exit_code == 3
     assert failed.value.report.left_over == ["first"]
-    assert "as told" in str(failed.value)
+    assert "on purpose" in str(failed.value)
     assert (tmp_path / "first").exists()
     assert lines(tmp_path / "log") == ["always"]
 
@@ -344,7 +338,7 @@ def test_on_failure_keep_leaves_everything_and_says_so(client: Client, tmp_path:
 # --- always -----------------------------------------------------------------------------------------
 
 
-def test_an_always_step_runs_in_its_place_when_all_goes_well(client: Client, tmp_path: Path) -> None:
+def test_always_step_of_a_succeeding_run_runs_in_its_level(client: Client, tmp_path: Path) -> None:
     # when
     run = client.start(sleeper(tmp_path, 0.0))
     report = run.wait(PATIENCE)
@@ -355,7 +349,7 @@ def test_an_always_step_runs_in_its_place_when_all_goes_well(client: Client, tmp
     assert lines(tmp_path / "log") == ["always"]
 
 
-def test_an_always_step_runs_once_after_the_undo_when_a_step_fails(client: Client, tmp_path: Path) -> None:
+def test_always_step_of_a_failed_run_runs_once_after_the_undo(client: Client, tmp_path: Path) -> None:
     # given
     plan = sleeper(tmp_path, 0.0)
     plan.steps["sleep"].with_["fail"] = True
@@ -373,7 +367,7 @@ def test_an_always_step_runs_once_after_the_undo_when_a_step_fails(client: Clien
     assert story[-1] == ("step_ended", "always")
 
 
-def test_an_always_step_that_fails_is_told_of(client: Client, tmp_path: Path) -> None:
+def test_failed_always_step_is_reported(client: Client, tmp_path: Path) -> None:
     # given
     plan = Plan("stubborn")
     first = plan.step("first", "file.deploy.execute", path=f"{tmp_path}/first", content="x")
@@ -388,20 +382,20 @@ def test_an_always_step_that_fails_is_told_of(client: Client, tmp_path: Path) ->
     assert (tmp_path / "first").exists()
 
 
-def test_an_always_step_that_was_under_way_at_the_cancel_is_not_stopped(client: Client, tmp_path: Path) -> None:
+def test_cancel_does_not_stop_a_running_always_step(client: Client, tmp_path: Path) -> None:
     # given
     plan = Plan("stubborn")
     command = f"sleep 1.5; echo always >> {tmp_path}/log"
     plan.step("always", "command.shell.execute", command=command).always()
     plan.step("other", "noop.execute", sleep=60)
-    run = once_it_sleeps(client.start(plan), "always")
+    run = wait_until_started(client.start(plan), "always")
 
     # when
     run.cancel()
     report = run.wait(PATIENCE)
 
     # then
-    # The other step may have begun or not: then there is nothing to undo.
+    # If the other step has not begun, nothing is undone.
     assert report.state in {RunState.UNDONE, RunState.FAILED}
     assert report.cause == "cancel"
     assert report.step("always").status is StepState.CHANGED

@@ -1,4 +1,4 @@
-"""What is done to an installation that is in use: TLS, an upgrade while it works, a restore from Redis's file."""
+"""Maintenance of an installation in use: TLS, an upgrade of workers, and a restore from the files of Redis."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def two_steps(name: str, sleep: float = 0.0) -> Plan:
     return plan
 
 
-def waiting(name: str) -> Plan:
+def plan_with_approval(name: str) -> Plan:
     plan = Plan(name)
     plan.step("after", "noop.execute", changed=True).after(
         plan.step("ask", "approval.wait.execute").timeout(600).after(plan.step("before", "noop.execute", changed=True))
@@ -35,9 +35,9 @@ def waiting(name: str) -> Plan:
     return plan
 
 
-def test_all_parts_talk_to_redis_by_tls_and_to_nobody_who_only_says_that_he_is_it(tmp_path: Path) -> None:
+def test_all_processes_use_tls_and_verify_the_certificate(tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
-        require("no openssl here")
+        require("openssl is not installed")
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=redis", "-addext",
@@ -62,7 +62,7 @@ def test_all_parts_talk_to_redis_by_tls_and_to_nobody_who_only_says_that_he_is_i
             place.close()
 
 
-def test_while_workers_are_upgraded_new_runs_are_left_to_the_new_ones_and_old_ones_go_on(
+def test_upgrade_leaves_new_runs_to_new_workers_and_completes_old_ones(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Installation(redis_server.url, tmp_path, options=dict(QUICK))
@@ -70,36 +70,39 @@ def test_while_workers_are_upgraded_new_runs_are_left_to_the_new_ones_and_old_on
         old = place.worker("old", "-c", "2")
         old.start()
         client = place.client()
-        begun = client.start(waiting("begun-before"))
-        wait_for("it to wait", lambda: begun.report().step("ask").status == "waiting")
+        earlier_run = client.start(plan_with_approval("begun-before"))
+        wait_for("the approval to wait", lambda: earlier_run.report().step("ask").status == "waiting")
 
-        # a client of the new version comes before its workers
+        # a client of the new version starts a run before the workers are upgraded
         monkeypatch.setattr(request, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
         run = client.start(two_steps("of-the-new"))
-        wait_for("the old one to see it", lambda: b"newer version" in old.log.read_bytes() or run.state() == "pending")
-        assert client.store.state(run.id) is None  # left alone
+        wait_for(
+            "the old worker to receive the run",
+            lambda: b"newer version" in old.log.read_bytes() or run.state() == "pending",
+        )
+        assert client.store.state(run.id) is None  # the old worker has not earlier_run the run
 
         new = place.worker(
             "new", "-c", "2", LONGSHORE_IMPORTS="tests.integration.newer_version", PYTHONPATH=place.pythonpath
         )
         new.start()
-        # Both take from the same queues: what the old one has to leave comes again.
+        # Both workers consume the same queues: messages that the old worker refuses are redelivered.
         assert run.wait(timeout=PATIENCE).state == "succeeded"
         old.stop()
-        begun.approve("ask")
-        assert begun.wait(timeout=PATIENCE).state == "succeeded"
-        assert {step.attempts for step in begun.report().steps} == {1}
+        earlier_run.approve("ask")
+        assert earlier_run.wait(timeout=PATIENCE).state == "succeeded"
+        assert {step.attempts for step in earlier_run.report().steps} == {1}
     finally:
         place.close()
 
 
-def test_a_restore_from_redis_file_goes_on_where_it_stood(tmp_path: Path) -> None:
+def test_run_continues_after_a_restore_from_the_append_only_file(tmp_path: Path) -> None:
     with RedisServer("--appendfsync", "always") as first, RedisServer("--appendfsync", "always") as second:
         place = Installation(first.url, tmp_path, options=dict(QUICK))
         try:
             place.worker("one", "-c", "2").start()
-            run = place.client().start(waiting("restored"))
-            wait_for("it to wait", lambda: run.report().step("ask").status == "waiting")
+            run = place.client().start(plan_with_approval("restored"))
+            wait_for("the approval to wait", lambda: run.report().step("ask").status == "waiting")
         finally:
             place.close()
         first.stop()

@@ -1,4 +1,4 @@
-"""Workers that were stopped for longer than their lease, and a Redis that forgot: refused at the target as well."""
+"""Workers that are stopped beyond their lease, and lost writes of Redis: the target refuses stale attempts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pair(install: MakeInstallation) -> Iterator[Installation]:
         worker.signal_group(signal.SIGCONT)
 
 
-def at_work(pair: Installation, run: Run, step: str) -> Worker:
+def worker_of(pair: Installation, run: Run, step: str) -> Worker:
     def owner() -> str | None:
         started = [event for event in run.events() if event.name == "step_started" and event.step == step]
         return started[0].fields["owner"] if started else None
@@ -35,23 +35,23 @@ def at_work(pair: Installation, run: Run, step: str) -> Worker:
     return pair.at(node)
 
 
-def test_a_stopped_worker_does_nothing_after_its_step_was_taken_back(pair: Installation, tmp_path: Path) -> None:
-    """Its command goes on while it is stopped: whoever takes the step back ends it first."""
-    # given a step that would do its work in some seconds, and can be taken back
-    plan = Plan("ghost")
+def test_zombie_has_no_effect_after_the_compensation_of_its_step(pair: Installation, tmp_path: Path) -> None:
+    """The command of the stopped worker continues. The compensation kills the command first."""
+    # given a step with an undo that acts after four seconds
+    plan = Plan("zombie")
     work = plan.step(
         "work", "command.shell.execute", command=f"echo begun >> {tmp_path}/log; sleep 4; echo late >> {tmp_path}/log"
     )
     work.undo("command.shell.execute", command=f"echo undone >> {tmp_path}/log")
     run = pair.run(plan)
-    wait_for("the command", lambda: lines(tmp_path / "log"))
-    ghost = at_work(pair, run, "work")
+    wait_for("the command to start", lambda: lines(tmp_path / "log"))
+    zombie = worker_of(pair, run, "work")
 
     # when
-    ghost.signal_group(signal.SIGSTOP)
+    zombie.signal_group(signal.SIGSTOP)
     report = run.wait(PATIENCE)
     ended = time.monotonic()
-    ghost.signal_group(signal.SIGCONT)
+    zombie.signal_group(signal.SIGCONT)
 
     # then
     assert (report.state, report.step("work").status) == ("undone", "unknown")
@@ -59,30 +59,30 @@ def test_a_stopped_worker_does_nothing_after_its_step_was_taken_back(pair: Insta
     assert lines(tmp_path / "log") == ["begun", "undone"]
 
 
-def test_a_stopped_worker_does_nothing_after_its_step_was_done_again(pair: Installation, tmp_path: Path) -> None:
-    # given a step that can be repeated, and is slow only the first time
+def test_zombie_has_no_effect_after_a_later_attempt(pair: Installation, tmp_path: Path) -> None:
+    # given a repeatable step that is slow at the first attempt only
     text = f"echo try >> {tmp_path}/log; test -e {tmp_path}/once || {{ touch {tmp_path}/once; sleep 3; }}; "
     text += f"echo done >> {tmp_path}/log; touch {tmp_path}/made"
-    plan = Plan("ghost")
+    plan = Plan("zombie")
     plan.step("work", "command.shell.execute", command=text, creates=f"{tmp_path}/made")
     run = pair.run(plan)
-    wait_for("the command", lambda: lines(tmp_path / "log"))
-    ghost = at_work(pair, run, "work")
+    wait_for("the command to start", lambda: lines(tmp_path / "log"))
+    zombie = worker_of(pair, run, "work")
 
     # when
-    ghost.signal_group(signal.SIGSTOP)
+    zombie.signal_group(signal.SIGSTOP)
     report = run.wait(PATIENCE)
-    ghost.signal_group(signal.SIGCONT)
+    zombie.signal_group(signal.SIGCONT)
     time.sleep(3.5)
 
-    # then what it had begun was ended before the second attempt did it
+    # then the first command was killed before the second attempt acted
     assert report.exit_code == 0
     assert lines(tmp_path / "log") == ["try", "try", "done"]
     assert names(run, "step_ended") == ["work"]
 
 
-def test_an_effect_that_could_not_be_recorded_is_not_made_again(install: MakeInstallation, tmp_path: Path) -> None:
-    """The worker dies between the act and its record; the next one finds the receipt."""
+def test_unrecorded_effect_is_not_repeated(install: MakeInstallation, tmp_path: Path) -> None:
+    """The worker dies between the act and the recording of the outcome; the next attempt finds the receipt."""
     # given
     place = install()
     command = f"echo x >> {tmp_path}/log"
@@ -100,9 +100,9 @@ def test_an_effect_that_could_not_be_recorded_is_not_made_again(install: MakeIns
     assert lines(tmp_path / "log") == ["x"]
 
 
-def test_writes_that_redis_has_lost_are_noticed(install: MakeInstallation, tmp_path: Path) -> None:
-    """As after a power failure, or a failover: what was acknowledged is gone, and the run's record is an older one."""
-    # given a run that has come some way
+def test_lost_writes_suspend_the_run(install: MakeInstallation, tmp_path: Path) -> None:
+    """Redis has an older record of the run, as after a power failure or a failover."""
+    # given a run with a completed step
     place = install()
     control = place.worker("control", "--concurrency", "1", "--queues", "control")
     worker = place.worker("one", "--concurrency", "1", "--queues", "command")
@@ -116,11 +116,11 @@ def test_writes_that_redis_has_lost_are_noticed(install: MakeInstallation, tmp_p
     wait_for("the first step to be dispatched", lambda: place.queue("command"))
     before = {key: place.redis.dump(key) for key in keys.record() if place.redis.exists(key)}
     worker.start()
-    wait_for("the gate", lambda: run.report().step("gate").status == "waiting")
+    wait_for("the approval to wait", lambda: run.report().step("gate").status == "waiting")
     for each in place.workers:
         each.kill()
 
-    # when Redis has the record of before the first step again
+    # when Redis has the record from before the first step
     for key in keys.record():
         place.redis.delete(key)
         if key in before:
@@ -128,16 +128,16 @@ def test_writes_that_redis_has_lost_are_noticed(install: MakeInstallation, tmp_p
     for each in place.workers:
         each.start()
 
-    # then it is held, and says why
-    wait_for("it to be suspended", lambda: run.state() == "suspended")
-    told = run.report().error
-    assert told is not None
-    assert "Redis has lost what it had acknowledged" in told.message
+    # then the run is suspended with the reason
+    wait_for("the suspension", lambda: run.state() == "suspended")
+    error = run.report().error
+    assert error is not None
+    assert "Redis has lost what it had acknowledged" in error.message
     assert lines(tmp_path / "log") == ["first"]
 
-    # when somebody has looked and lets it go on, what is known by its receipt is not done again
+    # when a person resumes the run, a step with a receipt is not repeated
     assert place.longshore("runs", "resume", run.id, "--detach").code == 0
-    wait_for("the gate", lambda: run.report().step("gate").status == "waiting")
+    wait_for("the approval to wait", lambda: run.report().step("gate").status == "waiting")
     run.approve("gate")
     assert run.wait(PATIENCE).exit_code == 0
     assert lines(tmp_path / "log") == ["first", "last"]

@@ -1,4 +1,4 @@
-"""An application with a Celery app of its own; with TILL_FENCED, its tasks are fenced."""
+"""An application with its own Celery app; TILL_FENCED makes its tasks fenced."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refund(amount: int, seconds: float = 0.0) -> None:
 
 @app.task(name="till.charge_later", shared=False, bind=True, max_retries=3)
 def charge_later(self: Task, amount: int, countdown: float) -> None:  # type: ignore[type-arg]
-    """Charges at the second try."""
+    """Charge at the second attempt."""
     if self.request.retries == 0:
         note("no charge yet")
         raise self.retry(countdown=countdown)
@@ -72,7 +72,7 @@ def talk(fails: str = "") -> dict[str, Any]:
 
 @app.task(name="till.patient", shared=False)
 def patient(seconds: float) -> None:
-    """Works until it is asked to stop."""
+    """Work until the run is cancelled."""
     note("patient begins")
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""Servers of web applications as processes, and requests to them."""
+"""Servers of web applications as processes, and their HTTP requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.integration.processes import wait_for
 
 @contextlib.contextmanager
 def process(command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Iterator[None]:
-    """A process in a group of its own, whose output goes to a log."""
+    """Start a process in its own process group, with its output in a log."""
     with log.open("wb") as output:
         running = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -31,13 +31,13 @@ def process(command: Sequence[str], folder: Path, environment: Mapping[str, str]
 
 
 def call(url: str, method: str = "GET", form: Mapping[str, str] | None = None) -> tuple[int, Any]:
-    """The status and the JSON of an answer."""
+    """Send a request; return the status and the JSON of the answer."""
     answer = requests.request(method, url, data=form, timeout=20)
     return answer.status_code, answer.json()
 
 
 def wait_until_served(url: str, log: Path) -> None:
-    """Return when the server answers, whatever the answer is."""
+    """Wait until the server answers, with any status."""
 
     def answers() -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Runs each test on both servers: the machine's Redis, and the Valkey of the `embedded` extra."""
+"""Fixtures that run each test on two servers: Redis, and the Valkey of the `embedded` extra."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Simulated workers around the real record: messages in a list, attempts that stop anywhere, and a target.
+"""Simulated workers on a real record: messages in a list, attempts that can stop at any point, and a target.
 
-The world logs the claims and the effects at the target itself, so that the record is judged by a log that the
-scripts did not write.
+The world logs claims and effects itself, so that the tests compare the record with a log that the
+scripts have not written.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ from longshore.tasks.loaded_runs import Plans
 from tests.store.stored_run import StoredRun, settings_for
 from tests.sweeping import sweep
 
-#: Attempts at a step and at its compensation, as the runner makes them after errors that pass.
+#: The number of attempts that the runner makes at a step and at its compensation after temporary errors.
 TRIES = {"": 4, "u": 6}
 FORWARD = ("changed", "unchanged", "half", "failed", "preflight", "busy", "busy-half", "parked", "stopped")
 BACKWARD = ("undone", "undone", "busy", "parked", "failed")
 _numbers = itertools.count(1)
 
 
-class DriverDied(BaseException):
-    """The process that advanced a run was killed."""
+class CoordinatorDied(BaseException):
+    """The process of a coordinator was killed."""
 
 
 @dataclass(frozen=True)
 class Message:
     task: str
     index: int = -1
-    #: The links that follow it in its chain.
+    #: The following links of the chain.
     rest: tuple[int, ...] = ()
 
 
 class MessageQueue(list[Message]):
-    """The broker: messages under way, and all that were ever sent."""
+    """The broker: the messages in the queue, and all sent messages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[Message] = []
-        #: Messages that the driver sends before it dies.
+        #: The number of messages that the coordinator sends before it dies.
         self.dies_after: int | None = None
 
     def send(self, message: Message) -> None:
         if self.dies_after is not None:
             if self.dies_after == 0:
-                raise DriverDied
+                raise CoordinatorDied
             self.dies_after -= 1
         self.append(message)
         self.sent.append(message)
 
 
 class QueueCanvas:
-    """In place of `Canvas`: the same messages, into a `MessageQueue`."""
+    """A replacement of `Canvas` that sends the same messages to a `MessageQueue`."""
 
     def __init__(self, app: Any, run_id: str, hosts: Any = None) -> None:
         self.queue: MessageQueue = app
@@ -88,17 +88,17 @@ class QueueCanvas:
 
 
 class InterruptibleStore(Store):
-    """The driver's store: at one of its next calls the process dies, or another process acts."""
+    """The store of a coordinator: at one of the next calls the process dies, or another process acts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._countdown = -1
         self._fault: Callable[[], None] | None = None
 
-    def break_at(self, call: int, fault: Callable[[], None]) -> None:
+    def fail_at(self, call: int, fault: Callable[[], None]) -> None:
         self._countdown, self._fault = call, fault
 
-    def mend(self) -> None:
+    def remove_fault(self) -> None:
         self._fault = None
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +116,7 @@ class Target:
 
     present: set[int] = field(default_factory=set)
     receipts: dict[int, int] = field(default_factory=dict)
-    #: Real changes only: (index, "applied" or "taken back", fence).
+    #: Real changes only: (index, "applied" or "undone", fence).
     log: list[tuple[int, str, int]] = field(default_factory=list)
 
     def touch(self, index: int, fence: int) -> bool:
@@ -130,10 +130,10 @@ class Target:
             self.present.add(index)
             self.log.append((index, "applied", fence))
 
-    def take_back(self, index: int, fence: int) -> None:
+    def undo(self, index: int, fence: int) -> None:
         if index in self.present:
             self.present.remove(index)
-            self.log.append((index, "taken back", fence))
+            self.log.append((index, "undone", fence))
 
     def count(self, index: int, what: str) -> int:
         return sum(1 for i, did, _ in self.log if (i, did) == (index, what))
@@ -141,7 +141,7 @@ class Target:
 
 @dataclass
 class Work:
-    """One delivery at work, in a worker that may stop after any of its calls."""
+    """A delivery that a worker executes; the worker may stop after each call."""
 
     side: str
     index: int
@@ -149,7 +149,7 @@ class Work:
     grant: Grant
     rest: tuple[int, ...]
     journalled: bool = False
-    #: The end that it reports once it has acted, as in FORWARD and BACKWARD.
+    #: The outcome that the worker reports after it has acted, as in FORWARD and BACKWARD.
     ended: str = ""
 
     @property
@@ -162,21 +162,21 @@ class Work:
 
 
 class World:
-    """One run, its messages, its workers and its target."""
+    """A run with its messages, workers and target."""
 
     def __init__(self, url: str, plan: Plan, client: Any, **settings: Any) -> None:
         validate(plan)
         self.plan = CompiledPlan(plan)
-        # A name space of its own, which no sweeper of another world looks at.
+        # A separate name space, which no sweeper of another world reads.
         own = {"namespace": f"world-{next(_numbers)}", "claim_timeout": 1e9, "undo_timeout": 1e9}
         values = settings_for(url, **own | settings)
         self.store = Store(values, client)
-        self.driver_store = InterruptibleStore(values, client)
+        self.coordinator_store = InterruptibleStore(values, client)
         self.stored = StoredRun(url, store=self.store)
         self.run_id = self.stored.run_id
         self.queue = MessageQueue()
-        self.coordinator = self.new_driver(self.driver_store)
-        self.other_driver = self.new_driver(self.store)
+        self.coordinator = self.new_coordinator(self.coordinator_store)
+        self.other_coordinator = self.new_coordinator(self.store)
         self.target = Target()
         self.works: list[Work] = []
         #: The owner of each step, by the claims, outcomes and lost leases in the log.
@@ -186,7 +186,7 @@ class World:
         self.events: list[dict[str, str]] = []
         self._owners = 0
 
-    def new_driver(self, store: Store) -> Coordinator:
+    def new_coordinator(self, store: Store) -> Coordinator:
         return Coordinator(self.queue, store, Plans(store))  # type: ignore[arg-type]
 
     def request(self) -> None:
@@ -204,7 +204,7 @@ class World:
     # --- the log ------------------------------------------------------------------------------------
 
     def sync(self) -> list[dict[str, str]]:
-        """Read the events since the last call; a lost lease takes its step from its holder."""
+        """Read the events since the last call; an expired lease removes the holder of its step."""
         entries = self.store.read_events(self.run_id, self._seen_event, count=10_000)
         for self._seen_event, fields in entries:
             self.events.append(fields)
@@ -243,7 +243,7 @@ class World:
         self.sync()
         assert work.key not in self.holders, "I3: two attempts hold one step"
         earlier = [other.fence for other in self.grants if other.index == work.index]
-        assert work.fence > max(earlier, default=0), "I3: a fence that does not grow"
+        assert work.fence > max(earlier, default=0), "I3: the fence has not grown"
         records = self.store.step_records(self.run_id, range(len(self.plan)))
         state = self.store.state(self.run_id)
         step = self.plan.steps[work.index]
@@ -251,13 +251,15 @@ class World:
             assert state == "undoing"
             for other in self.plan.steps:
                 record = records[other.index]
-                assert record.status not in STEP_IN_FLIGHT, "I6: undone while a step runs"
+                assert record.status not in STEP_IN_FLIGHT, "I6: a step was undone while another runs"
                 if other.level > step.level and self.must_be_undone(other.index):
-                    assert record.undo in UNDO_FINAL, "I6: undone before a step that depends on it"
+                    assert record.undo in UNDO_FINAL, "I6: a step was undone before a dependent step"
             if self.plan.plan.on_undo_failure == "hold":
                 for other in self.plan.steps:
                     below = work.index in self.plan.upstream(other.index)
-                    assert not below or records[other.index].undo not in UNDO_OPEN, "undone under a failed undo"
+                    assert not below or records[other.index].undo not in UNDO_OPEN, (
+                        "a step was undone before a dependent step whose undo failed"
+                    )
             assert self.must_be_undone(work.index)
             return
         assert state in {"running", "finishing"}, "I5"
@@ -265,15 +267,15 @@ class World:
         if not step.always:
             for d in step.needs:
                 good = records[d].status in STEP_GOOD or records[d].status is StepState.SKIPPED
-                assert good or self.plan.steps[d].always, "I5: begun after a failure"
-                assert records[d].reason != DEPENDENCY_FAILED, "I5: begun after a failure"
-                assert records[d].status not in STEP_BAD, "I5: begun after a failure"
+                assert good or self.plan.steps[d].always, "I5: a step began after a failure"
+                assert records[d].reason != DEPENDENCY_FAILED, "I5: a step began after a failure"
+                assert records[d].status not in STEP_BAD, "I5: a step began after a failure"
         if not step.repeatable:
             lost = [e for e in self.events if e["event"] == "lease_lost" and not e["undo"]]
             assert all(int(e["step"]) != work.index for e in lost), "a step with an unknown outcome was repeated"
 
     def must_be_undone(self, index: int) -> bool:
-        """Report whether, by the log, an attempt claimed the step and none has proved that it had no effect."""
+        """Report whether, by the log, an attempt has claimed the step and none was without effect."""
         step = self.plan.steps[index]
         if step.always or step.read_only or not step.has_undo:
             return False
@@ -283,8 +285,8 @@ class World:
 
     # --- workers ------------------------------------------------------------------------------------
 
-    def go_on(self, work: Work, how: str, *, dies: bool = False, twice: bool = False) -> None:
-        """The next action of this attempt: journal, act, or report."""
+    def next_action(self, work: Work, how: str, *, dies: bool = False, twice: bool = False) -> None:
+        """Do the next action of the attempt: journal, act, or report."""
         if not work.journalled:
             held = self.holds(work)
             assert self.store.journal(self.run_id, work.index, work.side, work.grant.fence, "", "{}") == held
@@ -299,7 +301,7 @@ class World:
 
     def finish(self, work: Work, how: str) -> None:
         while work in self.works:
-            self.go_on(work, how)
+            self.next_action(work, how)
 
     def _act(self, work: Work, how: str) -> None:
         i, step = work.index, self.plan.steps[work.index]
@@ -315,16 +317,16 @@ class World:
             return
         if work.side:
             if work.ended == "undone":
-                self.target.take_back(i, work.fence)
+                self.target.undo(i, work.fence)
         elif work.ended == "unchanged" and i in self.target.present:
-            work.ended = "changed"  # the effect of an earlier attempt, which was never recorded
+            work.ended = "changed"  # the unrecorded effect of an earlier attempt
         elif work.ended in {"changed", "half", "busy-half"}:
             self.target.apply(i, work.fence)
 
     def _report(self, work: Work, *, dies: bool, twice: bool) -> None:
         step = self.plan.steps[work.index]
         if work.ended in {"busy", "busy-half", "parked"}:
-            if work.grant.attempt < TRIES[""] and self._again(work, dies=dies, twice=twice):
+            if work.grant.attempt < TRIES[""] and self._retry(work, dies=dies, twice=twice):
                 return
             work.ended = "failed"
         status = {"changed": "changed", "unchanged": "unchanged", "stopped": "cancelled"}.get(work.ended, "failed")
@@ -345,7 +347,7 @@ class World:
 
     def _report_undo(self, work: Work, *, dies: bool, twice: bool) -> None:
         if work.ended in {"busy", "parked"}:
-            if work.grant.attempt < TRIES["u"] and self._again(work, dies=dies, twice=twice):
+            if work.grant.attempt < TRIES["u"] and self._retry(work, dies=dies, twice=twice):
                 return
             work.ended = "failed"
         recorded = self._complete(work, "undone" if work.ended == "undone" else "undo_failed", twice=twice)
@@ -356,24 +358,24 @@ class World:
         held = self.holds(work)
         before = self.stored.dump()
 
-        def tell() -> Recorded:
+        def complete() -> Recorded:
             return self.store.complete(self.run_id, work.index, work.side, work.grant.fence, status, "{}", **more)
 
-        recorded = tell()
+        recorded = complete()
         new = self.sync()
-        assert recorded.accepted == held, "I4: an outcome counts if its attempt holds the step"
+        assert recorded.accepted == held, "I4: an outcome of another attempt than the holder was counted"
         if not held:
-            assert self.stored.dump() == before, "I14: a lost attempt moved the run"
+            assert self.stored.dump() == before, "I14: a lost attempt changed the run"
             return recorded
         assert sum(event["event"] in {"step_ended", "undo_ended"} for event in new) == 1, "I4"
         del self.holders[work.key]
         if twice:
             after = self.stored.dump()
-            assert tell().accepted
+            assert complete().accepted
             assert self.stored.dump() == after, "I4: an outcome was counted twice"
         return recorded
 
-    def _again(self, work: Work, *, dies: bool, twice: bool) -> bool:
+    def _retry(self, work: Work, *, dies: bool, twice: bool) -> bool:
         """Report whether the attempt has ended: recorded as a retry, or superseded."""
         parked = work.ended == "parked"
         delay = 30.0 if parked else 0.0
@@ -396,8 +398,8 @@ class World:
                 self.queue.send(Message(UNDO if work.side else STEP, work.index, work.rest))
         return True
 
-    def silence(self, work: Work) -> None:
-        """The worker no longer renews the lease, but may continue."""
+    def expire_lease(self, work: Work) -> None:
+        """End the lease of an attempt; the worker may continue."""
         if self.holds(work):
             self.stored.end_lease(f"{work.side}{work.index}")
 
@@ -417,7 +419,7 @@ class World:
                     self.finish(work, "undone" if work.side else "changed")
             if self.is_settled():
                 return
-        raise AssertionError(f"I13: the run does not come to rest: {self.stored.dump()[:3]}")
+        raise AssertionError(f"I13: the run does not end: {self.stored.dump()[:3]}")
 
     def is_settled(self) -> bool:
         """Report whether no index of the sweeper names the run."""

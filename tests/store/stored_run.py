@@ -1,4 +1,4 @@
-"""The record of one run on a real server, and the scripts that change it."""
+"""The record of one run on a real server, and calls of the scripts that change the record."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
 
 LEASE = 10.0
-#: Fields of the steps' hash that are times which something waits for; an undo's have a `u` before them.
+#: Fields of the steps' hash with future times; the fields of an undo have the prefix `u`.
 _TIMES = frozenset({"sent", "sent_until", "not_before", "usent", "usent_until", "unot_before"})
 _numbers = itertools.count(1)
 
 SIDES = pytest.mark.parametrize("side", ["", "u"], ids=["forward", "backward"])
-#: Side and status of every step that nobody may claim.
+#: Side and status of each step that cannot be claimed.
 NOT_CLAIMABLE = [
     *(("", status) for status in StepState if status not in {"pending", "ready", "retrying"}),
     *(("u", status) for status in UndoState if status not in {"ready", "retrying"}),
@@ -34,7 +34,7 @@ NOT_CLAIMABLE = [
 
 
 def busy(side: str) -> str:
-    """The state of a run while an attempt runs on that side."""
+    """The state of a run with a running attempt of that side."""
     return "undoing" if side else "running"
 
 
@@ -43,12 +43,12 @@ def settings_for(url: str, **more: Any) -> Settings:
     return Settings(**values | more)
 
 
-#: Settings read files and the environment: once for each server.
+#: Settings by server; cached, because they read files and the environment.
 _usual_settings = cache(settings_for)
 
 
 class StoredRun:
-    """One run. Methods named like a script call that script as workers do; `put` writes a record past the scripts."""
+    """A run. Methods named like a script call that script as workers do; `put` writes fields without a script."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class StoredRun:
         run_id: str = "",
         **settings: Any,
     ) -> None:
-        """`client` is shared, and stays open."""
+        """Use a shared client, which `close` does not close."""
         values = settings_for(url, **settings) if settings else _usual_settings(url)
         self.store = store if store is not None else Store(values, client)
         self._shared = client is not None
@@ -117,7 +117,7 @@ class StoredRun:
     # --- prepared states ----------------------------------------------------------------------------
 
     def put(self, *, steps: Mapping[str, object] | None = None, **run: object) -> None:
-        """Write fields of the run, and of the steps' hash, past the scripts."""
+        """Write fields of the run, and of the steps' hash, without a script."""
         if run:
             self.redis.hset(self.keys.run, mapping={name: str(value) for name, value in run.items()})
         if steps:
@@ -148,7 +148,7 @@ class StoredRun:
         assert self.open_level(RunState.RUNNING, 0, ready or (0,), skipped or {})
 
     def age(self, seconds: float) -> None:
-        """Age all deadlines and leases of this run."""
+        """Backdate all deadlines and leases of this run."""
         ms = round(seconds * 1000)
         pipe = self.redis.pipeline()
         for name in self.redis.hkeys(self.keys.steps):
@@ -166,13 +166,13 @@ class StoredRun:
         pipe.execute()
 
     def end_lease(self, member: str) -> None:
-        """Expire the lease of that attempt."""
+        """Expire the lease of an attempt."""
         self.redis.zadd(self.keys.leases, {member: self.store.now() - 1}, xx=True)
 
     # --- the scripts --------------------------------------------------------------------------------
 
     def script(self, name: str, *args: object) -> Any:
-        """Call a script with the test's own arguments."""
+        """Call a script with given arguments."""
         keys = self.store.keys
         indices = [keys.live, keys.runs, keys.inbox, keys.clock, keys.audit] if name == "create" else []
         return self.store._run(name, self.run_id, *args, keys=indices)

@@ -1,4 +1,4 @@
-"""Permissions of the Redis users: every command of the server, dry-run for every role."""
+"""Permissions of the Redis users: each command of the server for each role, by ACL DRYRUN."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.servers import RedisServer
 
 SPACE = "acl"
 PASSWORDS = {role: f"{role}-password" for role in acl.ROLES}
-#: Redis lets everybody call them, or answers before it asks who calls.
+#: Commands that Redis permits to every user, or answers before authentication.
 _EVERYBODYS = {"auth", "hello", "quit", "reset"}
-#: Of clients, what issues and reports have named: each stops others, shows what is theirs, or runs code.
+#: Commands forbidden to clients: each one disturbs other users, shows their data, or runs code.
 _NEVER = (
     "KEYS", "SCAN", "RANDOMKEY", "CLIENT|LIST", "CLIENT|KILL", "CLIENT|PAUSE", "CLIENT|NO-EVICT", "CLIENT|REPLY",
     "CLIENT|TRACKING", "CLIENT|UNBLOCK", "EVAL", "EVAL_RO", "EVALSHA_RO", "FCALL", "FCALL_RO", "FUNCTION|LOAD",
@@ -37,8 +37,8 @@ _NEVER = (
 
 _CALLED_ON = re.compile(r"\b(?:pipe|reads|writes|waiting|_?client)\.([a-z_]+)\b")
 _CALL = re.compile(r"redis\.p?call\(\s*['\"]([a-zA-Z]+)['\"]")
-#: Methods of a client that are called otherwise; of those that are no command by themselves, or only an embedded
-#: server's, and that doctor calls only where it may.
+#: Methods of redis-py whose command has another name; and methods that are no command, or that only an embedded
+#: server or a permitted doctor needs.
 _CALLED = {
     "pubsub_numpat": "pubsub|numpat",
     "delete": "del",
@@ -85,7 +85,7 @@ def may(admin: redis.Redis, role: str, command: str) -> bool:
     """Report, by ACL DRYRUN with forbidden keys, whether the command itself is allowed."""
     words = command.split("|")
     answer = ""
-    for count in range(8):  # until there are as many arguments as it wants
+    for count in range(8):  # until the number of arguments is correct
         try:
             answer = str(admin.execute_command("ACL", "DRYRUN", f"longshore-{role}", *words, *["0"] * count))
         except redis.ResponseError as error:
@@ -164,11 +164,11 @@ def test_client_waits_for_a_worker_to_reload_scripts(server: RedisServer) -> Non
     asked = threading.Event()
     load = client._load
 
-    def noted(*given: Any) -> None:
+    def load_and_signal(*given: Any) -> None:
         load(*given)
         asked.set()
 
-    client._load = noted  # type: ignore[method-assign]
+    client._load = load_and_signal  # type: ignore[method-assign]
     thread = threading.Thread(target=lambda: Admission(client).submit("r", request()))
     thread.start()
     assert asked.wait(30)
@@ -235,7 +235,7 @@ def test_doctor_examines_every_key_in_every_permitted_role(admin: redis.Redis, s
     (damaged,) = [each.what for each in examine(as_role(server, role)) if "damaged" in each.what]
 
     assert f"{keys.of('r').run} is a list" in damaged
-    # The role needs neither command: redis-py names itself, and a setting may stay unknown.
+    # The role needs neither command: redis-py tries to name its connections, and doctor may skip a setting.
     assert {entry["object"] for entry in admin.acl_log()} <= {"config|get", "client|setinfo"}
 
 

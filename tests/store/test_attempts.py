@@ -426,7 +426,7 @@ def test_successful_chain_link_opens_the_next_level(stored: StoredRun, status: s
     with stored.emits("step_ended", "level_started") as events:
         recorded = stored.complete(0, fence, status, next_link=1)
 
-    assert recorded == Recorded(accepted=True, advance=False)  # the chain's own message follows
+    assert recorded == Recorded(accepted=True, advance=False)  # the next message of the chain follows
     assert (stored.run("level"), stored.run("left"), stored.step("status:1")) == ("1", "1", "ready")
     assert int(stored.step("sent_until:1") or 0) == int(stored.step("sent:1") or 0) + LEASE * 1000
     assert (events[1]["level"], events[1]["steps"]) == ("1", "1")

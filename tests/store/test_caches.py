@@ -1,4 +1,4 @@
-"""Caches by generations, and the steps that build, check and invalidate them."""
+"""Generations of caches, and the steps that build, check and invalidate caches."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def caches(store: Store) -> Caches:
 
 @pytest.fixture
 def built(own_registry: None) -> list[Any]:
-    """Builds requested from the application's own builder."""
+    """The calls of the builder of the application."""
     asked: list[Any] = []
 
     @operation("catalog.build", read_only=True)
@@ -98,28 +98,28 @@ def test_cache_entry_is_complete_or_missing(value: Any, key: str, place: int, by
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(st.lists(st.sampled_from(["build", "undo", "mark", "unmark", "rubbish"]), max_size=12))
-def test_current_generation_is_the_last_one_not_undone(caches: Caches, deeds: list[str]) -> None:
+def test_current_generation_is_the_last_one_not_undone(caches: Caches, actions: list[str]) -> None:
     caches.forget("one")
     current: Entry | None = None
     previous: Entry | None = None
     number = 0
-    for deed in deeds:
-        if deed == "build":
+    for action in actions:
+        if action == "build":
             number = caches.number("one")
             new = Entry(number, {"n": number}, by=f"r{number}.step")
             caches.swap("one", new)
             current, previous = new, current
-        elif deed == "undo":
+        elif action == "undo":
             mine = current is not None and caches.back("one", f"r{number}.step")
             if mine and current is not None and current.by == f"r{number}.step":
                 current, previous = previous, None
-        elif deed == "mark" and current is not None and not current.invalidated:
+        elif action == "mark" and current is not None and not current.invalidated:
             assert caches.mark("one", "me")
             current = replace(current, invalidated="me")
-        elif deed == "unmark" and current is not None and current.invalidated:
+        elif action == "unmark" and current is not None and current.invalidated:
             assert caches.mark("one", "")
             current = replace(current, invalidated="")
-        elif deed == "rubbish":
+        elif action == "rubbish":
             caches._redis.client.hset(caches._redis.keys.cache("one"), "current", "rubbish")
             current, previous = None, None
             caches.forget("one")
@@ -134,13 +134,13 @@ def test_valid_cache_is_not_rebuilt(step: Step, caches: Caches, built: list[Any]
     done = first.act()
     assert (done.changed, done.data["built"], done.data["generation"]) == (True, True, 1)
     assert caches.get("catalog").entry is not None
-    # the same once more, redelivered, and of another run
+    # the same build again, by a redelivery and by another run
     assert first.act().data["generation"] == 1
     again = rebuild(step, "r2", ttl=0.3, fingerprint="1")
     assert again.predict().changed is False
     assert again.act().changed is False
     assert len(built) == 1
-    # another source, too old, invalidated, forced
+    # a new fingerprint, an expired, an invalidated, and a forced build
     assert rebuild(step, "r3", ttl=0.3, fingerprint="2").act().changed
     time.sleep(0.35)
     assert "of at most 0.3 s" in step("check.get").act().data["reason"]
@@ -159,7 +159,7 @@ def test_undo_restores_the_previous_generation_unless_superseded(step: Step, cac
     one, two = rebuild(step, "r1"), rebuild(step, "r2", force=True)
     one.act()
     two.act()
-    assert one.undo().changed is False, "a newer one is there"
+    assert one.undo().changed is False, "the undo replaced a newer generation"
     assert two.undo().changed
     entry = caches.get("catalog").entry
     assert entry is not None
@@ -170,7 +170,7 @@ def test_undo_restores_the_previous_generation_unless_superseded(step: Step, cac
     mark = step("invalidate.execute", "r3")
     rebuild(step, "r4").act()
     mark.act()
-    assert mark.act().changed, "redelivered"
+    assert mark.act().changed, "a redelivery reports another outcome"
     assert step("invalidate.execute", "r5").act().changed is False
     assert mark.undo().changed
     assert mark.undo().changed is False
@@ -186,7 +186,7 @@ def test_concurrent_builds_run_once(step: Step, caches: Caches, built: list[Any]
         before = len(built)
         with ThreadPoolExecutor(8) as pool:
             done = list(pool.map(lambda one: one.act(), many))
-        # the one that came first built for itself; one that had begun to wait by then, for all others
+        # the first attempt built for itself, and one waiting attempt for all others
         assert 1 <= len(built) - before <= 2
         assert sum(one.changed for one in done) == len(built) - before
 

@@ -1,4 +1,4 @@
-"""Servers that do not answer, and servers that are no Redis."""
+"""Servers that do not answer, and servers other than Redis."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Web(socketserver.BaseRequestHandler):
         self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
-def test_server_that_is_no_redis_is_named(tmp_path: Path) -> None:
+def test_server_other_than_redis_is_reported(tmp_path: Path) -> None:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Web) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         client = client_of(f"redis://127.0.0.1:{server.server_address[1]}/0", tmp_path)

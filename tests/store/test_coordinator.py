@@ -13,7 +13,7 @@ from longshore.orchestration.states import RunState
 from longshore.tasks.control import coordinator
 from longshore.tasks.control import sweep as sweep_module
 from tests.servers import RedisServer
-from tests.store.simulated_workers import DriverDied, Message, QueueCanvas, World
+from tests.store.simulated_workers import CoordinatorDied, Message, QueueCanvas, World
 from tests.sweeping import sweep
 
 pytestmark = pytest.mark.store
@@ -44,7 +44,7 @@ def plan_of(*steps: str, **fields: Any) -> Plan:
 
 
 def do(world: World, index: int, how: str = "changed", side: str = "") -> None:
-    """Run a whole attempt from its message."""
+    """Execute a whole attempt from its message."""
     task = "longshore.undo" if side else "longshore.step"
     message = next(m for m in world.queue if (m.task, m.index) == (task, index))
     world.queue.remove(message)
@@ -134,11 +134,11 @@ def test_damaged_run_does_not_block_the_sweep(world: Callable[..., World]) -> No
     assert here.store.state(here.run_id) == RunState.RUNNING
 
 
-# --- runs in which a sweep finds nothing to do -------------------------------------------------------------
+# --- runs without work for a sweep -------------------------------------------------------------------------
 
 
 def claimed(world: Callable[..., World], **fields: Any) -> World:
-    """A run with two steps that have begun, which was swept, and is due again."""
+    """A run with two running steps that is due for its next sweep."""
     run = world(plan_of("a", "b", **fields))
     sweep(run.coordinator)
     assert all(run.deliver(message) for message in list(run.queue) if message.task == "longshore.step")
@@ -155,7 +155,7 @@ def test_run_with_each_step_under_a_lease_is_not_advanced(world: Callable[..., W
 
     assert run.coordinator.with_work([run.run_id]) == []
     assert sweep(run.coordinator) == 0
-    assert run.stored.redis.zscore(run.store.keys.live, run.run_id) > 0  # and is due again in a third of a lease
+    assert run.stored.redis.zscore(run.store.keys.live, run.run_id) > 0  # due again in a third of a lease
 
 
 def test_run_is_due_within_a_third_of_a_lease_whenever_its_next_sweep_begins(world: Callable[..., World]) -> None:
@@ -189,7 +189,7 @@ def hold_a_unit(run: World) -> None:
 
 def cancel(run: World) -> None:
     run.store.command(run.run_id, "cancel")
-    run.stored.redis.zrem(run.store.keys.inbox, run.run_id)  # a command whose entry was lost
+    run.stored.redis.zrem(run.store.keys.inbox, run.run_id)  # the inbox entry of the command is lost
 
 
 def enter_the_inbox(run: World) -> None:
@@ -233,7 +233,7 @@ def pause_all_sweeps(run: World) -> None:
         reach_the_time_limit, suspend, set_the_clock, lose_writes, damage_a_key, pause_all_sweeps,
     ],
 )  # fmt: skip
-def test_run_with_anything_to_do_is_advanced(world: Callable[..., World], change: Callable[[World], None]) -> None:
+def test_run_with_work_is_advanced(world: Callable[..., World], change: Callable[[World], None]) -> None:
     run = claimed(world)
 
     change(run)
@@ -244,10 +244,10 @@ def test_run_with_anything_to_do_is_advanced(world: Callable[..., World], change
 def test_each_worker_verifies_the_request_of_a_run_under_lease(world: Callable[..., World]) -> None:
     run = claimed(world)
 
-    assert run.other_driver.with_work([run.run_id]) == [run.run_id]
-    run.other_driver.look_at_clock()
-    run.other_driver.advance(run.run_id, recover=True)
-    assert run.other_driver.with_work([run.run_id]) == []
+    assert run.other_coordinator.with_work([run.run_id]) == [run.run_id]
+    run.other_coordinator.look_at_clock()
+    run.other_coordinator.advance(run.run_id, recover=True)
+    assert run.other_coordinator.with_work([run.run_id]) == []
 
 
 # --- races ----------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_chain_link_with_a_failed_dependency_is_skipped(world: Callable[..., Wor
     plan.step("next", "noop.execute").after("good")
     plan.step("last", "noop.execute").after("next", "bad")
     run = world(plan)
-    assert run.plan.chain_from(2, 8) == (2,), "the chain must end where the record has to be asked"
+    assert run.plan.chain_from(2, 8) == (2,), "the chain passes a level that needs the record"
 
     sweep(run.coordinator)
     do(run, 0, "failed")
@@ -272,16 +272,16 @@ def test_chain_link_with_a_failed_dependency_is_skipped(world: Callable[..., Wor
 def test_command_sent_during_a_sweep_is_not_lost(world: Callable[..., World]) -> None:
     run = world(plan_of("a"))
     run.settle()
-    run.store.command(run.run_id, "cancel")  # refused, for it rests; it only brings the sweeper here
-    looks = run.driver_store.look
+    run.store.command(run.run_id, "cancel")  # refused because the run has ended; the command only makes the run due
+    looks = run.coordinator_store.look
 
-    def look_and_be_asked(run_id: str, **options: bool) -> Any:
+    def read_and_receive_a_command(run_id: str, **options: bool) -> Any:
         found = looks(run_id, **options)
         if len(run.store.commands(run.run_id)) == 1 and found.fields.get("last_command"):
             run.store.command(run.run_id, "undo")
         return found
 
-    run.driver_store.look = look_and_be_asked  # type: ignore[method-assign]
+    run.coordinator_store.look = read_and_receive_a_command  # type: ignore[method-assign]
     sweep(run.coordinator)
     assert len(run.store.commands(run.run_id)) == 2
 
@@ -296,12 +296,12 @@ def test_run_reopened_by_a_killed_coordinator_is_swept(world: Callable[..., Worl
     run.store.command(run.run_id, "undo")
 
     def die(*_: object, **__: object) -> None:
-        raise DriverDied
+        raise CoordinatorDied
 
-    run.driver_store.look_at = die  # type: ignore[method-assign]
-    with pytest.raises(DriverDied):
+    run.coordinator_store.look_at = die  # type: ignore[method-assign]
+    with pytest.raises(CoordinatorDied):
         sweep(run.coordinator)
-    run.driver_store.look_at = run.store.look_at  # type: ignore[method-assign]
+    run.coordinator_store.look_at = run.store.look_at  # type: ignore[method-assign]
     sweep(run.coordinator)
     run.queue.clear()
 
@@ -318,18 +318,18 @@ def test_always_step_lost_during_cancel_runs_again(world: Callable[..., World]) 
     do(run, 0)
     work = run.deliver(Message("longshore.step", 1))
     assert work is not None
-    run.silence(work)
+    run.expire_lease(work)
     run.store.command(run.run_id, "cancel")
-    whole = run.driver_store.expire
+    whole = run.coordinator_store.expire
 
     def cancelled_meanwhile(*args: Any, **kwargs: Any) -> str:
-        run.other_driver.advance(run.run_id)
+        run.other_coordinator.advance(run.run_id)
         return whole(*args, **kwargs)
 
-    # The other process carries the cancel out just before this one takes the step away.
-    run.driver_store.commands = list  # type: ignore[assignment,method-assign]
+    # Another process executes the cancel just before this process expires the step.
+    run.coordinator_store.commands = list  # type: ignore[assignment,method-assign]
     run.coordinator.commands.carry_out = lambda *_: False  # type: ignore[method-assign]
-    run.driver_store.expire = cancelled_meanwhile  # type: ignore[method-assign]
+    run.coordinator_store.expire = cancelled_meanwhile  # type: ignore[method-assign]
     run.age(11)
     sweep(run.coordinator)
     run.settle()
@@ -350,7 +350,7 @@ def test_redis_outage_does_not_expire_running_steps(world: Callable[..., World],
     assert work is not None
 
     own_server.stop()
-    time.sleep(0.5)  # longer than a lease, in which no worker could renew it
+    time.sleep(0.5)  # longer than a lease, during which no worker can renew
     own_server.start()
     sweep(run.coordinator)
 

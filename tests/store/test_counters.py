@@ -1,4 +1,4 @@
-"""Counters aggregated from records: each run counts once, with concurrent scrapes and simultaneous ends."""
+"""Counters from records: each run counts once, with concurrent scrapes and simultaneous ends."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer
 from tests.store.stored_run import settings_for
 
-#: What each run has done.
-DONE = {f"runs{counters.SEP}p{counters.SEP}succeeded": 1.0, f"attempts{counters.SEP}noop": 2.0}
+#: The counts of each run.
+COUNTS = {f"runs{counters.SEP}p{counters.SEP}succeeded": 1.0, f"attempts{counters.SEP}noop": 2.0}
 
 
 @pytest.fixture
@@ -25,42 +25,42 @@ def store(server: RedisServer) -> Iterator[Store]:
 
 
 @pytest.fixture(autouse=True)
-def each_run_has_done_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "of_run", lambda _store, _run: (dict(DONE), RunState.SUCCEEDED))
+def equal_counts_for_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "of_run", lambda _store, _run: (dict(COUNTS), RunState.SUCCEEDED))
 
 
-def ended(store: Store, number: int, at: int = 10**12, prefix: str = "r") -> None:
+def add_ended_runs(store: Store, number: int, at: int = 10**12, prefix: str = "r") -> None:
     store.client.zadd(store.keys.ended, {f"{prefix}{n}": at for n in range(number)})
     store.client.zadd(store.keys.runs, {f"{prefix}{n}": at for n in range(number)})
 
 
-def told(store: Store) -> dict[str, float]:
+def totals(store: Store) -> dict[str, float]:
     return counters.totals(store).counts
 
 
-def test_more_runs_than_are_read_at_once_may_end_at_one_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_runs_than_one_page_may_end_at_the_same_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "_PAGE", 20)
-    ended(store, 2 * counters._PAGE + 7)
-    expected = {name: value * (2 * counters._PAGE + 7) for name, value in DONE.items()}
-    assert told(store) == expected
-    assert told(store) == expected
-    ended(store, 3, at=10**12 + 5, prefix="later")
-    assert told(store)[next(iter(DONE))] == expected[next(iter(DONE))] + 3
+    add_ended_runs(store, 2 * counters._PAGE + 7)
+    expected = {name: value * (2 * counters._PAGE + 7) for name, value in COUNTS.items()}
+    assert totals(store) == expected
+    assert totals(store) == expected
+    add_ended_runs(store, 3, at=10**12 + 5, prefix="later")
+    assert totals(store)[next(iter(COUNTS))] == expected[next(iter(COUNTS))] + 3
 
 
-def test_a_scrape_leaves_the_rest_of_many_runs_to_the_next_ones(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scrape_in_parts_counts_all_runs_after_several_calls(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "_PAGE", 20)
     monkeypatch.setattr(counters, "_LONGEST", 0.0)
-    ended(store, 70)
+    add_ended_runs(store, 70)
     for left in (50, 30, 10):
         found = counters.totals(store)
-        assert (found.counts, found.uncounted) == ({}, left), "the runs of the past would look like runs of now"
-    assert told(store) == {name: value * 70 for name, value in DONE.items()}
-    ended(store, 50, at=10**12 + 5, prefix="later")
+        assert (found.counts, found.uncounted) == ({}, left), "a partial count of earlier runs was published"
+    assert totals(store) == {name: value * 70 for name, value in COUNTS.items()}
+    add_ended_runs(store, 50, at=10**12 + 5, prefix="later")
     for counted in (80, 100, 120, 120):
         found = counters.totals(store)
         assert (found.counts, found.uncounted) == (
-            {name: value * counted for name, value in DONE.items()},
+            {name: value * counted for name, value in COUNTS.items()},
             120 - counted,
         )
 
@@ -70,44 +70,44 @@ def test_unreadable_runs_do_not_keep_others_from_being_counted(store: Store, mon
     monkeypatch.setattr(counters, "_LONGEST", 0.0)
     known = counters.of_run
     monkeypatch.setattr(counters, "of_run", lambda of, run: None if run.startswith("damaged") else known(of, run))
-    ended(store, 40, prefix="damaged")
-    ended(store, 5, at=10**12 + 10 * counters._OVERLAP)
+    add_ended_runs(store, 40, prefix="damaged")
+    add_ended_runs(store, 5, at=10**12 + 10 * counters._OVERLAP)
     for _ in range(3):
         found = counters.totals(store)
-    assert found.counts == {name: value * 5 for name, value in DONE.items()}
+    assert found.counts == {name: value * 5 for name, value in COUNTS.items()}
 
 
 def test_counted_run_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended(store, 5)
-    before = told(store)
+    add_ended_runs(store, 5)
+    before = totals(store)
     monkeypatch.setattr(counters, "of_run", lambda _store, run: pytest.fail(f"{run} was read again"))
-    assert told(store) == before
+    assert totals(store) == before
 
 
 def test_concurrent_scrapes_count_once(store: Store) -> None:
-    ended(store, 40)
-    threads = [threading.Thread(target=told, args=(Store(store.settings),)) for _ in range(6)]
+    add_ended_runs(store, 40)
+    threads = [threading.Thread(target=totals, args=(Store(store.settings),)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert told(store) == {name: value * 40 for name, value in DONE.items()}
+    assert totals(store) == {name: value * 40 for name, value in COUNTS.items()}
 
 
 def test_reopened_run_adds_only_new_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended(store, 1)
-    before = told(store)
+    add_ended_runs(store, 1)
+    before = totals(store)
     again = {f"runs{counters.SEP}p{counters.SEP}undone": 1.0, f"attempts{counters.SEP}noop": 5.0}
     monkeypatch.setattr(counters, "of_run", lambda _store, _run: (dict(again), RunState.UNDONE))
-    ended(store, 1, at=10**12 + 9)
-    assert told(store) == before | again
+    add_ended_runs(store, 1, at=10**12 + 9)
+    assert totals(store) == before | again
 
 
-def test_what_is_kept_of_runs_that_are_forgotten_goes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_of_deleted_runs_are_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "_PAGE", 5)
-    ended(store, 20)
-    before = told(store)
+    add_ended_runs(store, 20)
+    before = totals(store)
     store.client.zrem(store.keys.runs, *(f"r{n}" for n in range(15)))
     store.client.zrem(store.keys.ended, *(f"r{n}" for n in range(15)))
-    assert told(store) == before
+    assert totals(store) == before
     assert store.client.hlen(store.keys.counted_runs) == 5

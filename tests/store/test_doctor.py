@@ -19,7 +19,7 @@ from tests.store.stored_run import StoredRun
         ("attempts:0", "running", True),
     ],
 )
-def test_a_run_is_stuck_only_without_an_active_step(stored: StoredRun, field: str, status: str, stuck: bool) -> None:
+def test_run_is_stuck_only_without_an_active_step(stored: StoredRun, field: str, status: str, stuck: bool) -> None:
     stored.redis.hset(stored.keys.run, "state", "running")
     stored.redis.hset(stored.keys.steps, field, status)
     stored.redis.zadd(stored.store.keys.live, {stored.run_id: 0})

@@ -1,4 +1,4 @@
-"""Waiting runs are swept at their due time only, and miss no event."""
+"""Runs with an external wait are swept only at their due time, and miss no event."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def park(world: World, run_id: str) -> str:
     return grant.fence
 
 
-def when(world: World, run_id: str) -> float:
+def seconds_until_due(world: World, run_id: str) -> float:
     """Seconds until the run is due."""
     score = world.stored.redis.zscore(world.store.keys.live, run_id)
     assert score is not None
@@ -78,7 +78,7 @@ def settle(world: World) -> None:
 
 
 def commands(world: World) -> int:
-    """Redis's count of commands, excluding this one."""
+    """The number of commands that Redis has executed, except this one."""
     return int(world.stored.redis.info("stats")["total_commands_processed"])
 
 
@@ -89,11 +89,11 @@ def test_run_waiting_for_approval_is_swept_at_its_deadline(make: Make) -> None:
 
     sweep(world.coordinator)
 
-    assert 3500 < when(world, "r") <= 3600
+    assert 3500 < seconds_until_due(world, "r") <= 3600
 
 
 def test_sweep_cost_is_independent_of_waiting_runs(make: Make) -> None:
-    world = make(approval(), lease=600.0)  # longer than all this takes on a busy machine
+    world = make(approval(), lease=600.0)  # longer than this test takes on a busy machine
     for number in range(150):
         park(world, f"r{number}")
     make_due(world)
@@ -105,7 +105,7 @@ def test_sweep_cost_is_independent_of_waiting_runs(make: Make) -> None:
         sweep(world.coordinator)
     taken = (commands(world) - before) / 10
 
-    assert taken <= 10, "commands of one sweep; a worker sweeps once a second"
+    assert taken <= 10, "too many commands for a sweep, which each worker starts once a second"
 
 
 def test_decision_makes_a_waiting_run_due(make: Make) -> None:
@@ -118,7 +118,7 @@ def test_decision_makes_a_waiting_run_due(make: Make) -> None:
     sweep(world.coordinator)
 
     assert world.store.step_fields("r", [0], ("status",))[0] == ("unchanged",)
-    assert when(world, "r") <= world.store.settings.lease
+    assert seconds_until_due(world, "r") <= world.store.settings.lease
 
 
 def test_run_advanced_by_a_message_is_swept_soon(make: Make) -> None:
@@ -134,7 +134,7 @@ def test_run_advanced_by_a_message_is_swept_soon(make: Make) -> None:
 
     world.coordinator.advance("r")
 
-    assert when(world, "r") <= world.store.settings.lease / 3 + 1
+    assert seconds_until_due(world, "r") <= world.store.settings.lease / 3 + 1
 
 
 def test_run_advanced_during_deferral_is_swept_soon(make: Make) -> None:
@@ -146,7 +146,7 @@ def test_run_advanced_during_deferral_is_swept_soon(make: Make) -> None:
 
     world.store.postpone("r", world.store.now() + 3_600_000, version, 3.0)
 
-    assert when(world, "r") <= 4
+    assert seconds_until_due(world, "r") <= 4
 
 
 def test_distant_retry_is_swept_when_due(make: Make) -> None:
@@ -162,7 +162,7 @@ def test_distant_retry_is_swept_when_due(make: Make) -> None:
 
     sweep(world.coordinator)
 
-    assert 590 < when(world, "r") <= 600
+    assert 590 < seconds_until_due(world, "r") <= 600
 
 
 def test_run_with_a_running_step_is_swept_within_a_third_of_a_lease(make: Make) -> None:
@@ -176,7 +176,7 @@ def test_run_with_a_running_step_is_swept_within_a_third_of_a_lease(make: Make) 
 
     sweep(world.coordinator)
 
-    assert when(world, "r") <= world.store.settings.lease / 3
+    assert seconds_until_due(world, "r") <= world.store.settings.lease / 3
 
 
 def test_queued_runs_are_not_swept_until_admitted(make: Make) -> None:
@@ -189,14 +189,14 @@ def test_queued_runs_are_not_swept_until_admitted(make: Make) -> None:
         sweep(world.coordinator)
 
     assert world.store.state("r0") == RunState.RUNNING
-    assert all(when(world, f"r{number}") > 3000 for number in range(1, 20))
+    assert all(seconds_until_due(world, f"r{number}") > 3000 for number in range(1, 20))
 
     grant = world.store.claim("r0", 0, "", "task@one/x", "task")
     assert not isinstance(grant, str)
     world.store.complete("r0", 0, "", grant.fence, "changed", "{}")
     world.queue.clear()
     world.coordinator.advance("r0")
-    assert when(world, "r1") <= 0, "its admission has it looked at, whatever becomes of its message"
+    assert seconds_until_due(world, "r1") <= 0, "the admission did not make the run due"
     sweep(world.coordinator)
     assert world.store.state("r1") == RunState.RUNNING
 
@@ -232,7 +232,7 @@ def test_few_of_the_runs_blocked_by_a_service_poll_its_breaker(make: Make) -> No
     soon = sum(at < 60_000 for at in looks)
     assert soon <= len(looks) // 10
     breakers.close("registry")
-    assert all(when(world, f"r{number}") <= 1 for number in range(0, 1000, 100))
+    assert all(seconds_until_due(world, f"r{number}") <= 1 for number in range(0, 1000, 100))
 
 
 def test_parent_is_swept_after_its_childs_end_without_the_message(make: Make) -> None:
@@ -240,12 +240,12 @@ def test_parent_is_swept_after_its_childs_end_without_the_message(make: Make) ->
     park(world, "parent")
     make_due(world)
     settle(world)
-    assert when(world, "parent") > 1000
+    assert seconds_until_due(world, "parent") > 1000
 
     world.coordinator.external_waits.advance_parent("child", {"parent": '{"run": "parent"}'})
     world.queue.clear()
 
-    assert when(world, "parent") <= 0
+    assert seconds_until_due(world, "parent") <= 0
 
 
 def test_inbox_entries_without_requests_do_not_block_others(make: Make) -> None:
@@ -277,4 +277,4 @@ def test_run_made_due_during_deferral_stays_due(make: Make) -> None:
 
     world.store.postpone("r", world.store.now() + 3_600_000, world.store.version("r"), 3.0)
 
-    assert when(world, "r") <= 0
+    assert seconds_until_due(world, "r") <= 0

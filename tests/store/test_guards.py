@@ -28,10 +28,10 @@ def test_removing_a_guard_breaks_its_scenario(
 ) -> None:
     text = lua.text
     monkeypatch.setattr(lua, "text", lambda path: mutant.text if path == mutant.script else text(path))
-    # Past the caches, which hold the whole scripts.
+    # Bypass the caches, which contain the unchanged scripts.
     monkeypatch.setattr(lua, "source", lua.source.__wrapped__)
     monkeypatch.setattr(lua, "installation_source", lua.installation_source.__wrapped__)
-    redis_server.flush()  # else a scenario could fail of what another one has left
+    redis_server.flush()  # otherwise data of another scenario could fail this one
     stored = StoredRun(redis_server.url, client=redis_server.shared_client)
 
     with pytest.raises((AssertionError, pytest.fail.Exception)):

@@ -86,7 +86,7 @@ def test_step_of_an_expired_attempt_is_requeued(stored: StoredRun, side: str) ->
     assert stored.run("left") == "1"
     assert (events[0]["step"], events[0]["undo"], events[0]["owner"]) == ("0", side, "lost@one/1")
     assert events[0]["lost"] == "1"
-    # Its message goes out again without waiting for the grace of a new one.
+    # The message is resent without the delay of a first message.
     assert stored.store.resend(stored.run_id, side, [0]) == ([0], [])
 
 
@@ -131,7 +131,7 @@ def test_lost_attempt_of_a_non_repeatable_step_is_unknown(stored: StoredRun, sid
 
 @SIDES
 def test_unknown_step_is_not_claimed_again(stored: StoredRun, side: str) -> None:
-    """Regardless of remaining messages."""
+    """Remaining messages do not change the status."""
     stored.dispatch(side)
     stored.claim(0, side)
     stored.end_lease(f"{side}0")
@@ -312,8 +312,8 @@ def test_first_message_of_a_level_is_under_way_for_one_lease(stored: StoredRun) 
     assert stored.store.resend(stored.run_id, "", [0]) == ([0], [])
 
 
-def test_always_step_that_is_left_to_its_turn_keeps_no_message(stored: StoredRun) -> None:
-    """Otherwise the grace of a message before the abort would delay the resend of the one after it."""
+def test_always_step_that_waits_for_its_level_has_no_message_times(stored: StoredRun) -> None:
+    """Otherwise the delay of a message from before the abort would delay the resend of the next message."""
     stored.begin(0)
     stored.age(LEASE + 1)
     assert stored.store.resend(stored.run_id, "", [0]) == ([0], [])

@@ -56,7 +56,7 @@ def node(name: str, host: str, **more: Any) -> Node:
     return Node(name, **({"queues": queues, "labels": WEB, "facts": {"os": "debian", "docker": "20"}} | more))
 
 
-def ago(hosts: Hosts, host: str, seconds: float) -> None:
+def backdate(hosts: Hosts, host: str, seconds: float) -> None:
     """Backdate all registrations of a host."""
     key = hosts._keys.host(host)
     for name, value in hosts._client.hgetall(key).items():
@@ -83,16 +83,16 @@ def test_host_merges_its_workers_registrations(hosts: Hosts) -> None:
 def test_silent_host_is_lost_but_a_deregistered_host_is_not(hosts: Hosts) -> None:
     hosts.register("web1", node("a@web1", "web1"))
     hosts.register("web2", node("a@web2", "web2"))
-    ago(hosts, "web1", 3 * LEASE - 1)
+    backdate(hosts, "web1", 3 * LEASE - 1)
     assert hosts.get("web1").state is HostState.READY
-    ago(hosts, "web1", 2)
+    backdate(hosts, "web1", 2)
     assert hosts.get("web1").state is HostState.LOST
     assert "none of its workers has sent a heartbeat for 1" in hosts.get("web1").why_not()
 
     hosts.leave("web2", "a@web2")
 
     assert hosts.get("web2").state is HostState.STOPPED
-    assert hosts.get("web2").labels == WEB, "what it was is still known"
+    assert hosts.get("web2").labels == WEB, "the labels of a stopped host are lost"
     assert "noop@web2" in hosts.get("web2").had
     hosts.beat("web1", "a@web1", NodeState.READY, 0)
     assert hosts.get("web1").state is HostState.READY
@@ -115,7 +115,7 @@ def test_drain_completes_when_every_worker_is_idle(hosts: Hosts) -> None:
     hosts.leave("web1", "a@web1")
     hosts.leave("web1", "b@web1")
     hosts.register("web1", node("a@web1", "web1"))
-    assert hosts.request_drain("web1") == request_drain, "a worker that starts anew is drained, too"
+    assert hosts.request_drain("web1") == request_drain, "a new worker of a drained host is not drained"
 
     hosts.undrain("web1")
 
@@ -179,14 +179,14 @@ def test_target_selects_live_hosts(hosts: Hosts) -> None:
         labels = WEB if name.startswith("web") else {"role": name[:-1]}
         hosts.register(name, node(f"a@{name}", name, labels=labels))
     hosts.leave("old1", "a@old1")
-    ago(hosts, "web2", 100)
+    backdate(hosts, "web2", 100)
 
     def names(target: str, *, always: bool = False) -> list[str]:
         return [host.name for host in hosts_of(hosts.all(), target, always=always)]
 
-    assert names("_all") == ["db1", "web1", "web2"], "one that is lost is not left out in silence"
+    assert names("_all") == ["db1", "web1", "web2"], "a lost host is missing in the target"
     assert names("group:web") == names("group:web.dev") == ["web1", "web2"]
-    assert names("old1") == ["old1"], "who names it means it, and waits"
+    assert names("old1") == ["old1"], "a stopped host was not selected by its name"
     with pytest.raises(
         UnknownName, match=r"no host has the label role:cache \(there are: group:web.dev.eu, role:db, role:web\)"
     ):
@@ -246,8 +246,8 @@ def test_label_targets_select_groups_of_hosts(hosts: Hosts) -> None:
 # --- queues and waiting steps ---------------------------------------------------------------------
 
 
-def sent(store: Store, queue: str, task: str, *arguments: Any) -> None:
-    """A message as Celery enqueues it in Redis."""
+def enqueue(store: Store, queue: str, task: str, *arguments: Any) -> None:
+    """Enqueue a message as Celery does."""
     import base64
 
     body = base64.b64encode(json.dumps([list(arguments), {}, {}]).encode()).decode()
@@ -260,9 +260,9 @@ def test_queue_status_has_length_age_and_workers(stored: StoredRun) -> None:
     hosts = Hosts(stored.store)
     hosts.register("web1", node("a@web1", "web1"))
     stored.age(30)
-    sent(stored.store, "noop", "longshore.step", stored.run_id, 0)
-    sent(stored.store, "noop", "longshore.step", stored.run_id, 1)
-    sent(stored.store, "noop.undo", "somebody.elses", 1)
+    enqueue(stored.store, "noop", "longshore.step", stored.run_id, 0)
+    enqueue(stored.store, "noop", "longshore.step", stored.run_id, 1)
+    enqueue(stored.store, "noop.undo", "foreign.task", 1)
 
     found = {backlog.queue: backlog for backlog in queue_lengths(stored.store)}
 
@@ -273,12 +273,12 @@ def test_queue_status_has_length_age_and_workers(stored: StoredRun) -> None:
     hosts.drain("web1", "ann")
     assert {backlog.queue: backlog.workers for backlog in queue_lengths(stored.store)}["noop"] == 0
     assert {backlog.queue: backlog.workers for backlog in queue_lengths(stored.store)}["noop.undo"] == 1
-    told = text(stored.store)
-    assert 'longshore_queue_length{queue="noop"} 2.0' in told
-    assert 'longshore_hosts{state="draining"} 1.0' in told
+    exported = text(stored.store)
+    assert 'longshore_queue_length{queue="noop"} 2.0' in exported
+    assert 'longshore_hosts{state="draining"} 1.0' in exported
     hosts.leave("web1", "a@web1")
     assert {backlog.queue: backlog.length for backlog in queue_lengths(stored.store)}["noop"] == 2, (
-        "also where no worker is left"
+        "the length is missing without a worker"
     )
 
 
@@ -303,12 +303,12 @@ def test_waiting_step_names_its_missing_worker(stored: StoredRun) -> None:
     stored.put(steps={"status:0": "changed", "ustatus:0": "ready"})
     stored.redis.hdel(stored.keys.steps, "host:0")
     assert pending_reasons(stored.store, compiled, stored.store.everything(stored.run_id)[1]) == {}, (
-        "a drained host takes undo"
+        "a compensation waits for a drained host"
     )
     stored.put(steps={"status:0": "ready", "host:0": "web1"})
     stored.redis.hdel(stored.keys.steps, "ustatus:0")
     hosts.undrain("web1")
-    ago(hosts, "web1", stored.store.settings.lease + 1)
+    backdate(hosts, "web1", stored.store.settings.lease + 1)
     assert "waits: host web1 has sent no heartbeat for" in why()
-    ago(hosts, "web1", 100)
+    backdate(hosts, "web1", 100)
     assert "waits: host web1 is lost" in why()

@@ -38,7 +38,7 @@ GARBAGE = [NO_TEXT, b"{", b"[]", b"{}", b"[" * 100_000]
 
 @pytest.fixture
 def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A run that has not begun, of an installation with one host."""
+    """A pending run of an installation with one host."""
     monkeypatch.setattr(coordinator, "Canvas", QueueCanvas)
     redis_server.flush()
     plan = Plan("p", concurrency={"key": "one"})
@@ -53,17 +53,17 @@ def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-def spoil(world: World, key: str) -> None:
-    """Another user of Redis writes a value of another type under that key."""
+def write_wrong_type(world: World, key: str) -> None:
+    """Write a value of another type under the key, like another user of Redis."""
     world.stored.redis.delete(key)
     world.stored.redis.lpush(key, "spoilt")
 
 
-def letters(world: World) -> list[str]:
+def dead_letters(world: World) -> list[str]:
     return [f"{letter['queue']}: {letter['why']}" for letter in world.store.dead_letters()]
 
 
-def spaced(world: World, name: str) -> str:
+def with_namespace(world: World, name: str) -> str:
     return f"{world.store.keys.namespace}:{name}"
 
 
@@ -84,20 +84,20 @@ MEMBERS = [
 def test_key_of_a_wrong_type_is_renamed_without_stopping_runs(world: World, name: str, begun: bool) -> None:
     if begun:
         sweep(world.coordinator)
-    spoil(world, spaced(world, name))
+    write_wrong_type(world, with_namespace(world, name))
 
     integrity.repair(world.store)
     world.settle()
 
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
     assert integrity.wrong_keys(world.store) == []
-    assert any(spaced(world, name) in letter for letter in letters(world))
-    assert world.stored.redis.exists(spaced(world, f"damaged:{name}"))
+    assert any(with_namespace(world, name) in letter for letter in dead_letters(world))
+    assert world.stored.redis.exists(with_namespace(world, f"damaged:{name}"))
 
 
 @pytest.mark.parametrize("name", ["inbox", "live", "queue", "admission-requests", "admitted", "ended", "runs"])
 def test_sweep_renames_a_key_of_a_wrong_type_and_continues(world: World, name: str) -> None:
-    spoil(world, spaced(world, name))
+    write_wrong_type(world, with_namespace(world, name))
 
     sweep(world.coordinator)
     world.settle()
@@ -117,7 +117,7 @@ def test_broker_key_of_a_wrong_type_is_renamed(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["admission-order", "tick", "pause", "job-questions"])
 def test_invalid_counter_stops_no_run(world: World, name: str) -> None:
-    world.stored.redis.set(spaced(world, name), "no number")
+    world.stored.redis.set(with_namespace(world, name), "no number")
     integrity.repair(world.store)
 
     world.settle()
@@ -128,14 +128,14 @@ def test_invalid_counter_stops_no_run(world: World, name: str) -> None:
 @pytest.mark.parametrize("name", ["tick", "pause"])
 def test_sweep_ignores_an_invalid_time(world: World, name: str) -> None:
     sweep(world.coordinator)
-    world.stored.redis.set(spaced(world, name), "no time")
+    world.stored.redis.set(with_namespace(world, name), "no time")
 
     sweep(world.coordinator)
 
 
 def test_lost_queue_counter_continues_after_waiting_runs(world: World) -> None:
     world.stored.redis.zadd(world.store.keys.queue, {"waits": 70})
-    spoil(world, world.store.keys.admission_order)
+    write_wrong_type(world, world.store.keys.admission_order)
 
     integrity.repair(world.store)
 
@@ -143,7 +143,7 @@ def test_lost_queue_counter_continues_after_waiting_runs(world: World) -> None:
 
 
 def test_lost_run_queue_is_rebuilt(world: World) -> None:
-    spoil(world, world.store.keys.queue)
+    write_wrong_type(world, world.store.keys.queue)
 
     integrity.repair(world.store)
 
@@ -156,26 +156,26 @@ def test_lost_run_queue_is_rebuilt(world: World) -> None:
 @pytest.mark.parametrize("entry", [NO_TEXT, b"", b"..", b"../../etc", b"x" * 200, b"a\nb"], ids=repr)
 @pytest.mark.parametrize("index", ["inbox", "live"])
 def test_invalid_run_id_becomes_one_dead_letter(world: World, index: str, entry: bytes) -> None:
-    world.stored.redis.zadd(spaced(world, index), {entry: 1})
+    world.stored.redis.zadd(with_namespace(world, index), {entry: 1})
 
     sweep(world.coordinator)
     sweep(world.coordinator)
 
-    assert world.stored.redis.zscore(spaced(world, index), entry) is None
-    assert len(letters(world)) == 1
-    assert "run id" in letters(world)[0]
+    assert world.stored.redis.zscore(with_namespace(world, index), entry) is None
+    assert len(dead_letters(world)) == 1
+    assert "run id" in dead_letters(world)[0]
     world.settle()
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
 
 
 @pytest.mark.parametrize("index", ["queue", "admitted", "ended", "runs"])
 def test_purge_makes_one_dead_letter_of_an_invalid_run_id(world: World, index: str) -> None:
-    world.stored.redis.zadd(spaced(world, index), {NO_TEXT: 1e15})
+    world.stored.redis.zadd(with_namespace(world, index), {NO_TEXT: 1e15})
 
     world.coordinator.lifecycle.purge_expired()
 
-    assert world.stored.redis.zscore(spaced(world, index), NO_TEXT) is None
-    assert len(letters(world)) == 1
+    assert world.stored.redis.zscore(with_namespace(world, index), NO_TEXT) is None
+    assert len(dead_letters(world)) == 1
 
 
 @pytest.mark.parametrize(
@@ -188,16 +188,16 @@ def test_purge_makes_one_dead_letter_of_an_invalid_run_id(world: World, index: s
     "garbage", [NO_TEXT, b"{", b"[]", b"{}", b"[" * 100_000], ids=["bytes", "cut", "list", "{}", "deep"]
 )
 def test_unreadable_field_becomes_one_dead_letter(world: World, name: str, field: str, garbage: bytes) -> None:
-    world.stored.redis.hset(spaced(world, name), field, garbage)
+    world.stored.redis.hset(with_namespace(world, name), field, garbage)
     store = world.store
 
-    # All that reads it does without it.
+    # All readers ignore the field.
     Hosts(store).all(), JobDiscovery(store).snapshots(), ScheduleMarks(store).marks(), Admission(store).known()
     counters.totals(store), Admission(store).next(), doctor.examine(store)
     world.coordinator.lifecycle.purge_expired()
 
-    assert world.stored.redis.hget(spaced(world, name), field) is None
-    assert len(letters(world)) == 1
+    assert world.stored.redis.hget(with_namespace(world, name), field) is None
+    assert len(dead_letters(world)) == 1
     world.settle()
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
 
@@ -209,7 +209,7 @@ def test_ownerless_lock_is_released(world: World) -> None:
     world.coordinator.lifecycle.purge_expired()
 
     assert world.stored.redis.get(world.store.keys.lock("shop")) is None
-    assert len(letters(world)) == 1
+    assert len(dead_letters(world)) == 1
 
 
 def test_incomplete_breaker_is_listed(world: World) -> None:
@@ -229,7 +229,7 @@ def test_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, na
     Admission(world.store).submit(other, (world.store.body(world.run_id) or {}) | {"concurrency": None})
     prefix = world.store.keys.of(other).run.removesuffix("run")
     world.stored.redis.delete(f"{prefix}{name}")
-    spoil(world, f"{prefix}{name}")
+    write_wrong_type(world, f"{prefix}{name}")
 
     for _ in range(3):
         sweep(world.coordinator)
@@ -237,8 +237,8 @@ def test_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, na
 
     assert world.stored.redis.zscore(world.store.keys.live, other) is None
     assert world.stored.redis.zscore(world.store.keys.inbox, other) is None
-    assert len(letters(world)) == 1
-    assert prefix in letters(world)[0]
+    assert len(dead_letters(world)) == 1
+    assert prefix in dead_letters(world)[0]
     world.coordinator.lifecycle.purge_expired()
     world.settle()
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
@@ -256,7 +256,7 @@ def test_unreadable_record_becomes_one_dead_letter(world: World, field: str) -> 
         sweep(world.coordinator)
 
     assert world.store.live_count() == 0
-    assert len(letters(world)) == 1
+    assert len(dead_letters(world)) == 1
     assert world.run_id not in [row.run_id for row in search(world.store, Filter())] or field != "state"
 
 
@@ -271,13 +271,13 @@ def test_unreadable_request_becomes_one_dead_letter(world: World, text: str) -> 
     sweep(world.coordinator)
 
     assert "damaged" not in world.store.waiting()
-    assert len(letters(world)) == 1
+    assert len(dead_letters(world)) == 1
 
 
 def test_run_with_a_replaced_request_keeps_its_cached_plan(world: World) -> None:
     sweep(world.coordinator)
     world.stored.redis.set(world.store.keys.of(world.run_id).request, "no JSON")
-    stranger = world.new_driver(world.store)
+    stranger = world.new_coordinator(world.store)
 
     world.age(11)
     sweep(stranger)
@@ -331,12 +331,12 @@ def test_invalid_messages_are_counted_and_ignored(world: World) -> None:
 
 def test_doctor_reports_a_key_of_a_wrong_type_with_a_remedy(world: World) -> None:
     for name in ("live", "hosts", "admission-requests"):
-        spoil(world, spaced(world, name))
+        write_wrong_type(world, with_namespace(world, name))
 
     found = [finding for finding in doctor.examine(world.store) if finding.grade == "error"]
 
     for name in ("live", "hosts", "admission-requests"):
-        assert any(spaced(world, name) in finding.what and "RENAME" in finding.remedy for finding in found)
+        assert any(with_namespace(world, name) in finding.what and "RENAME" in finding.remedy for finding in found)
 
 
 def test_scrape_counts_runs_beside_a_damaged_one(world: World) -> None:

@@ -32,8 +32,8 @@ def store(stored: StoredRun) -> Store:
 
 
 def entity() -> Entity:
-    said = {"enabled": "true", "name": "backup", "worker.image": "backup:1"}
-    labels = {f"longshore.job.{key}": value for key, value in said.items()}
+    values = {"enabled": "true", "name": "backup", "worker.image": "backup:1"}
+    labels = {f"longshore.job.{key}": value for key, value in values.items()}
     return Entity("container", "shop-db-1", labels | {"com.docker.compose.project": "shop"})
 
 
@@ -41,7 +41,7 @@ def host(store: Store, name: str, **facts: Any) -> None:
     Hosts(store).register(name, Node(f"one@{name}", queues=("docker", f"docker@{name}"), facts=facts))
 
 
-def test_an_answer_counts_from_the_number_that_was_asked_for(store: Store) -> None:
+def test_answer_needs_the_number_of_the_request(store: Store) -> None:
     discovery = JobDiscovery(store)
     host(store, "web1")
     assert (discovery.last_request(), discovery.last_answer("web1")) == (0, -1)
@@ -51,12 +51,12 @@ def test_an_answer_counts_from_the_number_that_was_asked_for(store: Store) -> No
     assert [(job.name, job.host) for job in discovery.latest().jobs] == [("backup", "web1")]
 
     with pytest.raises(WaitTimeout):
-        discovery.refresh(timeout=0.1)  # that was the answer to another question
+        discovery.refresh(timeout=0.1)  # the answer has the number of an earlier request
     discovery.publish(HostSnapshot("web1", discovery.last_request() + 1, engine="E", entities=(entity(),)))
     assert [job.name for job in discovery.refresh(timeout=0.1).jobs] == ["backup"]
 
 
-def test_whoever_has_no_engine_is_not_asked_and_whoever_is_silent_is_named(store: Store) -> None:
+def test_discovery_ignores_hosts_without_an_engine_and_names_silent_ones(store: Store) -> None:
     discovery = JobDiscovery(store)
     host(store, "web1")
     host(store, "web2")
@@ -102,14 +102,14 @@ class Starts:
         return run_id
 
 
-def scheduled(**said: str) -> Entity:
-    labels = {f"longshore.job.{key}": value for key, value in ({"schedule": "* * * * *"} | said).items()}
+def scheduled(**values: str) -> Entity:
+    labels = {f"longshore.job.{key}": value for key, value in ({"schedule": "* * * * *"} | values).items()}
     return Entity("container", "shop-db-1", {**entity().labels, **labels})
 
 
 @pytest.fixture
 def due(store: Store, monkeypatch: pytest.MonkeyPatch) -> Starts:
-    """Host web1 has the job, which was planned for three minutes ago and since; whoever is asked says nothing new."""
+    """Host web1 has a job that is due since three minutes; discovery returns the stored answers."""
     monkeypatch.setattr(JobDiscovery, "refresh", lambda self, files, **_: self.latest(files))
     monkeypatch.setattr(schedule, "_log_once", schedule._LogOnce())
     host(store, "web1")
@@ -120,22 +120,20 @@ def due(store: Store, monkeypatch: pytest.MonkeyPatch) -> Starts:
 
 def test_tick_starts_due_jobs_once(due: Starts) -> None:
     tick(due, [])  # type: ignore[arg-type]
-    assert len(due.started) == 1, "of several that were missed, one"
+    assert len(due.started) == 1, "not exactly one of the missed times was started"
     tick(due, [])  # type: ignore[arg-type]
     assert len(due.started) == 1
 
 
-def test_a_job_that_cannot_be_used_is_not_started_and_told_of_once(
-    due: Starts, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unusable_job_is_not_started_and_logged_once(due: Starts, caplog: pytest.LogCaptureFixture) -> None:
     JobDiscovery(due.store).publish(
         HostSnapshot("web1", 1, engine="E", entities=(scheduled(**{"worker.command": "echo 'x"}),))
     )
     for _ in range(3):
         tick(due, [])  # type: ignore[arg-type]
     assert due.started == []
-    told = [record.getMessage() for record in caplog.records]
-    assert len([text for text in told if "was not started by its schedule" in text]) == 1, told
+    logged = [record.getMessage() for record in caplog.records]
+    assert len([text for text in logged if "was not started by its schedule" in text]) == 1, logged
 
 
 def test_unreadable_job_file_does_not_block_labelled_jobs(
@@ -155,7 +153,7 @@ def test_missed_schedule_of_an_absent_host_is_caught_up(due: Starts) -> None:
     host(due.store, "web1")
     JobDiscovery(due.store).publish(HostSnapshot("web1", 1, engine="E"))
     tick(due, [])  # type: ignore[arg-type]
-    assert ScheduleMarks(due.store).marks() == {}, "it is back, and the job is no more"
+    assert ScheduleMarks(due.store).marks() == {}, "the mark of a removed job remains"
 
 
 def test_second_host_of_an_engine_continues_its_schedules(due: Starts) -> None:
@@ -167,43 +165,43 @@ def test_second_host_of_an_engine_continues_its_schedules(due: Starts) -> None:
     assert run_id.startswith("backup@web2.")
 
 
-def fail(store: Store, *numbers: int, result: str = "failed") -> None:
+def record_ends(store: Store, *numbers: int, result: str = "failed") -> None:
     for number in numbers:
         record_result(store, KEY, f"r{number}", result, number)
 
 
 def test_breaker_opens_after_three_failures_and_closes_on_success(store: Store) -> None:
     breakers = Breakers(store)
-    fail(store, 1, 2, 2, 2)
-    assert not breakers.is_open(service(KEY)), "the same end, told several times, is one"
-    fail(store, 3, result="cancelled")
-    assert not breakers.is_open(service(KEY)), "what somebody has cancelled tells nothing"
-    fail(store, 4, result="timed_out")
+    record_ends(store, 1, 2, 2, 2)
+    assert not breakers.is_open(service(KEY)), "the same end counted several times"
+    record_ends(store, 3, result="cancelled")
+    assert not breakers.is_open(service(KEY)), "a cancelled run counted as a failure"
+    record_ends(store, 4, result="timed_out")
     (found,) = breakers.open()
     assert (found.service, found.why) == (service(KEY), "3 consecutive runs failed, the latest is r4")
-    fail(store, 5, result="succeeded")
+    record_ends(store, 5, result="succeeded")
     assert not breakers.is_open(service(KEY))
-    fail(store, 6, 7)
-    assert not breakers.is_open(service(KEY)), "and they are counted anew"
+    record_ends(store, 6, 7)
+    assert not breakers.is_open(service(KEY)), "the count did not restart"
 
 
 def test_late_job_end_counts_in_its_order(store: Store) -> None:
     breakers = Breakers(store)
-    fail(store, 1, result="succeeded")
-    fail(store, 2, 3, 4)
-    fail(store, 1, result="succeeded")
+    record_ends(store, 1, result="succeeded")
+    record_ends(store, 2, 3, 4)
+    record_ends(store, 1, result="succeeded")
     assert breakers.is_open(service(KEY))
 
 
 def test_breaker_reset_restarts_the_count(store: Store) -> None:
     breakers = Breakers(store)
-    fail(store, 1, 2, 3)
+    record_ends(store, 1, 2, 3)
     breakers.close(service(KEY))
     reset_results(store, service(KEY))
     reset_results(store, "another service")
-    fail(store, 4, 5)
+    record_ends(store, 4, 5)
     assert not breakers.is_open(service(KEY))
-    fail(store, 6)
+    record_ends(store, 6)
     assert breakers.is_open(service(KEY))
 
 

@@ -29,14 +29,19 @@ def store(server: RedisServer) -> Any:
 @pytest.fixture
 def hold(store: Store) -> Hold:
     def make(run: str = "r1", step: str = "up", fence: int = 1, **more: Any) -> AbstractContextManager[None]:
-        said: dict[str, Any] = {"host": "web1", "why": "compose.up.execute", "check": lambda: None, "sleep": time.sleep}
-        return Locks(store).hold("engine/shop", "project shop", run=run, step=step, fence=fence, **said | more)
+        holder_fields: dict[str, Any] = {
+            "host": "web1",
+            "why": "compose.up.execute",
+            "check": lambda: None,
+            "sleep": time.sleep,
+        }
+        return Locks(store).hold("engine/shop", "project shop", run=run, step=step, fence=fence, **holder_fields | more)
 
     return make
 
 
 class Stopped:
-    """Raised after a while by a waiting client."""
+    """A check that cancels the wait after some seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
@@ -56,8 +61,8 @@ def test_waiting_client_learns_the_lock_holder(store: Store, hold: Hold) -> None
         assert 0 < held.left <= 1
         assert abs(held.since - store.now()) < 2000
         with pytest.raises(StepCancelled), hold("r2", check=Stopped(0.5), waits=waited.append):
-            pytest.fail("two hold it")
-    assert [other.run for other in waited] == ["r1"], "told once"
+            pytest.fail("two clients hold the lock")
+    assert [other.run for other in waited] == ["r1"], "the holder was not reported once"
     assert Locks(store).held() == []
     with hold("r2"):
         assert [held.run for held in Locks(store).held()] == ["r2"]
@@ -100,29 +105,31 @@ def test_lock_holders_are_serialised(hold: Hold) -> None:
     assert worst == 1
 
 
-def abandoned(store: Store, **said: Any) -> None:
-    """A lock whose holder has died."""
-    holder = Holder("engine/shop", "project shop", **{"run": "r1", "step": "up", "host": "web1", "why": "x"} | said)
+def store_abandoned_lock(store: Store, **holder_fields: Any) -> None:
+    """Store a lock whose holder has died."""
+    holder = Holder(
+        "engine/shop", "project shop", **{"run": "r1", "step": "up", "host": "web1", "why": "x"} | holder_fields
+    )
     store.client.sadd(store.keys.locks, "engine/shop")
     store.client.set(store.keys.lock("engine/shop"), holder.text(), px=60_000)
 
 
 def test_later_attempt_of_a_step_takes_over_its_lock(store: Store, hold: Hold) -> None:
-    abandoned(store, fence=1, since=0)
+    store_abandoned_lock(store, fence=1, since=0)
     began = time.monotonic()
     with hold(fence=2):
         assert time.monotonic() - began < SOON
 
 
-@pytest.mark.parametrize("said", [{"fence": 3}, {"fence": 1, "step": "down"}, {"fence": 1, "run": "r9"}])
-def test_other_steps_cannot_take_over_a_lock(store: Store, hold: Hold, said: dict[str, Any]) -> None:
-    abandoned(store, since=0, **said)
+@pytest.mark.parametrize("holder_fields", [{"fence": 3}, {"fence": 1, "step": "down"}, {"fence": 1, "run": "r9"}])
+def test_other_steps_cannot_take_over_a_lock(store: Store, hold: Hold, holder_fields: dict[str, Any]) -> None:
+    store_abandoned_lock(store, since=0, **holder_fields)
     with pytest.raises(StepCancelled), hold(fence=2, check=Stopped(0.5)):
-        pytest.fail("two hold it")
+        pytest.fail("two clients hold the lock")
 
 
 def test_dead_holders_lock_expires_after_a_lease(store: Store, hold: Hold) -> None:
-    abandoned(store, run="r9", fence=1, since=0)
+    store_abandoned_lock(store, run="r9", fence=1, since=0)
     store.client.pexpire(store.keys.lock("engine/shop"), 700)
     with hold("r2"):
         assert [held.run for held in Locks(store).held()] == ["r2"]
@@ -131,5 +138,5 @@ def test_dead_holders_lock_expires_after_a_lease(store: Store, hold: Hold) -> No
 def test_expired_holder_does_not_release_the_next_holders_lock(store: Store, hold: Hold) -> None:
     with hold():
         store.client.delete(store.keys.lock("engine/shop"))
-        abandoned(store, run="r9", fence=1, since=0)
+        store_abandoned_lock(store, run="r9", fence=1, since=0)
     assert [held.run for held in Locks(store).held()] == ["r9"]

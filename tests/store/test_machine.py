@@ -1,8 +1,8 @@
 """The reducer, the coordinator and the scripts under faults, checked by an independent log.
 
-Messages are lost, doubled and late; workers and coordinators die anywhere; leases expire; a run is cancelled and
-undone at any time. The invariants of `facts/reliability.md` §5.8 hold after each move; once the faults stop, the run
-becomes terminal and leaves no index entry.
+Messages are lost, doubled and late; workers and coordinators die at any point; leases expire; a run is cancelled and
+undone at any time. The invariants I1 to I14 hold after each rule. After the last fault, the run
+ends and leaves no index entry.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from longshore.orchestration.states import (
 )
 from longshore.tasks.control import coordinator
 from tests.servers import RedisServer
-from tests.store.simulated_workers import BACKWARD, FORWARD, DriverDied, Message, QueueCanvas, Work, World
+from tests.store.simulated_workers import BACKWARD, FORWARD, CoordinatorDied, Message, QueueCanvas, Work, World
 from tests.sweeping import sweep
 
 pytestmark = pytest.mark.store
 
-#: Kinds of steps: what they do to the target, whether they may be repeated and taken back.
+#: Kinds of steps: their effect on the target, and whether they can be repeated and undone.
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"op": "noop.execute"},
     "kept": {"op": "noop.execute", "undo": "none"},
@@ -56,7 +56,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """A few steps in any order of dependence, with every policy for failures."""
+    """A few steps with any dependencies, with each policy for failures."""
     plan = Plan(
         "p",
         on_failure=draw(st.sampled_from(["undo", "undo", "keep"])),
@@ -82,7 +82,7 @@ backward = st.sampled_from(BACKWARD)
 
 
 class Saga(RuleBasedStateMachine):
-    """One run, two workers, sweepers."""
+    """The state machine of one run with two workers and sweepers."""
 
     url: ClassVar[str]
     client: ClassVar[redis.Redis]
@@ -91,7 +91,7 @@ class Saga(RuleBasedStateMachine):
     def start(self, plan: Plan, undo_timeout: float) -> None:
         self.world = World(self.url, plan, self.client, undo_timeout=undo_timeout)
         self.world.request()
-        self.rested: RunState | None = None
+        self.ended: RunState | None = None
         self.final: dict[str, str] = {}
         self.versions = 0
         self.states: list[RunState] = []
@@ -116,7 +116,7 @@ class Saga(RuleBasedStateMachine):
     @precondition(lambda self: self.world.queue)
     @rule(n=numbers, how=forward, back=backward)
     def deliver_and_do(self, n: int, how: str, back: str) -> None:
-        """A whole attempt without a break, so that runs make progress."""
+        """Deliver a message and execute the whole attempt, so that runs make progress."""
         message = self.pick(n)
         self.world.queue.remove(message)
         work = self.world.deliver(message)
@@ -126,7 +126,7 @@ class Saga(RuleBasedStateMachine):
     @precondition(lambda self: self.world.queue)
     @rule()
     def deliver_all(self) -> None:
-        """Every message is delivered, and every attempt succeeds."""
+        """Deliver every message; every attempt succeeds."""
         for _ in range(len(self.world.queue)):
             work = self.world.deliver(self.world.queue.pop(0))
             if work is not None:
@@ -134,22 +134,22 @@ class Saga(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.queue)
     @rule(n=numbers)
-    def lose(self, n: int) -> None:
+    def lose_message(self, n: int) -> None:
         self.world.queue.remove(self.pick(n))
 
     @precondition(lambda self: self.world.queue.sent)
     @rule(n=numbers)
     def deliver_late(self, n: int) -> None:
-        """A message that was delivered or lost long ago is delivered again."""
+        """Deliver an earlier message again, which was delivered or lost."""
         self.world.deliver(self.world.queue.sent[n % len(self.world.queue.sent)])
 
     # --- workers ------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.world.works)
     @rule(n=numbers, how=forward, back=backward, dies=st.booleans(), twice=st.booleans())
-    def go_on(self, n: int, how: str, back: str, dies: bool, twice: bool) -> None:
+    def next_action(self, n: int, how: str, back: str, dies: bool, twice: bool) -> None:
         work = self.work(n)
-        self.world.go_on(work, back if work.side else how, dies=dies, twice=twice)
+        self.world.next_action(work, back if work.side else how, dies=dies, twice=twice)
 
     @precondition(lambda self: self.world.works)
     @rule(n=numbers)
@@ -158,9 +158,9 @@ class Saga(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.works)
     @rule(n=numbers)
-    def fall_silent(self, n: int) -> None:
-        """The lease of an attempt ends; the attempt may continue at any time."""
-        self.world.silence(self.work(n))
+    def expire_a_lease(self, n: int) -> None:
+        """End the lease of an attempt, which may continue later."""
+        self.world.expire_lease(self.work(n))
 
     @rule(worker=st.integers(0, 1))
     def renew(self, worker: int) -> None:
@@ -177,32 +177,32 @@ class Saga(RuleBasedStateMachine):
         sweep(self.world.coordinator)
 
     @rule(call=st.integers(0, 25))
-    def a_sweeper_dies(self, call: int) -> None:
+    def sweeper_dies(self, call: int) -> None:
         def die() -> None:
-            raise DriverDied
+            raise CoordinatorDied
 
         self.world.age(11)
-        self.broken(call, die)
+        self.sweep_with_fault(call, die)
 
     @rule(sends=st.integers(0, 2))
-    def a_sweeper_dies_as_messages_are_sent(self, sends: int) -> None:
+    def sweeper_dies_while_it_sends(self, sends: int) -> None:
         self.world.age(11)
         self.world.queue.dies_after = sends
         try:
             sweep(self.world.coordinator)
-        except DriverDied:
-            event("a driver died while it sent")
+        except CoordinatorDied:
+            event("a coordinator died while it sent messages")
         finally:
             self.world.queue.dies_after = None
 
     @rule(call=st.integers(0, 25), what=st.sampled_from(["sweep", "deliver", "work", "undo"]), n=numbers, how=forward)
-    def a_sweeper_is_interrupted(self, call: int, what: str, n: int, how: str) -> None:
-        """Another process acts between two calls of the sweeper."""
+    def sweeper_is_interrupted(self, call: int, what: str, n: int, how: str) -> None:
+        """Let another process act between two calls of the sweeper."""
 
         def others() -> None:
             event(f"interrupted by {what}")
             if what == "sweep":
-                sweep(self.world.other_driver)
+                sweep(self.world.other_coordinator)
             elif what == "undo":
                 self.ask("undo", message=False)
             elif what == "deliver" and self.world.queue:
@@ -211,16 +211,16 @@ class Saga(RuleBasedStateMachine):
                 self.world.finish(self.work(n), how)
 
         self.world.age(11)
-        self.broken(call, others)
+        self.sweep_with_fault(call, others)
 
-    def broken(self, call: int, fault: Any) -> None:
-        self.world.driver_store.break_at(call, fault)
+    def sweep_with_fault(self, call: int, fault: Any) -> None:
+        self.world.coordinator_store.fail_at(call, fault)
         try:
             sweep(self.world.coordinator)
-        except DriverDied:
-            event("a driver died")
+        except CoordinatorDied:
+            event("a coordinator died")
         finally:
-            self.world.driver_store.mend()
+            self.world.coordinator_store.remove_fault()
 
     # --- operators ----------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class Saga(RuleBasedStateMachine):
 
     @rule(message=st.booleans())
     def undo(self, message: bool) -> None:
-        if self.rested is not None or not message:
+        if self.ended is not None or not message:
             self.ask("undo", message=message)
 
     def ask(self, kind: str, *, message: bool, keep: bool = False) -> None:
@@ -242,7 +242,7 @@ class Saga(RuleBasedStateMachine):
     # --- invariants after each move -----------------------------------------------------------------
 
     @invariant()
-    def the_record_is_sound(self) -> None:
+    def record_is_consistent(self) -> None:
         if not hasattr(self, "world"):
             return
         self.world.sync()
@@ -250,12 +250,12 @@ class Saga(RuleBasedStateMachine):
         if not run:
             assert self.world.run_id in self.world.store.waiting(), "I12"
             return
-        self.versions_are_events(run)
-        self.counts_are_true(run, steps)
+        self.each_event_raises_the_version(run)
+        self.counts_are_correct(run, steps)
         self.final_states_stay(run, steps)
-        self.an_index_names_the_run(run)
+        self.index_names_the_run(run)
 
-    def versions_are_events(self, run: dict[str, str]) -> None:
+    def each_event_raises_the_version(self, run: dict[str, str]) -> None:
         events = self.world.events
         assert [int(entry["version"]) for entry in events] == list(range(1, len(events) + 1)), "I2"
         assert int(run["version"]) == len(events) >= self.versions, "I2"
@@ -271,7 +271,7 @@ class Saga(RuleBasedStateMachine):
         self.versions = len(events)
         assert self.states[-1] == run["state"]
 
-    def counts_are_true(self, run: dict[str, str], steps: dict[str, str]) -> None:
+    def counts_are_correct(self, run: dict[str, str], steps: dict[str, str]) -> None:
         side = "u" if run["state"] == "undoing" else ""
         in_flight = [steps.get(f"{side}status:{i}") for i in range(len(self.world.plan))]
         flying = STEP_IN_FLIGHT | {UndoState.UNDOING}
@@ -286,21 +286,21 @@ class Saga(RuleBasedStateMachine):
 
     def final_states_stay(self, run: dict[str, str], steps: dict[str, str]) -> None:
         reopened = sum(entry["event"] == "run_undoing" for entry in self.world.events)
-        if self.rested is not None and reopened == self.undos_asked:
-            assert run["state"] == self.rested, "I1"
-        self.rested = RunState(run["state"]) if run["state"] in TERMINAL else None
+        if self.ended is not None and reopened == self.undos_asked:
+            assert run["state"] == self.ended, "I1"
+        self.ended = RunState(run["state"]) if run["state"] in TERMINAL else None
         self.undos_asked = reopened
         for name, was in self.final.items():
             assert steps.get(name) == was or was in UNDO_OPEN, f"I1: {name} was {was}"
         final = STEP_FINAL | UNDO_FINAL
         self.final = {k: v for k, v in steps.items() if k.partition(":")[0] in {"status", "ustatus"} and v in final}
-        if self.rested is not None:
+        if self.ended is not None:
             assert not self.world.stored.leases()
             assert all(steps.get(f"status:{i}") in STEP_FINAL for i in range(len(self.world.plan))), (
                 "a step did not end"
             )
 
-    def an_index_names_the_run(self, run: dict[str, str]) -> None:
+    def index_names_the_run(self, run: dict[str, str]) -> None:
         waits = self.world.run_id in self.world.store.waiting()
         live = self.client.zscore(self.world.store.keys.live, self.world.run_id) is not None
         assert live or waits or run["state"] in TERMINAL, "I12: a live run in no index"
@@ -312,40 +312,40 @@ class Saga(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if not hasattr(self, "world") or sys.exc_info()[0] is not None:
-            return  # after a failure the log does not fit the record any more
+            return  # after a failed check, log and record differ
         world = self.world
         if self.versions % 2:
             world.queue.clear()
         sleepers = list(world.works)
         world.settle()
-        self.the_record_is_sound()
-        self.the_end_is_right()
-        # Silent attempts wake up now, and every message is delivered once more.
+        self.record_is_consistent()
+        self.end_is_consistent()
+        # Lost attempts continue, and every message is delivered again.
         before = world.stored.dump()
         for work in sleepers:
             world.finish(work, "undone" if work.side else "changed")
         for message in dict.fromkeys(world.queue.sent):
             assert world.deliver(message) is None
-        assert world.stored.dump() == before, "I1: a run that rests was moved"
-        self.the_end_is_right()
-        event(f"ended {self.rested}")
+        assert world.stored.dump() == before, "I1: an ended run was changed"
+        self.end_is_consistent()
+        event(f"ended {self.ended}")
         event(f"steps granted: {min(len(world.grants), 12)}")
 
-    def the_end_is_right(self) -> None:
+    def end_is_consistent(self) -> None:
         world = self.world
         run, steps = world.store.everything(world.run_id)
-        told = report.build(world.run_id, world.plan, run, steps, world.store.now())
-        state = told.state
+        result = report.build(world.run_id, world.plan, run, steps, world.store.now())
+        state = result.state
         assert state in TERMINAL
-        assert told.exit_code is not None
+        assert result.exit_code is not None
         self.end_fits_the_steps(run, steps, state)
         never_began = not any(e["event"] == "run_started" for e in world.events)
         for step in world.plan.steps:
             i, status, undo = step.index, steps[f"status:{step.index}"], steps.get(f"ustatus:{step.index}")
-            applied, taken_back = world.target.count(i, "applied"), world.target.count(i, "taken back")
-            assert applied <= 1, "it was done twice"
-            assert taken_back <= applied
-            assert (i in world.target.present) == (applied > taken_back)
+            applied, undone = world.target.count(i, "applied"), world.target.count(i, "undone")
+            assert applied <= 1, "the effect was applied twice"
+            assert undone <= applied
+            assert (i in world.target.present) == (applied > undone)
             stands = i in world.target.present
             if step.always:
                 assert undo is None, "an always step was undone"
@@ -354,23 +354,25 @@ class Saga(RuleBasedStateMachine):
             if status == StepState.CHANGED and not step.read_only:
                 assert applied == 1
             if undo == UndoState.UNDONE:
-                assert not stands, "I8: an effect was left of what is undone"
+                assert not stands, "I8: an undone step has left an effect"
             if state is RunState.UNDONE and stands:
                 assert undo == UndoState.NOT_UNDOABLE or step.step.undo == "none", "I8"
             if state is RunState.UNDONE and world.must_be_undone(i):
-                assert undo == UndoState.UNDONE, "I8: it was begun, and not taken back"
+                assert undo == UndoState.UNDONE, "I8: a step that began was not undone"
             if state is RunState.SUCCEEDED:
                 assert undo is None
                 assert status in {StepState.CHANGED, StepState.UNCHANGED}, "I7"
                 assert stands == (status == StepState.CHANGED and not step.read_only), "I7"
-            named = step.name in told.left_over or step.step.undo == "none" or state is RunState.SUCCEEDED
+            named = step.name in result.left_over or step.step.undo == "none" or state is RunState.SUCCEEDED
             if stands and status in {StepState.CHANGED, StepState.UNKNOWN}:
-                assert named, f"{step.name} stands, and the report does not name it"
+                assert named, f"{step.name} has an effect that the report does not name"
             if stands and status in {StepState.FAILED, StepState.CANCELLED}:
-                assert named or step.name in told.in_doubt, f"{step.name} stands, and the report leaves no doubt"
-            if step.name in told.left_over:
+                assert named or step.name in result.in_doubt, (
+                    f"{step.name} has an effect, and the report does not name the step in doubt"
+                )
+            if step.name in result.left_over:
                 assert status not in {StepState.PENDING, StepState.NOT_RUN, StepState.SKIPPED, StepState.UNCHANGED}
-                assert undo != UndoState.UNDONE, f"{step.name} is undone, and the report says that it stands"
+                assert undo != UndoState.UNDONE, f"{step.name} is undone, and left_over names the step"
 
     def end_fits_the_steps(self, run: dict[str, str], steps: dict[str, str], state: RunState) -> None:
         plan = self.world.plan
@@ -381,7 +383,9 @@ class Saga(RuleBasedStateMachine):
         for i in status:
             if steps.get(f"ustatus:{i}") == UndoState.HELD_BACK:
                 below = [d for d in status if i in plan.upstream(d)]
-                assert any(steps.get(f"ustatus:{d}") == UndoState.UNDO_FAILED for d in below), "held back for nothing"
+                assert any(steps.get(f"ustatus:{d}") == UndoState.UNDO_FAILED for d in below), (
+                    "an undo was held back without a failed undo"
+                )
                 assert plan.plan.on_undo_failure == "hold"
         cause = run.get("cause")
         if cause is None:
@@ -389,7 +393,7 @@ class Saga(RuleBasedStateMachine):
             for step in plan.steps:
                 lost = any(status[d] in STEP_BAD or steps.get(f"tainted:{d}") for d in step.needs)
                 skipped = status[step.index] is StepState.SKIPPED
-                assert skipped == (lost and not step.always), "what needs a failed step is skipped, and nothing else"
+                assert skipped == (lost and not step.always), "not exactly the dependents of failed steps were skipped"
         elif state is RunState.CANCELLED:
             assert not any(e["event"] == "run_started" for e in self.world.events)
             assert set(status.values()) == {StepState.NOT_RUN}
@@ -400,7 +404,9 @@ class Saga(RuleBasedStateMachine):
             and state is RunState.FAILED
             and any(e["event"] == "run_started" for e in self.world.events)
         ):
-            assert not any(self.world.must_be_undone(i) for i in status), "failed with an effect that has an undo"
+            assert not any(self.world.must_be_undone(i) for i in status), (
+                "the run failed, and an effect with an undo remains"
+            )
         if cause == "failure":
             assert any(plan.stops(i) and not plan.steps[i].always for i in bad)
 

@@ -1,4 +1,4 @@
-"""The scripts that compare receipts with a record, and those that follow Redis's clock."""
+"""The scripts that compare receipts with a record, and the scripts that detect clock jumps."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_comparison_is_incomplete_with_receipts_of_lost_attempts_only(aborting: 
     assert (aborting.record().fenced, aborting.record().compared) == (1, False)
 
 
-@pytest.mark.parametrize("moved", [{"epoch": 1}, {"lost": 0}], ids=["another epoch", "one more was lost"])
+@pytest.mark.parametrize("moved", [{"epoch": 1}, {"lost": 0}], ids=["another epoch", "another lost attempt"])
 def test_comparison_is_rejected_after_the_run_has_advanced(aborting: StoredRun, moved: dict[str, int]) -> None:
     with aborting.unchanged():
         assert not settle(aborting, **moved)  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ def test_clock_jump_is_counted_once_and_sweeps_all_live_runs(stored: StoredRun) 
     assert stored.redis.hget(store.keys.clock, "jumped") == str(-HOUR)
 
 
-def test_server_that_restarts_after_its_clock_was_set_back_may_have_lost_writes_of_a_run() -> None:
+def test_restart_after_a_clock_set_back_may_have_lost_writes() -> None:
     """A run that was created before the jump is older than the server, although its time of creation is later."""
     with get(lambda: servers.RedisServer("--appendfsync", "always", own_clock=True)) as server:
         stored = StoredRun(server.url)
@@ -270,6 +270,8 @@ def test_server_that_restarts_after_its_clock_was_set_back_may_have_lost_writes_
         assert stored.store.shift(stored.run_id, 1, -24 * HOUR)
         server.restart(signal.SIGKILL)
 
-        assert not stored.store.may_have_lost(int(stored.run("created") or 0)), "its own time hides the loss"
+        assert not stored.store.may_have_lost(int(stored.run("created") or 0)), (
+            "the time of creation already shows the loss"
+        )
         assert stored.store.may_have_lost(int(stored.run("since") or 0))
         stored.close()

@@ -54,9 +54,9 @@ def test_outcome_waits_for_a_replica(pair: tuple[RedisServer, RedisServer], monk
                 stored.complete(0, grant.fence)
             with pytest.raises(StoreUnavailable, match="fewer than the 1 required replicas"):
                 stored.store.command(stored.run_id, "cancel")
-        assert stored.store.renew(stored.run_id, [("0", "task@one/1")]) == 0, "it had ended"
+        assert stored.store.renew(stored.run_id, [("0", "task@one/1")]) == 0, "the lease of an ended step was renewed"
         os.kill(replica.pid, signal.SIGCONT)
-        assert stored.complete(0, grant.fence).accepted, "said again, it is taken for what it is"
+        assert stored.complete(0, grant.fence).accepted, "the repeated outcome was refused"
         assert copy.hget(stored.keys.steps, "status:0") == "changed"
     finally:
         stored.close()

@@ -27,7 +27,7 @@ def client(stored: StoredRun, tmp_path: Path) -> Client:
     return Client(settings)
 
 
-def test_list_holds_declared_schedules_those_of_jobs_and_errors(client: Client) -> None:
+def test_list_contains_declared_schedules_schedules_of_jobs_and_errors(client: Client) -> None:
     ScheduleMarks(client.store).put("copy@web1", Mark(5_000, "every 60s"))
 
     listing = Schedules(client).list()
@@ -59,7 +59,7 @@ def test_pause_and_resume_report_whether_they_changed_the_schedule(client: Clien
     assert sorted(noted) == [("pause schedule", "nightly"), ("resume schedule", "nightly")]
 
 
-def test_pause_works_for_a_schedule_that_is_declared_elsewhere(client: Client) -> None:
+def test_schedule_declared_elsewhere_can_be_paused(client: Client) -> None:
     ScheduleMarks(client.store).put("copy@web1", Mark(5_000, "every 60s"))
 
     assert Schedules(client).pause("copy@web1")

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.store
 R = RunState
 
 
-def but(*states: RunState) -> list[RunState]:
+def all_states_except(*states: RunState) -> list[RunState]:
     """All states of a run except these."""
     return [state for state in RunState if state not in states]
 
@@ -89,8 +89,8 @@ def test_script_runs_on_plain_redis(name: str) -> None:
     assert source.count("redis.call('TIME')") == 1
 
 
-def live_a_whole_life(stored: StoredRun) -> None:
-    """Run all scripts in one run: one step fails, one is lost, one is undone."""
+def call_every_script(stored: StoredRun) -> None:
+    """Call all scripts in one run: one step fails, one is lost, one is undone."""
     stored.begin(0, 1, 2)
     done = stored.claim(0)
     stored.journal(0, done.fence, '{"a":1}', '{"b":2}')
@@ -117,7 +117,7 @@ def live_a_whole_life(stored: StoredRun) -> None:
 
 
 def test_every_transition_adds_one_version_and_one_event(stored: StoredRun) -> None:
-    live_a_whole_life(stored)
+    call_every_script(stored)
 
     events = stored.events()
     assert [int(event["version"]) for event in events] == list(range(1, len(events) + 1))
@@ -138,12 +138,12 @@ def test_scripts_use_the_time_of_redis(stored: StoredRun, monkeypatch: pytest.Mo
     monkeypatch.setattr(time, "time", lambda: far)
     monkeypatch.setattr(time, "time_ns", lambda: int(far * 1e9))
 
-    live_a_whole_life(stored)
+    call_every_script(stored)
 
     stamps = [int(float(event["at"])) for event in stored.events()]
     stamps += [int(stored.run(field) or 0) for field in ("created", "started", "ended")]
     stamps += [int(stored.step(field) or 0) for field in ("started:0", "ended:0", "ustarted:0", "uended:0", "sent:1")]
-    # The time that was let pass inside is the only one by which they may differ.
+    # The elapsed time is the only difference.
     assert all(began - 2 * LEASE * 1000 <= stamp <= began + 60_000 for stamp in stamps)
 
 
@@ -163,7 +163,7 @@ def test_script_touches_only_its_given_keys(server: RedisServer, stored: StoredR
     try:
         url = server.url.replace("redis://", "redis://bound:bound@")
         bound = StoredRun(url, run_id=stored.run_id)
-        live_a_whole_life(bound)
+        call_every_script(bound)
         bound.close()
     finally:
         stored.redis.execute_command("ACL", "DELUSER", "bound")
@@ -224,7 +224,7 @@ def test_opening_the_first_level_starts_the_run(stored: StoredRun) -> None:
     assert [stored.step(f"status:{i}") for i in range(4)] == ["ready", "skipped", "ready", None]
     assert stored.step("reason:1") == "dependency failed"
     assert now - 5000 <= int(stored.run("opened") or 0) <= now
-    assert stored.step("sent_until:0") is None, "the first message is under way for one lease"
+    assert stored.step("sent_until:0") is None, "a resend is due before the end of the first lease"
     assert (events[1]["level"], events[1]["steps"]) == ("0", "0 2")
     assert (events[2]["step"], events[2]["reason"]) == ("1", "dependency failed")
 
@@ -247,7 +247,7 @@ def test_opening_the_always_steps_moves_the_run_to_finishing(stored: StoredRun) 
     assert (stored.run("state"), stored.run("level"), stored.run("left")) == ("finishing", "0", "1")
 
 
-@pytest.mark.parametrize("state", but(R.RUNNING))
+@pytest.mark.parametrize("state", all_states_except(R.RUNNING))
 def test_level_is_not_opened_from_another_state(stored: StoredRun, state: RunState) -> None:
     stored.lay("running", left=0)
     seen = stored.record()
@@ -363,7 +363,7 @@ def test_operator_undo_has_a_timeout_too(stored: StoredRun) -> None:
     assert int(stored.run("undo_deadline") or 0) > stored.store.now()
 
 
-@pytest.mark.parametrize("state", but(R.ABORTING))
+@pytest.mark.parametrize("state", all_states_except(R.ABORTING))
 def test_undo_is_not_opened_from_another_state(stored: StoredRun, state: RunState) -> None:
     stored.lay("aborting", left=0)
     seen = stored.record()
@@ -430,7 +430,7 @@ def test_abort_can_keep_completed_steps(stored: StoredRun) -> None:
     assert stored.record().keep
 
 
-@pytest.mark.parametrize("state", but(R.RUNNING))
+@pytest.mark.parametrize("state", all_states_except(R.RUNNING))
 def test_only_a_running_run_is_aborted(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, cause="cancel", err="first")
 
@@ -488,7 +488,7 @@ def test_drain_marks_a_lost_step_unknown(stored: StoredRun) -> None:
     assert stored.step("reason:0") != "the run was aborted before the step began"
 
 
-@pytest.mark.parametrize("state", but(R.ABORTING))
+@pytest.mark.parametrize("state", all_states_except(R.ABORTING))
 def test_drain_changes_nothing_in_a_running_run(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, steps={"status:0": "ready", "status:1": "retrying"}, left=2)
 
@@ -521,7 +521,7 @@ def test_finish_ends_the_run(stored: StoredRun, state: RunState) -> None:
     assert (events[0]["state"], events[0]["cause"]) == ("undone", "failure")
 
 
-@pytest.mark.parametrize("state", but(R.RUNNING))
+@pytest.mark.parametrize("state", all_states_except(R.RUNNING))
 def test_finish_is_refused_from_another_state(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, left=0)
 
@@ -557,7 +557,7 @@ def test_run_ends_once(stored: StoredRun) -> None:
 
 @pytest.fixture
 def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
-    """A run that was reopened into the state of an earlier, delayed decision."""
+    """A reopened run in the state that an earlier, delayed decision expects."""
     stored.lay("undoing", left=0, undo_level=1)
     slow = stored.record()
     assert stored.store.finish(stored.run_id, R.UNDOING, R.UNDO_FAILED, [])
@@ -566,7 +566,7 @@ def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
 
 
 def test_decisions_before_a_reopening_are_rejected(reopened: tuple[StoredRun, RunRecord]) -> None:
-    """A command that reopens a run has an epoch of its own."""
+    """A command that reopens a run starts a new epoch."""
     stored, slow = reopened
 
     with stored.unchanged():
@@ -616,7 +616,7 @@ def test_cancel_of_a_pending_run_ends_it_with_all_steps(stored: StoredRun) -> No
     assert [stored.step(f"status:{i}") for i in range(4)] == ["not_run", "not_run", "not_run", None]
 
 
-@pytest.mark.parametrize("state", but(R.RUNNING, R.PENDING))
+@pytest.mark.parametrize("state", all_states_except(R.RUNNING, R.PENDING))
 def test_cancel_in_another_state_returns_the_reason(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, cause="failure")
 
@@ -647,7 +647,7 @@ def test_undo_keeps_the_runs_cause(stored: StoredRun) -> None:
     assert stored.run("cause") == "deadline"
 
 
-@pytest.mark.parametrize("state", but(*(TERMINAL - {R.UNDONE, R.CANCELLED})))
+@pytest.mark.parametrize("state", all_states_except(*(TERMINAL - {R.UNDONE, R.CANCELLED})))
 def test_undo_of_a_live_run_returns_the_reason(stored: StoredRun, state: RunState) -> None:
     stored.lay(state)
 
@@ -665,7 +665,7 @@ def test_undo_resets_failed_undos(stored: StoredRun) -> None:
     carry_out(stored, "undo", failed=(0,))
 
     assert [stored.step(f"u{kind}:0") for kind in tried] == [None] * 5
-    assert stored.step("ufence:0") == "77"  # a fence is never forgotten
+    assert stored.step("ufence:0") == "77"  # the fence is kept
     assert [stored.step(f"u{kind}:1") for kind in tried] == ["undone", "1", "6", "9", "3"]
 
 
@@ -699,7 +699,7 @@ def test_unknown_command_is_answered(stored: StoredRun) -> None:
 
 @pytest.fixture
 def other(server: RedisServer) -> Iterator[Store]:
-    """Another process."""
+    """Decide like another process."""
     store = Store(settings_for(server.url))
     yield store
     client: redis.Redis = store.client

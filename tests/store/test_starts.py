@@ -1,4 +1,4 @@
-"""Starts of runs whose id the client chooses."""
+"""Starts of runs with an id from the client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plan() -> Plan:
     return made
 
 
-def test_two_starts_that_choose_the_same_id_are_two_runs(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_starts_with_the_same_generated_id_are_two_runs(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = iter(["p-1", "p-1", "p-1", "p-2"])
     monkeypatch.setattr(client_module, "new_run_id", lambda _: next(chosen))
 
@@ -39,11 +39,11 @@ def test_two_starts_that_choose_the_same_id_are_two_runs(client: Client, monkeyp
     assert [(run.id, run.attached) for run in runs] == [("p-1", False), ("p-2", False)]
 
 
-def test_repeated_request_of_one_start_is_one_run(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_request_of_a_start_is_one_run(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     submit = Admission.submit
 
     def submit_twice(admission: Admission, *args: Any, **more: Any) -> dict[str, Any] | None:
-        submit(admission, *args, **more)  # its answer was lost
+        submit(admission, *args, **more)  # the answer is lost
         return submit(admission, *args, **more)
 
     monkeypatch.setattr(Admission, "submit", submit_twice)

@@ -38,7 +38,7 @@ def store(stored: StoredRun) -> Store:
 
 @pytest.fixture
 def connect() -> Iterator[Callable[..., Store]]:
-    """Stores with settings of the test's own."""
+    """Create stores with the given settings."""
     made: list[Any] = []
 
     def make(url: str, **settings: Any) -> Store:
@@ -51,18 +51,18 @@ def connect() -> Iterator[Callable[..., Store]]:
         client.close()
 
 
-def take_out(store: Store, run_id: str) -> None:
+def remove_from_inbox(store: Store, run_id: str) -> None:
     mark = store.look(run_id).inbox
     assert mark is not None
     store.seen(run_id, mark)
 
 
 def body(n: int = 0) -> dict[str, Any]:
-    """A request unique to its name."""
+    """A request with a unique plan name."""
     return {"plan": {"name": "p"}, "n": n}
 
 
-def ask_for(store: Store, run_id: str, n: int = 0) -> dict[str, Any] | None:
+def submit(store: Store, run_id: str, n: int = 0) -> dict[str, Any] | None:
     return Admission(store).submit(run_id, body(n))
 
 
@@ -70,8 +70,8 @@ def ask_for(store: Store, run_id: str, n: int = 0) -> dict[str, Any] | None:
 
 
 def test_request_is_stored_once_and_enters_the_inbox(store: Store) -> None:
-    assert ask_for(store, "r1", 1) is None
-    assert ask_for(store, "r1", 2) == body(1)
+    assert submit(store, "r1", 1) is None
+    assert submit(store, "r1", 2) == body(1)
 
     assert store.body("r1") == body(1)
     assert store.waiting() == ["r1"]
@@ -85,7 +85,7 @@ def test_concurrent_requests_create_one_run(server: RedisServer, connect: Callab
 
     def ask(n: int, store: Store) -> None:
         start.wait()
-        answers.append(ask_for(store, "r1", n))
+        answers.append(submit(store, "r1", n))
 
     threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(stores)]
     for thread in threads:
@@ -98,7 +98,7 @@ def test_concurrent_requests_create_one_run(server: RedisServer, connect: Callab
 
 
 def test_commands_are_stored_in_order_and_enter_the_inbox(store: Store) -> None:
-    ask_for(store, "r1")
+    submit(store, "r1")
     here = socket.gethostname()
     first = store.command("r1", "cancel", reason="why", keep=True)
     second = store.command("r1", "undo")
@@ -108,7 +108,7 @@ def test_commands_are_stored_in_order_and_enter_the_inbox(store: Store) -> None:
         (second, {"kind": "undo", "actor": "ann", "origin": here, "reason": "", "keep": ""}),
     ]
     assert store.waiting() == ["r1"]
-    take_out(store, "r1")
+    remove_from_inbox(store, "r1")
     assert store.waiting() == []
 
 
@@ -116,9 +116,9 @@ def test_commands_are_stored_in_order_and_enter_the_inbox(store: Store) -> None:
 
 
 def test_look_returns_run_commands_and_time(stored: StoredRun) -> None:
-    ask_for(stored.store, stored.run_id)
-    nobody = stored.store.look("nobody")
-    assert (nobody.fields, nobody.commands, nobody.inbox) == ({}, [], None)
+    submit(stored.store, stored.run_id)
+    unknown = stored.store.look("unknown")
+    assert (unknown.fields, unknown.commands, unknown.inbox) == ({}, [], None)
     stored.begin(0)
     asked = stored.store.command(stored.run_id, "cancel")
 
@@ -152,7 +152,7 @@ def test_steps_are_read_in_the_reducers_form(stored: StoredRun) -> None:
 def test_everything_returns_run_and_step_hashes(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.everything(stored.run_id) == stored.dump()[:2]
-    assert stored.store.everything("nobody") == ({}, {})
+    assert stored.store.everything("unknown") == ({}, {})
 
 
 def test_events_are_read_after_a_cursor(stored: StoredRun) -> None:
@@ -186,20 +186,20 @@ def test_runs_are_listed_newest_first_after_waiting_ones(store: Store) -> None:
     for n, run_id in enumerate(["old", "middle", "new"]):
         store.create(run_id, {"plan": "p"})
         store.client.zadd(store.keys.runs, {run_id: 1000 + n})
-    ask_for(store, "waits")
-    ask_for(store, "old")
+    submit(store, "waits")
+    submit(store, "old")
 
     assert sorted(store.runs()[:2]) == ["old", "waits"]
     assert store.runs()[2:] == ["new", "middle"]
     assert len(store.runs(limit=1)) == 1
     assert len(store.runs(limit=3)) == 3
-    take_out(store, "waits")
-    take_out(store, "old")
+    remove_from_inbox(store, "waits")
+    remove_from_inbox(store, "old")
     assert store.runs(limit=2) == ["new", "middle"]
 
 
 def test_run_is_indexed_with_its_record(store: Store) -> None:
-    """A worker may die at any point: an unindexed record would never be swept."""
+    """A worker may die at any point, and no sweep finds a record without an index entry."""
     made, fields = store.create("r1", {"plan": "p"}, audit={"what": "start"})
 
     assert made
@@ -211,11 +211,11 @@ def test_run_is_indexed_with_its_record(store: Store) -> None:
 
 
 def test_creation_takes_the_run_out_of_the_inbox(store: Store) -> None:
-    ask_for(store, "r1")
+    submit(store, "r1")
     found = store.look("r1").inbox
 
     store.create("r1", {"plan": "p"}, inbox=None if found is None else found + 1)
-    assert store.look("r1").inbox == found, "a command has renewed the entry"
+    assert store.look("r1").inbox == found, "the entry of a later command was removed"
     store.create("r1", {"plan": "p"}, inbox=found)
     assert store.look("r1").inbox is None
 
@@ -250,12 +250,12 @@ def test_terminal_run_is_not_rescheduled(store: Store) -> None:
     store.look_at("r1", 0)
     found = store.client.zrangebyscore
 
-    def then_rest(*args: Any, **kwargs: Any) -> Any:
+    def read_and_end_the_run(*args: Any, **kwargs: Any) -> Any:
         result = found(*args, **kwargs)
         store.remove_from_live("r1")
         return result
 
-    store.client.zrangebyscore = then_rest  # type: ignore[method-assign]
+    store.client.zrangebyscore = read_and_end_the_run  # type: ignore[method-assign]
     store.due(LEASE)
     assert store.live_count() == 0
 
@@ -277,8 +277,8 @@ def test_expired_attempts_are_listed_by_lease_member(stored: StoredRun) -> None:
     assert stored.store.expired(stored.run_id, stored.store.now()) == ["1"]
 
 
-def ticked(store: Store, ago: float) -> None:
-    """Backdate the last sweep by so many seconds."""
+def backdate_tick(store: Store, ago: float) -> None:
+    """Backdate the last sweep by some seconds."""
     store.client.hset(store.keys.clock, "tick", store.now() - round(ago * 1000))
 
 
@@ -288,25 +288,25 @@ def test_leases_expire_only_while_a_sweeper_runs(store: Store) -> None:
     assert clock.look()
     assert clock.look()
 
-    ticked(store, 1.1 * LEASE)
+    backdate_tick(store, 1.1 * LEASE)
     assert not clock.look()
     assert not clock.look()
     store.client.hset(store.keys.clock, "pause", store.now() - 1)
     assert clock.look()
-    # Its clock went back.
-    ticked(store, -10 * LEASE)
+    # The clock of Redis was set back.
+    backdate_tick(store, -10 * LEASE)
     assert not clock.look()
 
 
 def test_outage_longer_than_a_lease_delays_expiry(store: Store) -> None:
     """Workers renew every third of a lease, so their leases expire two thirds of a lease after the outage begins."""
-    ticked(store, 0.8 * LEASE)
+    backdate_tick(store, 0.8 * LEASE)
     assert not Clock(store).look()
 
 
 def test_sweepers_returning_together_expire_nothing(server: RedisServer, connect: Callable[..., Store]) -> None:
     one, other = connect(server.url), connect(server.url)
-    ticked(one, 2 * LEASE)
+    backdate_tick(one, 2 * LEASE)
     whole, answers = one.client.hset, []
 
     def late(*args: Any, **kwargs: Any) -> Any:
@@ -322,7 +322,7 @@ def test_sweepers_returning_together_expire_nothing(server: RedisServer, connect
 
 
 def test_stale_reader_does_not_remove_a_newer_inbox_entry(store: Store) -> None:
-    ask_for(store, "r1")
+    submit(store, "r1")
     slow = store.look("r1").inbox
     assert slow is not None
 
@@ -330,7 +330,7 @@ def test_stale_reader_does_not_remove_a_newer_inbox_entry(store: Store) -> None:
     store.seen("r1", slow)
     assert store.waiting() == ["r1"]
 
-    take_out(store, "r1")  # by another, before the next command comes
+    remove_from_inbox(store, "r1")  # another reader removes the entry before the next command
     store.command("r1", "undo")
     store.seen("r1", slow)
     assert store.waiting() == ["r1"]
@@ -379,7 +379,7 @@ def test_dry_run_is_deleted_by_its_client(store: Store) -> None:
 
 def test_two_installations_on_one_redis_are_isolated(server: RedisServer, connect: Callable[..., Store]) -> None:
     ours, theirs = connect(server.url), connect(server.url, namespace="other")
-    ask_for(ours, "r1", 1)
+    submit(ours, "r1", 1)
     stored = StoredRun(server.url, store=ours, run_id="r1")
     stored.begin(0)
     ours.command("r1", "cancel")
@@ -390,7 +390,7 @@ def test_two_installations_on_one_redis_are_isolated(server: RedisServer, connec
     assert theirs.runs() == theirs.waiting() == theirs.due(LEASE) == []
     assert (theirs.body("r1"), theirs.dry_run("p1"), theirs.next_answer("p1", 0.05)) == (None, None, None)
     assert (theirs.live_count(), theirs.look("r1").fields, list(theirs.log("r1", 0))) == (0, {}, [])
-    assert ask_for(theirs, "r1", 2) is None
+    assert submit(theirs, "r1", 2) is None
     assert ours.body("r1") == body(1)
     names = [str(key) for key in ours.client.keys("*")]
     assert all(name.startswith(("stored:", "other:")) for name in names)
@@ -411,7 +411,7 @@ def test_unreachable_server_is_one_line_within_the_timeout(connect: Callable[...
     began = time.monotonic()
 
     with pytest.raises(StoreUnavailable) as caught:
-        ask_for(store, "r1")
+        submit(store, "r1")
 
     assert time.monotonic() - began < SOON
     text = one_line(caught.value)
@@ -438,7 +438,7 @@ def silent_server() -> Iterator[int]:
 
 
 def test_unresponsive_server_times_out(connect: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_LONGEST_BLOCK", -0.5)  # each of the tries waits for the connection's time only
+    monkeypatch.setattr(connection, "_LONGEST_BLOCK", -0.5)  # each attempt waits only for the connection timeout
     raised: list[StoreUnavailable] = []
 
     def ask(patient: Store) -> None:
@@ -458,7 +458,7 @@ def test_unresponsive_server_times_out(connect: Callable[..., Store], monkeypatc
 
 
 def test_wrong_password_is_one_line(server: RedisServer, connect: Callable[..., Store]) -> None:
-    store = connect(server.url.replace("redis://", "redis://nobody:hidden@"))
+    store = connect(server.url.replace("redis://", "redis://unknown:hidden@"))
     with pytest.raises(StoreUnavailable, match="invalid username-password") as caught:
         store.state("r1")
     assert "hidden" not in one_line(caught.value)
@@ -482,13 +482,13 @@ def full(stored: StoredRun) -> Iterator[None]:
 
 def test_read_only_server_is_one_line(stored: StoredRun) -> None:
     writes: list[Callable[[], object]] = [
-        lambda: ask_for(stored.store, "r1"),
+        lambda: submit(stored.store, "r1"),
         lambda: stored.store.command("there", "cancel"),
         lambda: stored.store.put_dry_run("p1", "{}", 60),
         lambda: stored.store.add_log("r1", 0, ["line"]),
         lambda: stored.store.look_at("r1", 0),
     ]
-    ask_for(stored.store, "there")
+    submit(stored.store, "there")
     before = sorted(stored.redis.keys("*"))
     with full(stored):
         for write in writes:
@@ -497,11 +497,11 @@ def test_read_only_server_is_one_line(stored: StoredRun) -> None:
                 write()
             assert time.monotonic() - began < SOON
             assert "redis://127.0.0.1" in one_line(caught.value)
-        assert stored.store.runs() == ["there"]  # it can still be read
+        assert stored.store.runs() == ["there"]  # reads still work
         assert sorted(stored.redis.keys("*")) == before
 
 
-#: Arguments with which each script writes, in a run that is as `lay_for` leaves it.
+#: Arguments with which each script writes, in a run prepared by `lay_for`.
 WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
     "abort": ("running", ("cancel", "", "", "")),
     "claim": ("running", (0, "", "owner", "task", 1000, "", "", "one")),
@@ -539,7 +539,7 @@ def test_script_refused_for_memory_changes_nothing_and_recovers(stored: StoredRu
         stored.put(steps={"sent:0": stored.store.now(), "sent_until:0": 0})
         if state == "suspended":
             stored.put(suspended_state="running", hold="breaker")
-    if name not in {"finish", "open_undo"}:  # these wait for what runs
+    if name not in {"finish", "open_undo"}:  # these scripts wait for running steps
         stored.redis.zadd(stored.keys.leases, {"1": 1})
     before = stored.dump()
 

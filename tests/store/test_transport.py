@@ -1,4 +1,4 @@
-"""The messages of Longshore's own transports: sent with a request, and not copied while unacknowledged."""
+"""Messages of Longshore's transports: sent with the request, and without a copy while unacknowledged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAN.step("only", "noop.execute")
 @pytest.fixture
 def connection(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     for scheme, path in list(TRANSPORT_ALIASES.items()):
-        monkeypatch.setitem(TRANSPORT_ALIASES, scheme, path)  # restored after the test
+        monkeypatch.setitem(TRANSPORT_ALIASES, scheme, path)  # the original value returns after the test
     redis_server.flush()
     transport.use()
     with Connection(redis_server.url, transport_options={"priority_steps": [0]}) as made:
@@ -88,7 +88,7 @@ def test_message_that_no_sweeper_resends_has_a_copy(connection: Connection, redi
     assert (client.llen("work"), client.hlen("unacked")) == (0, 0)
 
 
-def test_channel_sends_through_one_client_for_as_long_as_its_pool_is_the_same(redis_server: RedisServer) -> None:
+def test_channel_keeps_its_client_until_its_pool_changes(redis_server: RedisServer) -> None:
     with producer(Settings(redis_url=redis_server.url)).connection_for_write() as connection:
         channel: Any = connection.default_channel
         with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:

@@ -1,4 +1,4 @@
-"""Steps that were fanned out, and steps that are parked, in the record."""
+"""Units and external waits in the record."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_step_fails_when_more_units_fail_than_tolerated(
 def test_fan_out_failure_counts_failed_units_and_quotes_the_first(stored: StoredRun) -> None:
     stored.fan_out(3)
     end(stored, "0.2", "failed", error="second thoughts", stops=True)
-    assert stored.run("state") == "running", "all items run: failing fast acts between steps"
+    assert stored.run("state") == "running", "a failed item cancelled other items"
     end(stored, "0.0", "failed", error="no such file", stops=True)
     end(stored, "0.1", stops=True)
     assert stored.run("err") == "2 of 3 failed; the first: second thoughts"
@@ -82,17 +82,17 @@ def test_ending_run_releases_no_units(stored: StoredRun) -> None:
     assert (stored.step("status:0.1"), stored.step("status:0")) == ("cancelled", "cancelled")
 
 
-def test_parked_step_has_no_lease_and_no_worker(stored: StoredRun) -> None:
+def test_step_with_an_external_wait_has_no_lease(stored: StoredRun) -> None:
     stored.begin(0)
     grant = stored.claim(0)
     with stored.emits("step_waiting"):
         assert stored.park(0, grant.fence)
     assert (stored.step("status:0"), stored.leases(), list(stored.waits())) == ("waiting", {}, ["0"])
     with stored.unchanged():
-        assert stored.park(0, grant.fence), "asked again, for the answer was lost"
+        assert stored.park(0, grant.fence), "the repeated call was refused"
 
 
-def test_parked_step_can_be_completed_with_or_without_its_fence(stored: StoredRun) -> None:
+def test_external_wait_can_be_completed_with_or_without_its_fence(stored: StoredRun) -> None:
     for known in (False, True):
         other = StoredRun("", store=stored.store)
         other.begin(0)
@@ -177,7 +177,7 @@ def test_wide_fan_out_with_a_limit_dispatches_no_more_units_than_the_limit(store
     assert stored.complete("0.0", stored.claim("0.0").fence).next_units == ("0.1200",)
 
 
-def test_wide_fan_out_goes_on_where_its_coordinator_died_between_two_parts(stored: StoredRun) -> None:
+def test_wide_fan_out_continues_after_its_coordinator_died_between_two_parts(stored: StoredRun) -> None:
     stored.fan_out(1500)
     ended, queue = set(), [f"0.{n}" for n in range(1000)]
     while queue:

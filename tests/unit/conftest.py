@@ -1,4 +1,4 @@
-"""Gives each test default settings and an unusable Redis URL."""
+"""Fixtures that give each test default settings and an unusable Redis URL."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ settings.register_profile(
     "unit",
     deadline=None,
     max_examples=30,
-    # A build that nothing was changed in must not fail; laptops look further each time.
+    # CI uses fixed examples, so that an unchanged build does not fail; other machines try new examples.
     derandomize=os.environ.get("CI", "").lower() not in {"", "0", "false"},
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("unit")
 
-#: Port 1 answers nobody: what needs a server by mistake fails at once.
+#: No server listens on port 1: a test that connects by mistake fails immediately.
 NOWHERE = "redis://127.0.0.1:1/0"
 
 

@@ -1,4 +1,4 @@
-"""Plans for tests: small ones written by hand, and any valid one by Hypothesis."""
+"""Plans for tests: small plans, and a strategy of Hypothesis for all valid plans."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from longshore.orchestration import Plan, validate
 from longshore.orchestration.plans.compiled import CompiledPlan
 
-#: The rest of Unicode has tests of its own.
+#: Other tests cover the rest of Unicode.
 texts = st.text(
     st.characters(exclude_categories=["Cs", "Cc", "Cn", "Zl", "Zp"], include_characters="\n\t"), max_size=20
 )
@@ -67,7 +67,7 @@ def graphs(draw: st.DrawFn, max_steps: int = 8) -> dict[str, list[str]]:
     return {name: before[name] for name in draw(st.permutations(list(before)))}
 
 
-#: Names that something could take for anything else.
+#: Names that YAML or a template could read as another type.
 names = st.sampled_from(
     ["a", "check-health", "1", "yes", "null", "on", "x" * 64, "v1.2_3", "1.10", "0x1f", "2024-01-01"]
 )
@@ -98,7 +98,7 @@ def _file(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def params(draw: st.DrawFn) -> dict[str, Any]:
-    """A parameter whose default, if it has one, fits."""
+    """A parameter, with a valid default or none."""
     kind, values = draw(
         st.sampled_from(
             [

@@ -1,4 +1,4 @@
-"""The page about the packages shows the imports as they are, and its path of one run names functions that exist."""
+"""The page about the packages has the current imports, and its path of one run names existing functions."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ def names_in(path: Path) -> set[str]:
     return found
 
 
-def test_the_diagram_on_the_page_has_the_imports_between_packages() -> None:
+def test_diagram_on_the_page_has_the_imports_between_packages() -> None:
     assert f"```mermaid\n{house.diagram()}\n```" in PAGE
 
 
-def test_an_arrow_that_others_imply_is_left_out() -> None:
+def test_implied_arrow_is_omitted() -> None:
     assert house.reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": {"b"}, "b": {"c"}, "c": set()}
 
 
-def test_the_page_names_every_package_of_orchestration_and_tasks() -> None:
+def test_page_names_every_package_of_orchestration_and_tasks() -> None:
     table = PAGE.partition("## The packages\n")[2].partition("\nA package imports")[0]
     for package in house.arrows():
         tree, _, name = package.partition(".")
         assert not name or re.search(rf"\b{name}(\.py|/)`", table), f"{tree}/{name}"
 
 
-def test_the_path_of_one_run_has_twelve_steps_in_at_most_twenty_modules() -> None:
+def test_path_of_one_run_has_twelve_steps_in_at_most_twenty_modules() -> None:
     assert len(re.findall(r"^\d+\. ", PATH, re.MULTILINE)) == 12
     assert len({path for _, path in LINKS}) <= 20
 
 
 @pytest.mark.parametrize(("name", "path"), LINKS)
-def test_the_path_names_functions_that_exist(name: str, path: str) -> None:
+def test_path_names_existing_functions(name: str, path: str) -> None:
     assert name in names_in(ROOT / path)
 
 
-def test_the_glossary_names_packages_that_exist() -> None:
+def test_glossary_names_existing_packages() -> None:
     text = (ROOT / "docs" / "concepts" / "glossary.md").read_text()
     named = set(re.findall(r"`((?:orchestration|tasks|workers|tests)(?:/[\w./]+)?)`", text))
     assert len(named) > 20
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
-def test_the_glossary_defines_each_concept_once() -> None:
+def test_glossary_defines_each_concept_once() -> None:
     text = (ROOT / "docs" / "concepts" / "glossary.md").read_text()
     concepts = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     concepts = [concept for concept in concepts if concept != "concept"]

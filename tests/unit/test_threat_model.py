@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "concepts" / "security.md").read_text()
-#: The tables that say what an attacker meets.
+#: The tables about the rights and the attacks of each role.
 TABLES = ("## Rights of each role", "## Attacks and responses")
 
 

@@ -21,7 +21,7 @@ RATE = Figure("no-ops", 300, "/s", {"Celery": 400, "DBOS": "it is not installed"
         (Figure("one", 3, peers={"first": 100, "second": 1}, target=at_most(3, "second")), True),
     ],
 )
-def test_a_figure_meets_its_target_by_value_or_by_share(figure: Figure, met: bool | None) -> None:
+def test_figure_meets_its_target_by_value_or_share(figure: Figure, met: bool | None) -> None:
     assert figure.met is met
 
 
@@ -35,24 +35,24 @@ def test_a_figure_meets_its_target_by_value_or_by_share(figure: Figure, met: boo
         Figure("one", 5, target=at_most(5, "Celery")),
     ],
 )
-def test_a_figure_without_a_value_or_without_its_targets_peer_counts_as_missed(figure: Figure) -> None:
+def test_figure_without_a_value_or_peer_misses_its_target(figure: Figure) -> None:
     assert figure.met is False
 
 
-def test_a_peer_that_cannot_be_measured_is_no_miss() -> None:
+def test_unmeasurable_peer_is_no_miss() -> None:
     without = Figure("no-ops", 300, "/s", {"DBOS": "it is not installed"})
 
     assert without.met is None
     assert missed([Section("rates", [without, RATE])]) == []
 
 
-def test_the_run_names_each_missed_figure() -> None:
+def test_run_names_each_missed_figure() -> None:
     slow = Figure("slow", 9, target=at_most(1))
 
     assert missed([Section("a", [RATE]), Section("b", [slow])]) == [slow]
 
 
-def test_a_row_shows_units_peers_share_target_and_result() -> None:
+def test_row_shows_units_peers_share_target_and_result() -> None:
     assert RATE.cells() == (
         "no-ops",
         "300 /s",
@@ -66,7 +66,7 @@ def test_a_row_shows_units_peers_share_target_and_result() -> None:
     )  # fmt: skip
 
 
-def test_a_page_escapes_what_would_end_a_cell() -> None:
+def test_page_escapes_characters_that_end_a_cell() -> None:
     table = as_markdown(Section("Rates", [Figure("a|b", 1)]))
 
     assert table.startswith("## Rates\n\n| figure | Longshore |")

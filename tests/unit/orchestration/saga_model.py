@@ -1,7 +1,7 @@
-"""Explores every order of events of a small run: two workers, sweepers, and a number of faults of each kind.
+"""A model checker that explores every order of events of a small run with two workers, sweepers and a few faults.
 
-The decisions are the reducer's own (`saga.decide`); the checker models the scripts, guard by guard, and the message,
-the lease, and the receipt at the target. Every state must keep the rules; and from every state the run must be able
+The real reducer (`saga.decide`) makes the decisions. The checker models the scripts, guard by guard, and the message,
+the lease, and the receipt at the target. Every state must obey the rules, and from every state the run must be able
 to end without a further fault.
 """
 
@@ -25,7 +25,7 @@ MAX_LOST = 3
 
 
 class Step(NamedTuple):
-    """A step's record; `effect` and `receipt` are at its target, not in Redis. Tuples hash and compare fast."""
+    """The record of a step; `effect` and `receipt` are at the target, not in Redis. Tuples hash and compare fast."""
 
     status: StepState = S.PENDING
     fence: int = 0
@@ -36,12 +36,12 @@ class Step(NamedTuple):
     tainted: bool = False
     effect: int = 0
     receipt: int = 0
-    #: At its target: no forward attempt acts any more.
+    #: At the target: no later forward attempt acts.
     closed: bool = False
 
 
 class Worker(NamedTuple):
-    """An attempt in a process: its fence, and whether it has acted."""
+    """An attempt in a process: the fence, and whether the attempt has acted."""
 
     task: str
     step: int
@@ -50,7 +50,7 @@ class Worker(NamedTuple):
 
 
 class Faults(NamedTuple):
-    """The number of faults of each kind that may still happen."""
+    """The remaining number of faults of each kind."""
 
     crash: int = 0
     zombie: int = 0
@@ -59,13 +59,13 @@ class Faults(NamedTuple):
     failure: int = 0
     undo_failure: int = 0
     cancel: int = 0
-    #: Decisions that are applied later, when the run may have moved on.
+    #: Decisions that are applied later, when the run may have changed.
     stale: int = 0
 
 
 @dataclass(frozen=True)
 class Held:
-    """A decision and the position of the run in it; compared by its text, for some of its parts have no hash."""
+    """A decision with the position of its run; compared by text, because some parts have no hash."""
 
     state: RunState
     level: int
@@ -75,7 +75,7 @@ class Held:
 
 
 class World(NamedTuple):
-    """One state of the run, its messages, workers and target."""
+    """A state of the run, with its messages, workers and target."""
 
     steps: tuple[Step, ...]
     faults: Faults
@@ -90,17 +90,17 @@ class World(NamedTuple):
     leases: frozenset[tuple[str, int]] = frozenset()
     messages: tuple[tuple[str, int], ...] = ((ADVANCE, -1),)
     workers: tuple[Worker | None, ...] = (None, None)
-    #: A decision that was made and is not applied yet.
+    #: A decision that is not yet applied.
     held: Held | None = None
-    #: The rule that this path has broken.
+    #: The violated rule of this path.
     broken: str = ""
 
 
 _T = TypeVar("_T", Step, Worker, Faults, World)
 
 
-def the_plan(**settings: Any) -> CompiledPlan:
-    """Two steps side by side, of which one must not be repeated; one after them; and an always step."""
+def small_plan(**settings: Any) -> CompiledPlan:
+    """A plan with two parallel steps, one of them not repeatable, a later step, and an always step."""
     plan = Plan("model", **settings)
     plan.step("again", "noop.execute")
     plan.step("once", "command.shell.execute", command="x").undo("noop.execute")
@@ -109,9 +109,9 @@ def the_plan(**settings: Any) -> CompiledPlan:
     return CompiledPlan(plan)
 
 
-def the_plan_without_undo() -> CompiledPlan:
-    """A step that must not be repeated and has no undo, so that no later attempt fences a lost one; one that goes on
-    after it, and an always step.
+def small_plan_without_undo() -> CompiledPlan:
+    """A plan with a step that is not repeatable and has no undo, so that no later attempt fences a lost one; a later
+    step, and an always step.
     """
     plan = Plan("model")
     plan.step("once", "command.shell.execute", command="x").undo("none").continue_on_error()
@@ -122,7 +122,7 @@ def the_plan_without_undo() -> CompiledPlan:
 
 @dataclass
 class Checker:
-    """`without` names guards that are left out, to see that each is needed."""
+    """The checker. `without` names omitted guards, so that a test can show that each guard is needed."""
 
     plan: CompiledPlan
     faults: Faults
@@ -153,31 +153,31 @@ class Checker:
     def check_rules(self, world: World) -> None:
         assert not world.broken, world.broken
         if world.state is not R.ABORTING and world.state not in TERMINAL:
-            assert world.left >= 0, "more has ended than was dispatched"
+            assert world.left >= 0, "more steps ended than were dispatched"
         if world.state is R.UNDOING:
-            assert not any(task == FORWARD for task, _ in world.leases), "undone while something runs"
+            assert not any(task == FORWARD for task, _ in world.leases), "a step was undone while another runs"
         if world.state not in TERMINAL:
             return
-        assert not world.leases, "it ended while something runs"
+        assert not world.leases, "the run ended while a step runs"
         *others, always = world.steps
         assert always.effect == 1 or always.lost >= MAX_LOST, "the always step did not run"
         for number, step in enumerate(others):
             if world.state is R.SUCCEEDED:
-                assert step.effect == 1, f"it succeeded without step {number}"
+                assert step.effect == 1, f"the run succeeded without step {number}"
             if world.state is R.UNDONE and self.plan.steps[number].has_undo:
-                assert step.effect == 0, f"it was undone, and step {number} stands"
+                assert step.effect == 0, f"the run was undone, and the effect of step {number} remains"
             if world.state is R.FAILED and world.cause is not None:
-                assert step.effect == 0, f"it failed without a change, and step {number} stands"
+                assert step.effect == 0, f"the run failed without a change, and the effect of step {number} remains"
             if step.undo is U.HELD_BACK:
                 assert world.state is R.UNDO_FAILED, "a compensation was held back, and the run is undone"
                 assert self.dependents_failed(world, number), "a compensation was held back without a reason"
 
     def dependents_failed(self, world: World, index: int) -> bool:
-        """Whether the compensation of a step that depends on this one, also through others, has failed."""
+        """Report whether the compensation of a step that depends on this one, directly or not, has failed."""
         return any(s.undo is U.UNDO_FAILED and index in self.plan.upstream(i) for i, s in enumerate(world.steps))
 
     def check_ends(self) -> None:
-        """From every state the run can end without a further fault."""
+        """Check that the run can end from every state without a further fault."""
         backward: dict[World, list[World]] = {world: [] for world in self.seen}
         for world, followers in self.seen.items():
             for after in followers:
@@ -253,7 +253,7 @@ class Checker:
         if not worker.acted:
             closed = worker.task == FORWARD and step.closed and "close" not in self.without
             if closed or ("receipt" not in self.without and worker.fence < step.receipt):
-                yield gone  # refused at the target
+                yield gone  # the target refuses the attempt
                 return
             effect = 1 if worker.task == FORWARD else 0
             ended = world.state in TERMINAL or bool(worker.task == FORWARD and world.steps[-1].effect)
@@ -308,7 +308,7 @@ class Checker:
             alive = any(w and (w.task, w.step, w.fence) == (task, index, step.fence) for w in world.workers)
             if not alive:
                 yield self.expire(world, task, index)
-            elif world.faults.zombie:  # it is only stopped, and will wake up
+            elif world.faults.zombie:  # the worker is only stopped, and continues later
                 spent = replace(world.faults, zombie=world.faults.zombie - 1)
                 yield self.expire(replace(world, faults=spent), task, index)
         for index, step in enumerate(world.steps):
@@ -338,7 +338,7 @@ class Checker:
         return self.ended(_put(world, index, replace(step, status=S.UNKNOWN)), task, index, bad=True)
 
     def late_decision(self, world: World) -> Iterator[World]:
-        """A coordinator decides, is delayed, and applies its decision."""
+        """Let a coordinator decide, be delayed, and apply its decision."""
         if world.held is not None:
             held = world.held
             world = replace(world, held=None)
@@ -354,18 +354,18 @@ class Checker:
                 held = Held(world.state, world.level, world.undo_level, repr(decision), decision)
                 yield replace(world, faults=spent, held=held)
 
-    # --- the reducer's decision, applied ------------------------------------------------------------
+    # --- application of a decision ------------------------------------------------------------------
 
     def advance(self, world: World) -> World:
         """Apply the reducer's decisions until the run has to wait."""
         for _ in range(20):
-            after = self.once(world)
+            after = self.advance_once(world)
             if after is None:
                 return world
             world = after
-        raise AssertionError("the reducer goes round in circles")
+        raise AssertionError("the reducer does not terminate")
 
-    def once(self, world: World) -> World | None:
+    def advance_once(self, world: World) -> World | None:
         decision = self.decision(world)
         return None if decision is None else self.apply(world, decision)
 
@@ -378,7 +378,7 @@ class Checker:
         return _decide(self.plan, run, steps)
 
     def apply(self, world: World, decision: saga.Transition) -> World | None:
-        """None where the script refuses it."""
+        """Apply a decision; None if the script refuses the decision."""
         match decision:
             case transitions.OpenLevel(state, level, ready, skipped):
                 if world.state is R.ABORTING and world.leases:
@@ -414,10 +414,10 @@ class Checker:
                     world = _put(world, i, replace(world.steps[i], status=S.NOT_RUN))
                 return _to(world, state)
             case _:
-                raise AssertionError(f"not expected here: {decision}")
+                raise AssertionError(f"unexpected decision: {decision}")
 
     def compare(self, world: World, *, ending: bool) -> World | None:
-        """The hosts answer at once: what they do meanwhile, nobody waits for."""
+        """Compare receipts; the hosts answer immediately."""
         if ending and world.leases:
             return None
         for i, step in enumerate(world.steps):
@@ -442,7 +442,7 @@ class Checker:
 
 
 def replace(value: _T, **changes: Any) -> _T:
-    """A tuple with some of its fields changed."""
+    """A copy of a tuple with other values of some fields."""
     return value._replace(**changes)
 
 
@@ -450,7 +450,7 @@ def replace(value: _T, **changes: Any) -> _T:
 def _decide(
     plan: CompiledPlan, run: RunRecord, steps: tuple[tuple[StepState, bool, UndoState | None, bool], ...]
 ) -> saga.Transition | None:
-    """The reducer sees the records that it asks for, and no others; a second call decides the same."""
+    """Decide with only the records that the reducer requests; check that a second call decides the same."""
     records = {}
     for i in saga.steps_read(plan, run):
         status, claimed, undo, tainted = steps[int(i)]
@@ -473,7 +473,7 @@ def _to(world: World, state: RunState) -> World:
 
 
 def _with(world: World, task: str, *indices: int) -> tuple[tuple[str, int], ...]:
-    """With one message more for each: two equal messages are a doubled one, which is a fault."""
+    """Add one message for each index. Two equal messages are a duplicate, which is a fault."""
     return tuple(sorted({*world.messages, *((task, i) for i in indices)}))
 
 

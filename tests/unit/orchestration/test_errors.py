@@ -33,7 +33,7 @@ def raised(function: Callable[[], object]) -> BaseException:
         function()
     except BaseException as error:  # noqa: BLE001 - it is what is looked at
         return error
-    raise AssertionError("nothing was raised")
+    raise AssertionError("no error was raised")
 
 
 def wrap(error: BaseException, *, explicit: bool = True) -> BaseException:

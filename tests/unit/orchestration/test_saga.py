@@ -217,8 +217,8 @@ UNDO_FAILED = StepRecord(StepState.CHANGED, 1, UndoState.UNDO_FAILED)
 HELD_BACK = StepRecord(StepState.CHANGED, 1, UndoState.HELD_BACK)
 
 
-def test_failed_undo_holds_back_the_undos_of_what_the_step_depends_on() -> None:
-    # given: all but beside come before the step whose undo failed, one of them through an unchanged step
+def test_failed_undo_holds_back_the_undos_of_its_dependencies() -> None:
+    # given: the step with the failed undo depends on all steps except beside, once through an unchanged step
     plan = compiled(of_edges({"env": [], "beside": [], "same": ["env"], "build": ["env"], "up": ["build", "same"]}))
     steps = recorded(plan, env=CHANGED, beside=CHANGED, build=CHANGED, same=StepRecord(StepState.UNCHANGED, 1))
     steps |= {4: UNDO_FAILED}
@@ -358,13 +358,13 @@ def test_terminal_run_stays_terminal(state: RunState) -> None:
         ({}, StepRecord(StepState.UNKNOWN, 1), RunState.PARTIAL, True),
         ({}, StepRecord(StepState.UNCHANGED, 1), RunState.PARTIAL, False),
         ({}, FAILED, RunState.PARTIAL, False),
-        # kept after a change: on_failure, or a cancel with --keep
+        # keep after a change: on_failure, or a cancel with --keep
         ({}, CHANGED, RunState.FAILED, True),
         ({"always": True}, CHANGED, RunState.FAILED, False),
         ({}, StepRecord(StepState.CHANGED, 1, UndoState.UNDONE), RunState.UNDONE, False),
         ({}, StepRecord(StepState.CHANGED, 1, UndoState.UNDO_FAILED), RunState.UNDO_FAILED, True),
         ({}, StepRecord(StepState.FAILED, 1, UndoState.UNDO_FAILED), RunState.UNDO_FAILED, True),
-        # no undo: the state is undone all the same, and the step is named; only an explicit `none` is clean
+        # no undo: the state is undone, and left_over names the step, unless the plan sets `undo: none`
         (COMMAND, StepRecord(StepState.CHANGED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
         (COMMAND, StepRecord(StepState.UNKNOWN, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
         (COMMAND, StepRecord(StepState.FAILED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),

@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-from tests.unit.orchestration.saga_model import Checker, Faults, the_plan, the_plan_without_undo
+from tests.unit.orchestration.saga_model import Checker, Faults, small_plan, small_plan_without_undo
 
-PLAN = the_plan()
-WITHOUT_UNDO = the_plan_without_undo()
+PLAN = small_plan()
+WITHOUT_UNDO = small_plan_without_undo()
 LONG = os.environ.get("LONGSHORE_FAULTS") == "long"
 
-#: Each kind of fault with each other, and the worst three at once.
+#: Pairs of all kinds of faults, and three faults together.
 TRIED = {
     "nothing": Faults(),
     "a crash and a zombie": Faults(crash=1, zombie=1),
@@ -53,13 +53,13 @@ def test_lost_attempt_acts_after_its_run_without_closed_receipts() -> None:
         Checker(WITHOUT_UNDO, Faults(zombie=1), frozenset({"close"})).explore(2_000_000)
 
 
-def test_failed_undo_pulls_the_rug_only_where_the_plan_says_so() -> None:
+def test_undo_below_a_failed_undo_needs_the_option_of_the_plan() -> None:
     with pytest.raises(AssertionError, match="undone under one whose compensation had failed"):
-        Checker(the_plan(on_undo_failure="continue"), Faults(undo_failure=1, cancel=1)).explore(2_000_000)
+        Checker(small_plan(on_undo_failure="continue"), Faults(undo_failure=1, cancel=1)).explore(2_000_000)
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not LONG, reason="only in the long form: make faults")
+@pytest.mark.skipif(not LONG, reason="long test: make faults")
 @pytest.mark.parametrize("faults", TRIED_LONG.values(), ids=TRIED_LONG.keys())
 def test_no_longer_event_order_breaks_an_invariant(faults: Faults) -> None:
     states = Checker(PLAN, faults).explore(20_000_000)
@@ -71,7 +71,7 @@ def test_no_longer_event_order_breaks_an_invariant(faults: Faults) -> None:
     [
         ("sweeper", Faults(loss=1), "never end"),
         ("fence", Faults(zombie=1), "not the present attempt's"),
-        # Either of the two keeps a forward attempt from acting after its undo.
+        # Each of the two guards prevents a forward attempt from acting after its undo.
         ("receipt and close", Faults(zombie=1, failure=1), "stands|after the end"),
         ("claim state", Faults(failure=1), "not running"),
         ("claim status", Faults(double=1), None),

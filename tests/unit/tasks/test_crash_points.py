@@ -1,4 +1,4 @@
-"""Crash points: all listed, and inactive by default."""
+"""Crash points: complete in the list, and inactive by default."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from longshore.workers.flower_pages.command_line import problem
         ("user:secret", "an argument is no option of Flower: write each option as --NAME=VALUE"),
     ],
 )
-def test_an_argument_that_is_no_option_is_refused(argument: str, error: str) -> None:
+def test_argument_other_than_an_option_is_refused(argument: str, error: str) -> None:
     found = problem(["--debug", argument])
     assert found.startswith(error)
     assert "secret" not in found

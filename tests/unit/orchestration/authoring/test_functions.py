@@ -40,7 +40,7 @@ def test_function_signature_defines_parameters() -> None:
     found = find("unit.greet")
     assert (found.kind, found.summary, found.queue) == (Kind.READ_ONLY, "Say hello.", "functions")
     assert list(found.params.model_fields) == ["name", "times", "loud"]
-    assert greet("ann") == "hello ann", "it is still the function that it was"
+    assert greet("ann") == "hello ann", "the decorator changed the function"
 
     plan = Plan("p")
     plan.step("a", "unit.greet", name="ann", time=2)
@@ -189,10 +189,10 @@ def test_prediction_may_be_a_string() -> None:
 
     plain = implementation("unit.act").predict(Context("r", "s", "p"), find("unit.act").params(n=1))
     act.predict(lambda n: f"would act on {n}")
-    told = implementation("unit.act").predict(Context("r", "s", "p"), find("unit.act").params(n=1))
+    prediction = implementation("unit.act").predict(Context("r", "s", "p"), find("unit.act").params(n=1))
 
     assert plain == Prediction("would call unit.act", changed=None)
-    assert told.action == "would act on 1"
+    assert prediction.action == "would act on 1"
 
 
 TOKEN = "{{ secret('env:LONGSHORE_SECRET_UNIT') }}"  # noqa: S105 - a reference
@@ -231,7 +231,7 @@ def test_secret_of_one_step_is_redacted_in_others(monkeypatch: pytest.MonkeyPatc
     def takes(token: str) -> None: ...
 
     @operation("unit.comes-across")
-    def comes_across(ctx: Context, fails: bool = False) -> dict[str, str]:
+    def reads(ctx: Context, fails: bool = False) -> dict[str, str]:
         ctx.log("it is correct-horse")
         if fails:
             raise RuntimeError("correct-horse is wrong")
@@ -271,7 +271,7 @@ def test_unsupported_secret_is_refused() -> None:
         (InDoubt("no answer after the call"), 1),
     ],
 )
-def test_retry_of_a_step_applies_to_every_error_but_permanent_ones(error: Exception, attempts: int) -> None:
+def test_retry_of_a_step_applies_to_all_errors_except_permanent_errors(error: Exception, attempts: int) -> None:
     @operation("unit.pays")
     def pays() -> None:
         raise error
@@ -356,7 +356,7 @@ def test_coroutine_functions_share_one_event_loop() -> None:
     assert len(loops) == 1
 
 
-def test_a_coroutine_is_cancelled_at_the_deadline_and_cleans_up() -> None:
+def test_coroutine_is_cancelled_at_the_deadline_and_cleans_up() -> None:
     ended = []
 
     @operation("unit.hang")
@@ -374,7 +374,7 @@ def test_a_coroutine_is_cancelled_at_the_deadline_and_cleans_up() -> None:
     assert ended == ["cleaned up"]
 
 
-def test_an_error_of_a_coroutine_is_retried_like_that_of_a_function() -> None:
+def test_error_of_a_coroutine_is_retried_like_that_of_a_function() -> None:
     @operation("unit.flaky", retry_on=(ConnectionError,))
     async def flaky() -> None:
         raise ConnectionError("not yet")
@@ -383,7 +383,7 @@ def test_an_error_of_a_coroutine_is_retried_like_that_of_a_function() -> None:
         implementation("unit.flaky").act(Context("run", "step", "plan"), find("unit.flaky").params(), {})
 
 
-def test_a_step_takes_the_operation_itself() -> None:
+def test_step_accepts_the_function_as_its_operation() -> None:
     @operation("unit.charge")
     def charge(ctx: Context, order: str, amount: int, *, note: str = "") -> None: ...
 
@@ -406,7 +406,7 @@ def test_a_step_takes_the_operation_itself() -> None:
         (("o-7", 1, "x"), {}, "unit.charge takes 2 parameters by position, and 3 are given"),
     ],
 )
-def test_wrong_parameters_of_an_operation_are_one_clear_error(
+def test_wrong_parameters_of_an_operation_are_one_error(
     args: tuple[Any, ...], params: dict[str, Any], why: str
 ) -> None:
     @operation("unit.charge")

@@ -1,4 +1,4 @@
-"""Type checkers know the parameters of a step that is given its operation as a function."""
+"""Type checkers check the parameters of a step whose operation is a function."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def mypy(folder: Path) -> set[tuple[str, int]]:
 
 
 def pyright(folder: Path) -> set[tuple[str, int]]:
-    """The files and lines with errors, by a build of pyright that brings node with it."""
+    """The files and lines with errors, by basedpyright, which contains node."""
     if find_spec("basedpyright") is None:
         pytest.skip("basedpyright is not installed")
     (folder / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "standard"}))

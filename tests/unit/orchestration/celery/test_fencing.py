@@ -39,7 +39,7 @@ def nothing_set(own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
         ("redis+socket:///run/redis.sock", {}, "unix:///run/redis.sock", "longshore"),
     ],
 )
-def test_settings_are_those_of_the_applications_broker(
+def test_settings_come_from_the_broker_of_the_application(
     broker: str, options: dict[str, Any], url: str, namespace: str
 ) -> None:
     found = settings_of(application(broker, **options))
@@ -57,7 +57,7 @@ def test_environment_overrides_the_applications_broker(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("broker", ["amqp://till", "sentinel://a:26379;sentinel://b:26379"])
-def test_broker_that_is_no_single_redis_needs_a_setting(broker: str) -> None:
+def test_broker_other_than_one_redis_needs_a_setting(broker: str) -> None:
     with pytest.raises(ConfigError, match="is not a single Redis: set LONGSHORE_REDIS_URL"):
         settings_of(application(broker))
 

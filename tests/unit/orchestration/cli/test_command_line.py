@@ -87,9 +87,9 @@ def test_each_plan_problem_is_printed_on_its_own_line(broken: str, capsys: Captu
 def test_json_output_lists_problems(broken: str, capsys: Captured) -> None:
     assert call(["-o", "json", "plan", "validate", broken]) == 2
 
-    told = json.loads(capsys.readouterr().out)
-    assert (told["valid"], told["code"]) == (False, "plan-invalid")
-    assert [(problem["step"], problem["line"]) for problem in told["problems"]] == [
+    output = json.loads(capsys.readouterr().out)
+    assert (output["valid"], output["code"]) == (False, "plan-invalid")
+    assert [(problem["step"], problem["line"]) for problem in output["problems"]] == [
         ("test", 7),
         ("lint", 8),
         ("ship", 9),
@@ -153,7 +153,7 @@ def test_stored_plan_is_shown_by_name(plan: str, monkeypatch: pytest.MonkeyPatch
 # --- usage errors ---------------------------------------------------------------------------------
 
 
-#: Each bad plan with `run`, and each that is not a large one with a command that only looks.
+#: Each invalid plan with `run`, and each small one with a read-only command.
 CALLS = [("run", name) for name in BAD]
 CALLS += [("plan levels", name) for command, name in CALLS if len(BAD[name][0]) < 10_000]
 
@@ -243,10 +243,10 @@ def test_unreachable_redis_is_reported_without_the_password(monkeypatch: pytest.
 
     assert call(["runs", "ls"]) == 1
 
-    said = one_line(capsys)
-    assert "redis://127.0.0.1:1/0" in said
-    assert "LONGSHORE_REDIS_URL" in said
-    assert "secret" not in said
+    text = one_line(capsys)
+    assert "redis://127.0.0.1:1/0" in text
+    assert "LONGSHORE_REDIS_URL" in text
+    assert "secret" not in text
 
 
 def test_verbose_option_shows_a_traceback(capsys: Captured) -> None:
@@ -293,14 +293,14 @@ def test_worker_command_needs_redis(monkeypatch: pytest.MonkeyPatch, capsys: Cap
 def test_worker_with_queues_consumes_their_undo_first(capsys: Captured) -> None:
     assert call(["worker", "--dry-run", "-Q", "docker, file.undo,control,docker", "-c", "2", "-n", "w1"]) == 0
 
-    said = capsys.readouterr().out.split()
-    assert said[said.index("-Q") + 1] == "docker.undo,docker,file.undo,control"
-    assert said[said.index("-n") + 1] == "w1@%h"
-    assert said[said.index("-A") + 1] == "longshore.workers"
+    text = capsys.readouterr().out.split()
+    assert text[text.index("-Q") + 1] == "docker.undo,docker,file.undo,control"
+    assert text[text.index("-n") + 1] == "w1@%h"
+    assert text[text.index("-A") + 1] == "longshore.workers"
 
     assert call(["worker", "--dry-run", "-n", "w1", "-o", "json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["dry_run"], told["message"]) == (True, f"would run: {' '.join(told['arguments'])}")
+    output = json.loads(capsys.readouterr().out)
+    assert (output["dry_run"], output["message"]) == (True, f"would run: {' '.join(output['arguments'])}")
 
 
 # --- the entry point ------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_help_and_completion_import_no_command(arguments: list[str], completed: 
     assert {name for name in modules if name.startswith("longshore.orchestration.cli.")} == LIGHT_MODULES
 
 
-def test_a_command_imports_no_module_of_unrelated_commands() -> None:
+def test_command_imports_no_module_of_unrelated_commands() -> None:
     _, modules = modules_of(["plan", "schema"])
 
     commands = {name.rpartition(".")[2] for name in modules if name.startswith("longshore.orchestration.cli.")}
@@ -389,7 +389,7 @@ def test_a_command_imports_no_module_of_unrelated_commands() -> None:
 
 
 @pytest.mark.parametrize(("name", "target", "text"), COMMANDS, ids=[name for name, _, _ in COMMANDS])
-def test_the_table_of_commands_has_the_first_help_line_of_each(name: str, target: str, text: str) -> None:
+def test_table_of_commands_has_the_first_help_line_of_each(name: str, target: str, text: str) -> None:
     command = cli.commands[name]
     assert isinstance(command, LazyCommand)
 
@@ -401,7 +401,7 @@ def test_the_table_of_commands_has_the_first_help_line_of_each(name: str, target
     assert loaded.get_short_help_str(100) == text
 
 
-def test_few_imports_stand_inside_functions_and_each_has_a_reason() -> None:
+def test_local_imports_of_the_command_line_have_reasons() -> None:
     folder = Path(str(importlib.import_module("longshore.orchestration.cli").__file__)).parent
     marked = [line for path in folder.glob("*.py") for line in path.read_text().splitlines() if "PLC0415" in line]
 

@@ -18,7 +18,7 @@ PLAN = "name: shop\nsteps: {a: {op: noop.execute}}\n"
 
 
 def completed(line: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The items, with their types, for a command line whose last word is incomplete."""
+    """The completions, with their types, of the last argument of a command line."""
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", str(len(f"{line}.".split()) - 1))
     return BashComplete(cli, {}, "longshore", "_LONGSHORE_COMPLETE").complete().splitlines()

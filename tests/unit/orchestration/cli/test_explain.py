@@ -112,7 +112,7 @@ def test_every_code_is_explained_in_the_order_of_the_hierarchy() -> None:
 
 def test_exit_codes_in_the_texts_match_the_classes() -> None:
     for name, kind in public_errors().items():
-        if not issubclass(kind, RunFailed | JobFailed):  # their exit code is that of the run
+        if not issubclass(kind, RunFailed | JobFailed):  # these errors have the exit code of the run
             assert str(kind.exit_code) in ERRORS[CODES[name]].exit_codes.split(" or "), name
 
 
@@ -179,7 +179,7 @@ def test_explain_without_a_code_lists_all(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("text", "near"), [("runconflict", "run-conflict"), ("queue", "queue-full"), ("x", "longshore explain")]
 )
-def test_unknown_code_names_near_ones(text: str, near: str, capsys: Captured) -> None:
+def test_unknown_code_suggests_similar_codes(text: str, near: str, capsys: Captured) -> None:
     assert call(["explain", text]) == 2
 
     err = capsys.readouterr().err

@@ -84,8 +84,8 @@ def test_existing_schema_is_kept(capsys: Captured) -> None:
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: Captured) -> None:
     assert call(["init", "plan", "--dry-run", "-o", "json"]) == 0
 
-    told = json.loads(capsys.readouterr().out)
-    assert told["files"] == ["plan.yaml", SCHEMA_FILE]
+    output = json.loads(capsys.readouterr().out)
+    assert output["files"] == ["plan.yaml", SCHEMA_FILE]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -52,7 +52,7 @@ class OneHost:
         (["shop/db", "--label", "tier=front"], {}),
     ],
 )
-def test_labels_narrow_the_named_services_and_keep_the_action_of_stale_ones(
+def test_labels_filter_named_services_and_keep_the_action_of_drift(
     arguments: list[str], started: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = OneHost()

@@ -37,5 +37,5 @@ def test_no_method_of_the_asyncio_surface_blocks(blocking: type, awaitable: type
         assert is_async or inspect.signature(method).return_annotation == Events.__name__, name
 
 
-def test_a_run_has_its_attributes_on_both_surfaces() -> None:
+def test_run_has_its_attributes_on_both_surfaces() -> None:
     assert {"id", "run_id", "plan", "attached"} <= set(dir(AsyncRun))

@@ -21,7 +21,7 @@ from longshore.workers.queues import names
     ],
     ids=["no-engine-and-no-queue-chosen", "no-engine-for-a-chosen-queue", "silent-engine", "engine"],
 )
-def test_missing_engine_is_an_error_where_one_was_asked_for(queues: list[str], engine: str | None, grade: str) -> None:
+def test_missing_engine_is_an_error_if_its_queue_was_chosen(queues: list[str], engine: str | None, grade: str) -> None:
     store = MemoryStore(Settings())
     node = Node("one@web1", tuple(queues), facts={"docker": engine, "compose": "2.20.0"})
     Hosts(store).register("web1", node)

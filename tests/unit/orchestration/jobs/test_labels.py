@@ -1,4 +1,4 @@
-"""Jobs from labels: effects of labels, reports of errors, and independence of order."""
+"""Jobs from labels: effects of labels, errors, and independence of order."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_volume_labels_mount_volumes_in_their_job() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entities", "told"),
+    ("entities", "message"),
     [
         ([container(name="")], "container shop-db-1: longshore.job.name: an enabled job needs a name"),
         ([container(name="a b")], "container shop-db-1: longshore.job.name: invalid name 'a b'"),
@@ -149,9 +149,9 @@ def test_volume_labels_mount_volumes_in_their_job() -> None:
         ),
     ],
 )
-def test_invalid_label_is_reported_with_its_location(entities: list[Entity], told: str) -> None:
+def test_invalid_label_is_reported_with_its_location(entities: list[Entity], message: str) -> None:
     found = discover(entities)
-    assert any(told in str(finding) for finding in found.errors), [str(finding) for finding in found.findings]
+    assert any(message in str(finding) for finding in found.errors), [str(finding) for finding in found.findings]
 
 
 def test_invalid_label_keeps_the_default() -> None:
@@ -209,7 +209,7 @@ def test_discovery_order_does_not_matter(dice: random.Random) -> None:
     assert discover(entities) == expected
 
 
-def test_a_label_that_an_existing_volume_does_not_have_makes_the_job_unusable() -> None:
+def test_label_missing_on_an_existing_volume_makes_the_job_unusable() -> None:
     lacking = {f"{JOB}attach": "backup", f"{JOB}mount.path": "/data"}
     found = discover([container(), Entity("volume", "shop_data", {}, lacking)])
 

@@ -27,8 +27,8 @@ JOB = Job(
 
 
 def labelled(name: str, stack: str = "shop", **labels: str) -> Entity:
-    said = {"enabled": "true", "name": name, "worker.image": "backup:1"} | labels
-    found = {f"longshore.job.{key}": value for key, value in said.items()}
+    values = {"enabled": "true", "name": name, "worker.image": "backup:1"} | labels
+    found = {f"longshore.job.{key}": value for key, value in values.items()}
     return Entity("container", f"{stack}-db-1", found | {"com.docker.compose.project": stack})
 
 
@@ -57,7 +57,7 @@ def test_keep_stopped_skips_the_restart() -> None:
         ("image", "job backup: failed; the stack was not touched; "),
     ],
 )
-def test_summary_of_a_job_begins_with_its_outcome(fails: str | None, summary: str) -> None:
+def test_summary_of_a_job_run_begins_with_the_outcome_of_the_job(fails: str | None, summary: str) -> None:
     sandbox = Sandbox(pretend=True, hosts=["web1"])
     if fails:
         sandbox.fail(fails)
@@ -86,24 +86,24 @@ def test_invalid_duration_is_refused(wrong: Any) -> None:
 @pytest.mark.parametrize("scope", ["stack", "containers"])
 def test_scope_selects_the_stopped_containers(scope: Any) -> None:
     job = Job("j", "i", stacks=("shop",), targets=("a", "b"), loose=("b",), scope=scope)
-    said = job_plan(job).steps["stop"].with_
+    values = job_plan(job).steps["stop"].with_
     wanted = (["shop"], ["b"]) if scope == "stack" else ([], ["a", "b"])
-    assert (said["stacks"], said["containers"]) == wanted
+    assert (values["stacks"], values["containers"]) == wanted
 
 
 @given(st.text(), st.text())
 def test_label_values_are_not_rendered(value: str, more: str) -> None:
     text = f"{value}{{{{ params }}}}{more}{{% if %}}"
     plan = job_plan(Job("j", "i", env={"A": text}, command=(text,)))
-    said = plan.steps["worker"].with_
-    assert templates.render([said["env"]["A"], said["command"][0]], {}) == [text, text]
+    values = plan.steps["worker"].with_
+    assert templates.render([values["env"]["A"], values["command"][0]], {}) == [text, text]
 
 
 def test_job_file_values_may_be_templates() -> None:
     job = Job("j", "i", env={"A": "{{ secret('env:X') }}", "B": "{{ 1 }}"}, templated=frozenset({"A"}))
-    said = job_plan(job).steps["worker"].with_["env"]
-    assert said["A"] == "{{ secret('env:X') }}"
-    assert templates.render(said["B"], {}) == "{{ 1 }}"
+    values = job_plan(job).steps["worker"].with_["env"]
+    assert values["A"] == "{{ secret('env:X') }}"
+    assert templates.render(values["B"], {}) == "{{ 1 }}"
     validate(job_plan(job))
 
 
@@ -115,7 +115,7 @@ def test_run_can_be_recreated_from_the_worker_label() -> None:
     assert choices == JobOptions(keep_failed_worker=True)
     plan = job_plan(job, choices, reconstructed=True, begin=False, host="web2")
     validate(plan)
-    assert list(plan.steps) == list(job_plan(JOB).steps), "its record may be read by who has the former plan"
+    assert list(plan.steps) == list(job_plan(JOB).steps), "the recreated plan has other steps"
     assert [name for name, step in plan.steps.items() if step.when] == ["image", "stop"]
     assert plan.target == "web2"
     assert plan.steps["work"].with_["begin"] is False
@@ -124,7 +124,7 @@ def test_run_can_be_recreated_from_the_worker_label() -> None:
     assert list(again.steps) == ["start", "healthy", "remove"]
     assert {step.with_["run"] for step in again.steps.values()} == {"run-1"}
     assert {plan.concurrency.on_limit for plan in (plan, again) if plan.concurrency} == {"queue"}, (
-        "whatever the job says"
+        "the setting of the job changed the recreated plan"
     )
     assert plan.steps["worker"].with_["make"] is False
     with pytest.raises(ValueError, match="no job"):
@@ -144,7 +144,7 @@ def test_job_locks_its_stacks_for_the_whole_run() -> None:
     parts = dataclasses.replace(job, scope="containers")
     assert request_body(job_plan(parts), {}, "me")["locks"] == ["web1/a", "web1/b", "web1/container c", "web1/p"]
     again = job_plan(job, reconstructed=True)
-    assert "group" not in request_body(again, {}, "me"), "what is finished does not wait for what begins"
+    assert "group" not in request_body(again, {}, "me"), "the recreated plan waits for the limit of jobs"
     assert body["concurrency"] == {"key": "job web1/j"}
 
 
@@ -175,7 +175,7 @@ def test_job_file_declares_jobs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("values", "message"),
     [
         ({"schedule": "daily"}, "jobs.j.schedule: 'daily' has 1 fields"),
         ({"schedule": "61 * * * *"}, "bad minute"),
@@ -187,14 +187,14 @@ def test_job_file_declares_jobs(tmp_path: Path) -> None:
         ({"host": "a b"}, "not a host name"),
     ],
 )
-def test_invalid_job_is_reported_without_hiding_others(tmp_path: Path, said: dict[str, Any], told: str) -> None:
+def test_invalid_job_is_reported_without_hiding_others(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     path = tmp_path / "jobs.json"
-    path.write_text(json.dumps({"jobs": {"j": said, "good": {"image": "i", "stacks": ["shop"]}}}))
+    path.write_text(json.dumps({"jobs": {"j": values, "good": {"image": "i", "stacks": ["shop"]}}}))
     known = merged({"web1": HostSnapshot("web1", 0)}, declared_in([path]))
 
     assert [job.name for job in known.jobs] == ["good"]
     (finding,) = known.findings
-    assert told in str(finding)
+    assert message in str(finding)
     assert str(path) in str(finding)
     with pytest.raises(UsageError, match="the description of job"):
         known.job("j")
@@ -331,7 +331,7 @@ def test_report_separates_work_result_from_stack_state(step: str, result: str, r
     report = sandbox.run(job_plan(JOB))
     assert report.job is not None
     assert (report.job.result, report.job.restart, report.exit_code) == (result, restart, code)
-    assert {"start", "healthy", "remove"} <= set(sandbox.done), "whatever fails"
+    assert {"start", "healthy", "remove"} <= set(sandbox.done), "the stack was not restarted after the failure"
 
 
 def test_job_report_requires_a_job_plan() -> None:

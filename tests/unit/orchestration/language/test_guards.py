@@ -11,19 +11,19 @@ from longshore.orchestration.states import StepState
 
 
 @dataclass(frozen=True)
-class Seen:
+class Dependency:
     """A dependency, or one of its hosts."""
 
     status: StepState
-    hosts: tuple[Seen, ...] = ()
+    hosts: tuple[Dependency, ...] = ()
 
     @property
     def changed(self) -> bool:
         return self.status is StepState.CHANGED
 
 
-def on_hosts(status: StepState, *hosts: StepState) -> Seen:
-    return Seen(status, tuple(Seen(host) for host in hosts))
+def on_hosts(status: StepState, *hosts: StepState) -> Dependency:
+    return Dependency(status, tuple(Dependency(host) for host in hosts))
 
 
 DEPENDENCIES = {
@@ -31,7 +31,7 @@ DEPENDENCIES = {
     "unchanged": on_hosts(StepState.UNCHANGED, StepState.UNCHANGED),
     "failed": on_hosts(StepState.FAILED, StepState.FAILED),
     "unknown": on_hosts(StepState.UNKNOWN, StepState.UNKNOWN),
-    "skipped": Seen(StepState.SKIPPED),
+    "skipped": Dependency(StepState.SKIPPED),
     "mixed": on_hosts(StepState.FAILED, StepState.CHANGED, StepState.FAILED),
     "half": on_hosts(StepState.CHANGED, StepState.CHANGED, StepState.UNCHANGED),
 }

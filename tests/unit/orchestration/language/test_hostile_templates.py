@@ -1,6 +1,6 @@
 """Hostile templates and patterns fail with a clean error, in bounded time and memory."""
 
-# ruff: noqa: E501 - templates are lines as they are
+# ruff: noqa: E501 - templates stay on one line
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.settings import get_settings
 
-#: Seconds of CPU that decide; a stopped worker would never end. On an idle machine each takes less than one.
+#: The limit of CPU seconds. On an idle machine each case takes less than one second.
 AT_MOST = 10.0
 #: KiB by which the process may grow.
 MEMORY = 400 * 1024

@@ -38,8 +38,8 @@ from longshore.orchestration.runs.step_report import ErrorReport, StepReport, Un
 from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store import audit as audit_trail
 
-#: A colour, a line of its own that could be ours, a title of the window, a C1 escape, text from right to left, markup,
-#: and bytes that are no UTF-8, as `surrogateescape` decodes them: no stream could encode those.
+#: A colour, a forged line, a window title, a C1 escape, right-to-left text, markup, and bytes that
+#: are not UTF-8, decoded by `surrogateescape`, which no stream can encode.
 HOSTILE = (
     "\x1b[31mred\r\nstep b  changed\x1b]0;title\x07 \x9b2J \u202egnp.exe\u2066 \u2028 [bold]x[/bold] \x7f\x00"
     + b"\xff\x80".decode(errors="surrogateescape")

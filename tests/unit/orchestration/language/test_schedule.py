@@ -23,19 +23,19 @@ def ms(text: str) -> int:
     return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
-def told(found: list[int]) -> list[str]:
+def as_dates(found: list[int]) -> list[str]:
     return [f"{datetime.fromtimestamp(at / 1000, UTC):%d %H:%M}" for at in found]
 
 
 def test_planned_times_lie_in_a_half_open_interval() -> None:
     found = planned(job("0 * * * *"), ms("2026-05-01T10:00:00+00:00"), ms("2026-05-01T12:00:00+00:00"))
-    assert told(found) == ["01 11:00", "01 12:00"]
+    assert as_dates(found) == ["01 11:00", "01 12:00"]
 
 
 @pytest.mark.parametrize(
     ("schedule", "day", "times"),
     [
-        # The hour from two to three is left out that night, and comes twice the other.
+        # One night skips the hour from two to three; the other night repeats it.
         ("30 2 * * *", "2026-03-29", ["29 01:00"]),
         ("30 2 * * *", "2026-10-25", ["25 00:30"]),
         ("0 3 * * *", "2026-03-29", ["29 01:00"]),
@@ -44,7 +44,7 @@ def test_planned_times_lie_in_a_half_open_interval() -> None:
 )
 def test_dst_change_neither_skips_nor_repeats_a_run(schedule: str, day: str, times: list[str]) -> None:
     begin = ms(f"{day}T00:00:00+00:00") - 1
-    assert told(planned(job(schedule, "Europe/Berlin"), begin, begin + 20 * 3600 * 1000)) == times
+    assert as_dates(planned(job(schedule, "Europe/Berlin"), begin, begin + 20 * 3600 * 1000)) == times
 
 
 def test_catch_up_is_limited_to_a_hundred() -> None:

@@ -25,7 +25,7 @@ from tests.unit.tasks.operations.fake_step import Doing
 VALUE = 'pa$$"word\\1\nsecond line of it'
 
 
-def told(op: str, **params: Any) -> list[str]:
+def problems_of(op: str, **params: Any) -> list[str]:
     plan = Plan("secret")
     plan.step("do", op, **params)
     return [str(problem) for problem in problems(plan, resolve)]
@@ -33,11 +33,11 @@ def told(op: str, **params: Any) -> list[str]:
 
 def test_secret_is_allowed_in_hidden_parameters() -> None:
     secret = "{{ secret('env:DB_PASSWORD') }}"  # noqa: S105 - a reference
-    assert told("command.exec.execute", argv=["env"], env={"PGPASSWORD": secret}, stdin=secret) == []
-    assert told("file.deploy.execute", path="/x", content=f"password={secret}\n") == []
-    assert told("docker.pull.execute", image="x:1", auth={"username": "a", "password": secret}) == []
-    assert told("docker.run.execute", image="x:1", env={"A": "{{ secret('file:/run/secrets/db') }}"}) == []
-    assert told("network.http.request", url="http://x/", headers={"Authorization": f"Bearer {secret}"}) == []
+    assert problems_of("command.exec.execute", argv=["env"], env={"PGPASSWORD": secret}, stdin=secret) == []
+    assert problems_of("file.deploy.execute", path="/x", content=f"password={secret}\n") == []
+    assert problems_of("docker.pull.execute", image="x:1", auth={"username": "a", "password": secret}) == []
+    assert problems_of("docker.run.execute", image="x:1", env={"A": "{{ secret('file:/run/secrets/db') }}"}) == []
+    assert problems_of("network.http.request", url="http://x/", headers={"Authorization": f"Bearer {secret}"}) == []
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_secret_is_allowed_in_hidden_parameters() -> None:
     ],
 )
 def test_visible_secret_is_refused(op: str, params: dict[str, Any]) -> None:
-    assert any("would be visible" in text for text in told(op, **params))
+    assert any("would be visible" in text for text in problems_of(op, **params))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_secrets_are_allowed_in_parameters_only(where: str) -> None:
     assert any("would be visible" in str(problem) for problem in problems(plan, resolve))
 
 
-def test_secret_mark_needs_its_own_nonce() -> None:
+def test_secret_mark_needs_its_nonce() -> None:
     values = {"env:TOKEN": "correct-horse"}
     marks, found = SecretMarks(), set[str]()
     mark = marks("env:TOKEN")
@@ -89,7 +89,7 @@ def test_secret_mark_needs_its_own_nonce() -> None:
     assert not secrets.marked({"a": [forged]}, marks.word)
 
 
-#: Written out as JSON, a control character has digits in it that are nobody's secret.
+#: No control characters: their JSON escapes contain digits that are not part of a secret.
 _AROUND = st.text(st.characters(exclude_categories=["Cc", "Cs"]))
 
 
@@ -97,9 +97,9 @@ _AROUND = st.text(st.characters(exclude_categories=["Cc", "Cs"]))
 def test_every_encoding_of_a_secret_is_redacted(value: str, before: str, after: str) -> None:
     redaction = Redaction()
     redaction.values.add(value)
-    told = redaction.data({"a": [before + value + after], value: {"b": json.dumps(value), "c": repr(value)}})
-    text = json.dumps(told, ensure_ascii=False)
-    assert value not in told["a"][0].replace(HIDDEN, "")
+    redacted = redaction.data({"a": [before + value + after], value: {"b": json.dumps(value), "c": repr(value)}})
+    text = json.dumps(redacted, ensure_ascii=False)
+    assert value not in redacted["a"][0].replace(HIDDEN, "")
     assert json.dumps(value, ensure_ascii=False)[1:-1] not in text.replace(HIDDEN, "")
 
 
@@ -108,9 +108,9 @@ def test_secret_inside_a_longer_base64_text_is_redacted(before: bytes, after: by
     redaction = Redaction()
     redaction.values.add(value := "s3cr\u00e9t??")
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
-        told = redaction.text(encode(before + value.encode() + after).decode())
-        assert HIDDEN in told
-        assert len(told) <= len(HIDDEN) + (len(before + after) + 2) * 4 // 3 + 4
+        redacted = redaction.text(encode(before + value.encode() + after).decode())
+        assert HIDDEN in redacted
+        assert len(redacted) <= len(HIDDEN) + (len(before + after) + 2) * 4 // 3 + 4
 
 
 @pytest.mark.parametrize("encode", [quote, quote_plus, html.escape])
@@ -141,9 +141,9 @@ def test_errors_redact_secrets() -> None:
 
 @pytest.mark.parametrize("written", ["secret('env:X')|upper", "secret('env:X')[:9]", "secret('env:X').upper()"])
 def test_derived_forms_of_a_secret_are_refused(written: str) -> None:
-    assert told("command.exec.execute", argv=["env"], env={"A": f"{{{{ {written} }}}}"})
+    assert problems_of("command.exec.execute", argv=["env"], env={"A": f"{{{{ {written} }}}}"})
     together = "{{ 'Bearer ' ~ secret('env:X') }}"
-    assert told("command.exec.execute", argv=["env"], env={"A": together}) == []
+    assert problems_of("command.exec.execute", argv=["env"], env={"A": together}) == []
 
 
 def test_numeric_secret_is_redacted() -> None:
@@ -162,7 +162,7 @@ def test_text_is_redacted_before_truncation() -> None:
     value = "S3cret" * 10
     context = {"redact": lambda text: text.replace(value, HIDDEN)}
     lines: list[str] = []
-    context["printed"] = lambda _stream, told: lines.extend(told)  # type: ignore[assignment]
+    context["printed"] = lambda _stream, printed: lines.extend(printed)  # type: ignore[assignment]
     for size in (64 * 1024 - 30, 8192 - 20):
         doing = Doing(
             "command.shell.execute", context, command=f"printf {value}; head -c {size} /dev/zero | tr '\\0' x"

@@ -127,7 +127,7 @@ def test_host_filter_rejects(conditions: dict[str, Any]) -> None:
     condition = HostFilter.model_validate(conditions)
     assert not condition.matches(MACHINE)
     if "healthy" not in conditions:
-        assert not condition.matches(Machine()), "of which nothing is known"
+        assert not condition.matches(Machine()), "a host without facts matched"
 
 
 def test_host_filter_keeps_only_given_conditions() -> None:

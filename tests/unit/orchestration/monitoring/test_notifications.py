@@ -28,5 +28,5 @@ def test_kind_of_notice(name: str, fields: dict[str, str], kind: str | None) -> 
 
 
 @pytest.mark.parametrize(("state", "title"), [("suspended", "waits for a service"), ("undone", "no longer started")])
-def test_title_of_a_breaker_names_what_waits(state: str, title: str) -> None:
+def test_title_of_a_breaker_names_waiting_runs(state: str, title: str) -> None:
     assert title in Notice("r/1-0", "breaker_open", "r", "backup", state, "", "it is down", "ann", "").title

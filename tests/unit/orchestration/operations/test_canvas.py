@@ -1,4 +1,4 @@
-"""Canvases of Celery as plans: the same results as Celery's own execution, and compensations in reverse."""
+"""Canvases of Celery as plans: the same results as an execution by Celery, and compensations in reverse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ calls: list[tuple[str, Any]] = []
 failing = -1
 
 
-def noted(task: str, *args: Any) -> None:
+def record_call(task: str, *args: Any) -> None:
     if len(calls) == failing:
         raise RuntimeError("out of order")
     calls.append((task, list(args)))
@@ -33,37 +33,37 @@ def noted(task: str, *args: Any) -> None:
 
 @app.task(name="unit.add")
 def add(x: Any, y: Any = 0) -> Any:
-    """Adds numbers, and joins lists of results."""
-    noted("add", x, y)
+    """Add numbers, and concatenate lists of results."""
+    record_call("add", x, y)
     return [x, y] if isinstance(x, list | dict) or isinstance(y, list | dict) else x + y
 
 
 @app.task(name="unit.total")
 def total(values: Any, extra: int = 0) -> Any:
-    noted("total", values, extra)
+    record_call("total", values, extra)
     return {"total": values, "extra": extra}
 
 
 @app.task(name="unit.forget")
 def forget(*args: Any) -> None:
-    noted("forget", *args)
+    record_call("forget", *args)
 
 
-@app.task(name="unit.take_back_add")
-def take_back_add(x: Any, y: Any = 0) -> None:
+@app.task(name="unit.undo_add")
+def undo_add(x: Any, y: Any = 0) -> None:
     calls.append(("take back add", [x, y]))
 
 
-@app.task(name="unit.take_back_total")
-def take_back_total(values: Any, extra: int = 0) -> None:
+@app.task(name="unit.undo_total")
+def undo_total(values: Any, extra: int = 0) -> None:
     calls.append(("take back total", [values, extra]))
 
 
-UNDO = {add: take_back_add, total: take_back_total, forget: "none"}
+UNDO = {add: undo_add, total: undo_total, forget: "none"}
 
 
 @pytest.fixture(autouse=True)
-def _nothing_noted() -> None:
+def _reset_calls() -> None:
     calls.clear()
 
 
@@ -110,7 +110,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_canvas_gives_the_result_of_celery(shape: str) -> None:
+def test_canvas_returns_the_result_of_celery(shape: str) -> None:
     signature = SHAPES[shape]
     expected, expected_calls = of_celery(signature), sorted(map(repr, calls))
     calls.clear()
@@ -146,7 +146,7 @@ def test_chunks_are_lists_of_results() -> None:
 
 
 NUMBERS = st.integers(-9, 9)
-#: Tasks for the first place, which have all of their arguments, and for later ones, which get the result before them.
+#: First tasks, which have all of their arguments, and later tasks, which receive the previous result.
 FIRST = st.builds(add.s, NUMBERS, NUMBERS) | st.builds(total.s, st.lists(NUMBERS, max_size=2))
 LATER = (
     st.builds(add.s, NUMBERS)
@@ -176,7 +176,7 @@ CANVASES = canvases(FIRST, 2)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(CANVASES)
-def test_generated_canvases_give_the_results_of_celery(signature: Any) -> None:
+def test_generated_canvases_return_the_results_of_celery(signature: Any) -> None:
     calls.clear()
     expected, expected_calls = of_celery(signature), sorted(map(repr, calls))
     calls.clear()
@@ -204,7 +204,7 @@ def test_generated_canvases_are_compensated_once_and_in_reverse(signature: Any, 
     assert (report.left_over, report.in_doubt) == ([], [])
     done = [call for call in calls if not call[0].startswith("take back")]
     undone = [(name.removeprefix("take back "), args) for name, args in calls if name.startswith("take back")]
-    # The failed task may have acted: it is compensated too, and was not noted.
+    # The failed task may have acted: its compensation runs too, but its call is not in the log.
     assert len(undone) == len(done) + 1
     for call in done:
         undone.remove(call)
@@ -218,24 +218,26 @@ def step_of(signature: Signature[Any], **undo: Any) -> Any:
     return Plan.from_canvas(signature, **undo).to_dict()["steps"]["add"]
 
 
-def test_a_compensation_is_a_task_a_name_a_signature_or_none() -> None:
+def test_compensation_is_a_task_a_name_a_signature_or_none() -> None:
     first = chain(add.s(1, 2), add.s(3))
-    undo = Plan.from_canvas(first, undo={"unit.add": take_back_add}).to_dict()["steps"]["add-2"]["undo"]
+    undo = Plan.from_canvas(first, undo={"unit.add": undo_add}).to_dict()["steps"]["add-2"]["undo"]
     assert undo["with"]["args"] == ["{{ steps['add'].data.result | default(none) }}", 3]
-    assert undo == Plan.from_canvas(first, undo={add: "unit.take_back_add"}).to_dict()["steps"]["add-2"]["undo"]
-    own = step_of(add.s(1, 2), undo={add: take_back_add.s("{{ data.result | default(none) }}")})
-    assert own["undo"]["with"] == {"task": "unit.take_back_add", "args": ["{{ data.result | default(none) }}"]}
+    assert undo == Plan.from_canvas(first, undo={add: "unit.undo_add"}).to_dict()["steps"]["add-2"]["undo"]
+    own = step_of(add.s(1, 2), undo={add: undo_add.s("{{ data.result | default(none) }}")})
+    assert own["undo"]["with"] == {"task": "unit.undo_add", "args": ["{{ data.result | default(none) }}"]}
     assert step_of(add.s(1, 2), undo={add: "none"})["undo"] == "none"
     assert "undo" not in step_of(add.s(1, 2))
 
 
-def test_a_registered_compensation_needs_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMPENSATIONS, "unit.add", take_back_add)
-    assert step_of(add.s(1, 2))["undo"]["with"] == {"task": "unit.take_back_add", "args": [1, 2]}
-    assert step_of(add.s(1, 2), undo={add: "none"})["undo"] == "none", "the plan's own entry takes precedence"
+def test_registered_compensation_needs_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMPENSATIONS, "unit.add", undo_add)
+    assert step_of(add.s(1, 2))["undo"]["with"] == {"task": "unit.undo_add", "args": [1, 2]}
+    assert step_of(add.s(1, 2), undo={add: "none"})["undo"] == "none", (
+        "the registered compensation replaced the entry of the plan"
+    )
 
 
-def test_an_undo_of_a_task_that_the_canvas_does_not_have_is_refused() -> None:
+def test_undo_of_a_task_outside_of_the_canvas_is_refused() -> None:
     with pytest.raises(UsageError, match=r"undo names the task unit.total, which is not in the canvas") as refused:
         Plan.from_canvas(chain(add.s(1, 2), forget.s()), undo={total: "none"})
     assert refused.value.remedy == "name one of its tasks: unit.add, unit.forget"
@@ -252,7 +254,7 @@ def test_idempotent_tasks_are_named_by_task_or_name() -> None:
         Plan.from_canvas(canvas, idempotent=[total])
 
 
-def test_options_with_a_meaning_are_kept() -> None:
+def test_supported_options_of_a_task_are_kept() -> None:
     until = datetime(2030, 1, 2, 3, 4, tzinfo=UTC)
     signature = add.s(1, 2).set(
         queue="sums", priority=5, expires=until, soft_time_limit=7, time_limit=9, headers={"tenant": "a"}
@@ -267,7 +269,7 @@ def test_options_with_a_meaning_are_kept() -> None:
     validate(Plan.from_canvas(signature))
 
 
-def test_a_delay_is_a_step_that_waits() -> None:
+def test_delay_is_a_timer_step() -> None:
     until = datetime(2030, 1, 2, 3, 4, tzinfo=UTC)
     steps = Plan.from_canvas(chain(add.s(1, 2), add.s(3).set(countdown=90), add.s(4).set(eta=until))).to_dict()["steps"]
     assert steps["add-2-delay"] == {"op": "timer.wait.execute", "with": {"delay": 90}, "after": ["add"]}
@@ -296,13 +298,13 @@ def test_a_delay_is_a_step_that_waits() -> None:
         (add, "is not a signature", "pass one, such as"),
     ],
 )
-def test_what_a_step_cannot_keep_is_refused(signature: Any, why: str, remedy: str) -> None:
+def test_unsupported_option_of_a_task_is_refused(signature: Any, why: str, remedy: str) -> None:
     with pytest.raises(UsageError, match=why) as refused:
         Plan.from_canvas(signature)
     assert remedy in refused.value.remedy
 
 
-def test_a_link_of_a_task_is_refused_by_name() -> None:
+def test_link_of_a_task_is_refused_by_name() -> None:
     linked = add.s(1, 2)
     linked.link(total.s())
     with pytest.raises(UsageError, match="the option link, which a step cannot keep") as refused:
@@ -310,21 +312,21 @@ def test_a_link_of_a_task_is_refused_by_name() -> None:
     assert refused.value.remedy == "make the callback the next task of the chain"
 
 
-def test_expressions_are_templates_and_text_is_text() -> None:
+def test_expressions_become_templates_and_text_stays_text() -> None:
     args = step_of(add.s(E.params.order, "{{ params.order }}"))["with"]["args"]
     assert args == ["{{ params.order }}", '{{ "{{ params.order }}" }}']
 
 
-def test_a_result_larger_than_a_message_reaches_the_next_task() -> None:
+def test_result_larger_than_a_message_reaches_the_next_task() -> None:
     _, result = run(chain(total.s("x" * 1_000_000), total.s()))
     assert result["total"]["total"] == "x" * 1_000_000
 
 
-def test_the_name_of_the_plan_comes_from_its_tasks() -> None:
+def test_default_name_of_the_plan_lists_its_tasks() -> None:
     assert Plan.from_canvas(chain(add.s(1, 2), add.s(3), total.s())).name == "add-add-2-total"
     assert Plan.from_canvas(add.s(1, 2), name="sum").name == "sum"
 
 
-def test_a_signature_that_was_serialized_is_converted_too() -> None:
+def test_serialized_signature_is_converted() -> None:
     signature = chain(add.s(1, 1), group(add.s(1), add.s(2)), total.s())
     assert Plan.from_canvas(Signature.from_dict(dict(signature), app=app)) == Plan.from_canvas(signature)

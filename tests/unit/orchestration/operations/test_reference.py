@@ -26,7 +26,7 @@ OWN = {
     if name.partition(".")[0] in {"command", "compose", "docker", "file", "network", "node"}
 }
 
-#: The table of what the originals could do, and what else was asked for.
+#: The operations that the catalogue must contain.
 TABLE = set(
     re.findall(
         r"\S+",
@@ -55,11 +55,11 @@ def test_operation_catalogue_is_complete() -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_every_operation_is_implemented_and_documented(name: str) -> None:
     operation, done = OWN[name], implementation(name)
-    said = describe(operation)
+    described = describe(operation)
     assert operation.about is not None
-    assert all(said["about"].values())
-    assert said["notes"]
-    assert said["result_notes"]
+    assert all(described["about"].values())
+    assert described["notes"]
+    assert described["result_notes"]
     kind = type(done)
     if kind.change is Implementation.change:
         assert kind.act is not Implementation.act
@@ -86,7 +86,7 @@ def test_operation_names_follow_the_convention(name: str) -> None:
 
 def test_types_of_the_catalogue_are_current() -> None:
     path = Path(stubs.__file__).resolve().with_name("catalogue.pyi")
-    assert path.read_text() == stubs.stub(), "make them again: python -m longshore.orchestration.operations.stubs"
+    assert path.read_text() == stubs.stub(), "run python -m longshore.orchestration.operations.stubs"
 
 
 def test_operations_of_the_catalogue_are_objects() -> None:
@@ -101,7 +101,7 @@ def test_operations_of_the_catalogue_are_objects() -> None:
 
 
 def test_reference_page_is_current() -> None:
-    assert PAGE.read_text() == page(), "make it again: python -m longshore.orchestration.operations.reference"
+    assert PAGE.read_text() == page(), "run python -m longshore.orchestration.operations.reference"
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,10 @@ def test_results_of_hosts_are_collected_with_failures() -> None:
     answers = {"a": "changed", "b": "broken", "c": ""}
 
     def mapped(item: tuple[str, str]) -> HostResult:
-        host, said = item
-        return HostResult(host, changed=said == "changed", error="no" if said == "broken" else None, data=Copy(host, 1))
+        host, status = item
+        return HostResult(
+            host, changed=status == "changed", error="no" if status == "broken" else None, data=Copy(host, 1)
+        )
 
     result = Result.from_hosts(answers.items(), mapped, data={"all": 3})
 

@@ -11,7 +11,7 @@ from longshore.orchestration import Plan, PlanError, UnknownName, UsageError, va
 from longshore.orchestration.client.client import _same_server
 from longshore.orchestration.testing import Sandbox
 
-#: An application may say so all the same.
+#: Applications may use a setting that Celery deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
 
 
@@ -48,12 +48,12 @@ def test_signature_queue_overrides_the_route(app: Celery) -> None:
 def test_unsupported_signature_is_refused_without_a_step(app: Celery) -> None:
     plain: Any = app.tasks["plain"]
     plan = Plan("p")
-    for signature, said in (
+    for signature, message in (
         (plain.s(1).set(countdown=3), "countdown"),
         (chain(plain.s(1), plain.s()), "the signature of a single task"),
         (plain, "is not a signature: pass one, such as task.s"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             plan.celery("a", signature, timeout="5s")
     with pytest.raises(UsageError, match="is not a signature"):
         plan.celery("a", plain.s(1), timeout="5s", undo="plain")  # type: ignore[arg-type]

@@ -30,13 +30,13 @@ def test_changed_plan_is_validated_again() -> None:
     first = checked(made)
     made.step("two", "noop.execute").after("one")
     assert [step.name for step in checked(made).compiled.steps] == ["one", "two"]
-    assert [step.name for step in first.compiled.steps] == ["one"], "a plan that has begun stays as it was"
+    assert [step.name for step in first.compiled.steps] == ["one"], "the change of the plan changed a started run"
     made.steps["two"].after.append("three")
     with pytest.raises(PlanError, match="three"):
         checked(made)
 
 
-def test_policy_of_each_client_counts() -> None:
+def test_plan_is_validated_for_the_policy_of_each_client() -> None:
     made = Plan("secret")
     made.step("up", "docker.run.execute", image="db:1", name="db", env={"DB_PASSWORD": "plain"})
     assert checked(made, Settings(clear_secrets="allow"))
@@ -44,7 +44,7 @@ def test_policy_of_each_client_counts() -> None:
         checked(made, Settings(clear_secrets="refuse"))
 
 
-def test_operation_that_is_gone_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_operation_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     checked(plan())
     monkeypatch.delitem(base._REGISTRY, "noop.execute")
     with pytest.raises(PlanError, match=r"noop\.execute"):
@@ -62,7 +62,7 @@ def test_child_plan_in_a_file_is_validated_each_time(tmp_path: Path) -> None:
         checked(made)
 
 
-def test_number_of_kept_plans_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_cached_plans_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_KEPT", 3)
     for number in range(10):
         made = Plan(f"plan-{number}")

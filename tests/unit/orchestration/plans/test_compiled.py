@@ -16,9 +16,9 @@ from longshore.orchestration.plans.compiled import CompiledPlan, find_cycle
 from tests.unit.plans import compiled, diamond, graphs, of_edges
 
 
-def longest_way(edges: dict[str, list[str]], name: str) -> int:
-    """The level by its definition, without any algorithm from a library."""
-    return 1 + max((longest_way(edges, before) for before in edges[name]), default=-1)
+def longest_path_levels(edges: dict[str, list[str]], name: str) -> int:
+    """The level by its definition, without an algorithm of a library."""
+    return 1 + max((longest_path_levels(edges, before) for before in edges[name]), default=-1)
 
 
 def layers(edges: dict[str, list[str]]) -> list[set[str]]:
@@ -38,7 +38,7 @@ def test_levels_match_graphlib_and_longest_paths(edges: dict[str, list[str]]) ->
     plan = compiled(of_edges(edges))
 
     assert [{plan.steps[i].name for i in members} for members in plan.levels] == layers(edges)
-    assert {step.name: step.level for step in plan.steps} == {name: longest_way(edges, name) for name in edges}
+    assert {step.name: step.level for step in plan.steps} == {name: longest_path_levels(edges, name) for name in edges}
 
 
 @given(graphs(max_steps=10))
@@ -143,7 +143,7 @@ def test_chain_links_are_single_steps_of_consecutive_levels(edges: dict[str, lis
             assert len(links) == 1 or len(plan.levels[step.level + n]) == 1
 
 
-def test_step_knows_its_undo_and_retry() -> None:
+def test_compiled_step_has_its_undo_and_retry() -> None:
     plan = Plan("p")
     plan.step("noop", "noop.execute")
     plan.step("plain", "command.exec.execute", argv=["x"])

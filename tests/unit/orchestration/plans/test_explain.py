@@ -10,13 +10,13 @@ from longshore.orchestration.plans.explain import explain
 from tests.unit.plans import compiled, diamond, plans
 
 
-def told(plan: Plan) -> list[str]:
+def explained(plan: Plan) -> list[str]:
     return explain(compiled(plan)).splitlines()
 
 
 def line_of(plan: Plan, step: str) -> str:
     """The line about a step's undo."""
-    lines = told(plan)
+    lines = explained(plan)
     undo = lines[lines.index("Undo, if a step fails:") + 1 :]
     return next(line.partition(": ")[2] for line in undo if line.strip().startswith(f"{step}: "))
 
@@ -25,7 +25,7 @@ def test_explain_shows_order_queues_limits_and_retries() -> None:
     plan = diamond(description="A release")
     plan.step("sweep", "command.exec.execute", argv=["sweep"]).after("tell").timeout("10m").retry(2, initial=1)
 
-    assert told(plan) == [
+    assert explained(plan) == [
         "Plan diamond: 6 steps, 5 levels",
         "A release",
         "",
@@ -106,29 +106,29 @@ def test_explain_shows_steps_that_continue_after_a_failure() -> None:
     plan.step("may", "noop.execute").on_error("continue")
     plan.step("must", "noop.execute").always()
 
-    lines = told(plan)
+    lines = explained(plan)
 
     assert lines[4].endswith("the run continues if the step fails")
     assert lines[6].endswith("always runs, however the run ends")
     assert lines[-1] == "  nothing is undone: on_failure is keep"
 
 
-def test_explain_says_that_failed_undos_hold_nothing_back() -> None:
-    assert "on_undo_failure" not in told(diamond())[-1]
-    assert told(diamond(on_undo_failure="continue"))[-1] == (
+def test_explain_shows_that_failed_undos_hold_nothing_back() -> None:
+    assert "on_undo_failure" not in explained(diamond())[-1]
+    assert explained(diamond(on_undo_failure="continue"))[-1] == (
         "  if an undo fails, the other undos run all the same: on_undo_failure is continue"
     )
 
 
 @pytest.mark.parametrize(
-    ("retries", "says"),
+    ("retries", "expected"),
     [(0, "tried once"), (1, "up to 2 tries after any error that is not permanent, waiting at most 0s in all")],
 )
-def test_explain_shows_immediate_retries(retries: int, says: str) -> None:
+def test_explain_shows_immediate_retries(retries: int, expected: str) -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute").retry(retries)
 
-    assert says in told(plan)[4]
+    assert expected in explained(plan)[4]
 
 
 @settings(max_examples=25)
@@ -146,13 +146,13 @@ def test_explain_names_operations_without_receipts() -> None:
     plan.step("write", "file.deploy.execute", path="/x", content="x")
     plan.step("resolve", "network.dns.update", servers=["10.0.0.1"])
 
-    assert "Effects in other services: call" in told(plan)
+    assert "Effects in other services: call" in explained(plan)
     plan.steps.pop("call")
-    assert not any("Effects in other services" in line for line in told(plan))
+    assert not any("Effects in other services" in line for line in explained(plan))
 
 
 def test_one_step_is_singular() -> None:
     plan = Plan("p")
     plan.step("only", "noop.execute")
 
-    assert told(plan)[0] == "Plan p: 1 step, 1 level"
+    assert explained(plan)[0] == "Plan p: 1 step, 1 level"

@@ -18,9 +18,9 @@ from longshore.orchestration.settings import get_settings
 from tests.unit.plans import diamond
 
 HEAD = "name: p\nsteps:\n"
-STEP = HEAD + "  a:\n    op: noop.execute\n"  # line 4 is the operation's
+STEP = HEAD + "  a:\n    op: noop.execute\n"  # the operation is in line 4
 
-#: What is wrong: the text, the step, the line, what is said.
+#: Name of the mistake: the text, the step, the line, and the message.
 BAD: dict[str, tuple[str, str | None, int | None, str]] = {
     "a cycle": (
         HEAD + "  a: {op: noop.execute, after: [c]}\n  b: {op: noop.execute, after: a}\n"
@@ -121,7 +121,7 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         5,
         "the tag tag:yaml.org,2002:python/name:os.system is not allowed",
     ),
-    "a tag of one's own": (STEP + "    description: !mine x\n", "a", 5, "the tag !mine is not allowed"),
+    "a custom tag": (STEP + "    description: !mine x\n", "a", 5, "the tag !mine is not allowed"),
     "a call of Python": (
         STEP + '    with: {data: {x: !!python/object/apply:os.system ["touch /tmp/longshore-was-here"]}}\n',
         "a",
@@ -130,12 +130,12 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
     ),
     "a mapping that is an object": (STEP + "    with: !!python/object:os.x {sleep: 1}\n", "a", 5, "tag"),
     "a set": (STEP + "    with: {data: {x: !!set {a, b}}}\n", "a", 5, "tag"),
-    "no date": (STEP + "    description: 2024-99-99\n", "a", 5, "month must be in 1..12"),
-    "a duration that never ends": (STEP + "    timeout: .inf\n", "a", 5, ".inf is not a valid JSON number"),
-    "a sleep that is no number": (STEP + "    with: {sleep: .nan}\n", "a", 5, ".nan is not a valid JSON number"),
-    "a value that is no number": (STEP + "    with: {data: {x: .nan}}\n", "a", 5, "nan"),
-    "a value without end": (STEP + "    with: {data: {x: [-.inf]}}\n", "a", 5, "inf"),
-    "a bound that is no number": ("name: p\nparams: {x: {type: number, min: .nan}}\n", None, 2, "nan"),
+    "an invalid date": (STEP + "    description: 2024-99-99\n", "a", 5, "month must be in 1..12"),
+    "an infinite duration": (STEP + "    timeout: .inf\n", "a", 5, ".inf is not a valid JSON number"),
+    "a sleep of NaN": (STEP + "    with: {sleep: .nan}\n", "a", 5, ".nan is not a valid JSON number"),
+    "a value of NaN": (STEP + "    with: {data: {x: .nan}}\n", "a", 5, "nan"),
+    "an infinite value": (STEP + "    with: {data: {x: [-.inf]}}\n", "a", 5, "inf"),
+    "a bound of NaN": ("name: p\nparams: {x: {type: number, min: .nan}}\n", None, 2, "nan"),
     "an alias of itself": ("a: &a [*a]\n", None, 1, "the aliases expand to a file that is too large"),
     "deep nesting": (f"name:\n  {'[' * 500}{']' * 500}\n", None, 2, "nested too deeply"),
     "deep nesting in JSON": (
@@ -181,22 +181,22 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
 }
 
 
-def told(error: PlanError) -> None:
+def check_usage_error(error: PlanError) -> None:
     """Check that the refusal is a usage error of one line."""
     assert error.exit_code == 2
     assert len(str(error).splitlines()) == 1
 
 
-def bad() -> list[Any]:
+def invalid_plans() -> list[Any]:
     return [pytest.param(*row, id=name) for name, row in BAD.items()]
 
 
-@pytest.mark.parametrize(("text", "step", "line", "says"), bad())
+@pytest.mark.parametrize(("text", "step", "line", "says"), invalid_plans())
 def test_invalid_plan_is_refused_with_step_and_line(text: str, step: str | None, line: int | None, says: str) -> None:
     with pytest.raises(PlanError) as caught:
         parse(text, source="plan.yaml")
 
-    told(caught.value)
+    check_usage_error(caught.value)
     first = caught.value.problems[0]
     assert says in first.message
     assert (first.step, first.line) == (step, line)
@@ -224,7 +224,7 @@ def test_all_problems_are_reported_the_first_in_the_message() -> None:
     with pytest.raises(PlanError) as caught:
         parse(text)
 
-    told(caught.value)
+    check_usage_error(caught.value)
     assert [(problem.step, problem.line) for problem in caught.value.problems] == [("a", 4), ("b", 9), ("b", 8)]
     assert "(and 2 more: longshore plan validate)" in str(caught.value)
 
@@ -237,7 +237,7 @@ def test_alias_bomb_is_refused_before_expansion(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(PlanError, match="the aliases expand to a file that is too large") as caught:
         parse(bomb)
 
-    told(caught.value)
+    check_usage_error(caught.value)
 
 
 def test_endless_nesting_does_not_crash() -> None:
@@ -287,7 +287,7 @@ def test_json_plan_errors_have_lines() -> None:
         parse(JSON % "noop.execut")
 
     assert plan.name == "p"
-    told(caught.value)
+    check_usage_error(caught.value)
     assert caught.value.problems[0].line == 4
 
 
@@ -298,7 +298,7 @@ def test_non_json_number_is_refused(number: float) -> None:
     with pytest.raises(PlanError) as caught:
         parse(json.dumps(plan))
 
-    told(caught.value)
+    check_usage_error(caught.value)
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -314,7 +314,7 @@ def test_file_is_read_with_or_without_a_bom(tmp_path: Path) -> None:
     assert load(str(plain)) == load(str(marked)) == parse(STEP)
 
 
-def test_plan_knows_its_files_folder(tmp_path: Path) -> None:
+def test_plan_has_the_folder_of_its_file(tmp_path: Path) -> None:
     path = write(tmp_path, "plan.yaml", STEP)
 
     assert load(str(path))._base_dir == str(tmp_path)
@@ -335,7 +335,7 @@ def test_non_utf8_file_is_refused_with_the_line(tmp_path: Path, content: bytes, 
     with pytest.raises(PlanError) as caught:
         load(str(path))
 
-    told(caught.value)
+    check_usage_error(caught.value)
     assert str(caught.value) == f"{path}: line {line}: {says}"
 
 
@@ -344,7 +344,7 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
     for path, why in ((missing, "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(PlanError) as caught:
             load(str(path))
-        told(caught.value)
+        check_usage_error(caught.value)
         assert str(caught.value) == f"{path}: cannot be read: {why}"
 
 
@@ -355,7 +355,7 @@ def test_oversized_file_is_not_read_further(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(PlanError, match="at most 10 are allowed") as caught:
         load(str(path))
 
-    told(caught.value)
+    check_usage_error(caught.value)
 
 
 def test_stored_plan_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +433,7 @@ def test_parameter_file_is_one_mapping(tmp_path: Path) -> None:
     for path, says in ((bad_one, "the file is not a mapping of parameters"), (broken, "line 2: invalid YAML")):
         with pytest.raises(PlanError, match=says) as caught:
             read_mapping(path)
-        told(caught.value)
+        check_usage_error(caught.value)
 
 
 def test_all_load_errors_are_reported_at_once() -> None:
@@ -449,7 +449,7 @@ def test_all_load_errors_are_reported_at_once() -> None:
     with pytest.raises(PlanError) as caught:
         parse(text)
 
-    told = [str(problem) for problem in caught.value.problems]
+    problems = [str(problem) for problem in caught.value.problems]
     for part in (
         "line 3: unknown field 'typo'",
         "step 'a': unknown field 'wen'",
@@ -462,4 +462,4 @@ def test_all_load_errors_are_reported_at_once() -> None:
         "step 'd': when: 'params.x ==' is not a valid expression",
         "step 'd': max_parallel requires a foreach or several hosts",
     ):
-        assert any(part in line for line in told), (part, told)
+        assert any(part in line for line in problems), (part, problems)

@@ -68,7 +68,7 @@ def in_python() -> Plan:
     return plan
 
 
-# `docker.pull.execute` is no operation yet: what is told here is the shape, which is checked first.
+# The shape of a plan is checked before its operations.
 def as_written(text: str) -> Plan:
     return Plan.model_validate(yaml.safe_load(text))
 
@@ -131,7 +131,7 @@ def test_value_round_trips_through_json(value: Any) -> None:
     assert parse(plan.to_json()) == plan
 
 
-def test_json_of_other_writers_is_read() -> None:
+def test_json_of_other_programs_is_read() -> None:
     plan = Plan("p", description="fine 👍")
     plan.step("one", "noop.execute")
 

@@ -29,7 +29,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
 }
 SCHEMA = schema()
-#: Words of JSON Schema that only tell something.
+#: Keywords of JSON Schema without an effect on validation.
 TELLING = {"title", "description", "default", "examples", "$schema", "$defs", "$id"}
 CHECKING = {"type", "enum", "const", "anyOf", "$ref", "properties", "required", "additionalProperties", "items"}
 CHECKING |= {"minimum", "maximum", "minItems", "pattern", "patternProperties", "propertyNames", "oneOf", "minLength"}

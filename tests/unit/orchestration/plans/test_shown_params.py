@@ -16,7 +16,7 @@ from longshore.orchestration.plans.shown_params import one_line, shown_params
         ({"db_password": "plain", "api_token": 5}, {"db_password": "***", "api_token": "***"}),
         ({"env": {"PASSWORD": "plain", "MODE": "x"}}, {"env": {"PASSWORD": "***", "MODE": "x"}}),
         ({"tokens": ["one", "two"]}, {"tokens": ["***", "***"]}),
-        # a reference is no secret, and neither is the name of a file
+        # a reference and the name of a file are not secret
         ({"password": "{{ secret('env:LONGSHORE_SECRET_DB') }}", "password_file": "/run/secrets/db"}, None),
         ({"token": None}, None),
         ({"text": "x" * 300}, {"text": f"{'x' * 200}… (300 characters)"}),

@@ -108,7 +108,7 @@ def test_svg_boxes_do_not_overlap_and_edges_lead_right_or_into_a_lower_band(
         assert all(abs(x - left) >= width or abs(y - top) >= height for left, top, _, _ in every[n + 1 :])
 
 
-def test_a_chain_uses_the_width_of_the_page() -> None:
+def test_chain_uses_the_width_of_the_page() -> None:
     chain = {f"s{n}": [f"s{n - 1}"] if n else [] for n in range(12)}
 
     places = list(boxes_of(diagram.svg(compiled(of_edges(chain)), width=1200, columns=5)).values())
@@ -119,13 +119,13 @@ def test_a_chain_uses_the_width_of_the_page() -> None:
     assert max(x + width for x, _, width, _ in few) > 1100
 
 
-def test_an_edge_that_follows_from_others_is_not_drawn() -> None:
+def test_implied_edge_is_not_drawn() -> None:
     drawn = diagram.svg(compiled(of_edges({"a": [], "b": ["a"], "c": ["a", "b"]})))
 
     assert len(picture(drawn).findall(f".//{SVG}g/{SVG}path")) == 2
 
 
-def test_an_edge_passes_beside_the_boxes_of_the_levels_that_it_crosses() -> None:
+def test_edge_passes_beside_the_boxes_of_crossed_levels() -> None:
     edges = {"a": [], "b": ["a"], "c": ["b"], "other": [], "end": ["c", "other"]}
 
     drawn = diagram.svg(compiled(of_edges(edges)), columns=4)

@@ -26,10 +26,10 @@ NO_UNDO = StepRecord(StepState.FAILED, 1, UndoState.NOT_UNDOABLE)
     [
         (COMMAND, NO_UNDO, RunState.UNDONE, True),
         (COMMAND, StepRecord(StepState.CANCELLED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
-        # kept, or tolerated: no compensation has run
+        # effects kept or failure tolerated: no compensation has run
         (COMMAND, FAILED, RunState.FAILED, True),
         (NOOP, FAILED, RunState.PARTIAL, True),
-        # covered by a compensation, or known otherwise
+        # covered by a compensation, or named elsewhere in the report
         (NOOP, StepRecord(StepState.FAILED, 1, UndoState.UNDONE), RunState.UNDONE, False),
         (NOOP, StepRecord(StepState.FAILED, 1, UndoState.UNDO_FAILED), RunState.UNDO_FAILED, False),
         (COMMAND, StepRecord(StepState.CHANGED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
@@ -74,7 +74,7 @@ def test_tolerated_units_of_a_succeeded_run_are_not_in_doubt() -> None:
 
 
 def raises(*errors: Exception) -> Callable[[], None]:
-    """A function that raises one error after the other, and then returns."""
+    """Register a function that raises the given errors, one at each call, and then returns."""
     left = list(errors)
 
     def call() -> None:

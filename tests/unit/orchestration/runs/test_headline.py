@@ -1,4 +1,4 @@
-"""The one sentence about the state of a run."""
+"""The sentence about the state of a run."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ UNDONE = step("a", "changed", "undone")
         ),
     ],
 )
-def test_the_sentence_names_failure_undo_and_remains(found: str, expected: str) -> None:
+def test_sentence_names_failure_undo_and_remaining_effects(found: str, expected: str) -> None:
     assert found == expected
 
 

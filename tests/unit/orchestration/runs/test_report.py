@@ -50,7 +50,7 @@ def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None,
 @pytest.mark.parametrize(
     ("code", "state", "rows"),
     [
-        # 0: all as asked
+        # 0: success
         (0, "succeeded", [CHANGED, CHANGED, CHANGED]),
         (0, "succeeded", [{"status": "unchanged", "attempts": "1"}] * 3),
         (0, "succeeded", [CHANGED, {"status": "skipped", "reason": "when: false"}, CHANGED]),
@@ -59,7 +59,7 @@ def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None,
         (1, "undone", [UNDONE, {"status": "not_run"}, CHANGED]),
         (1, "failed", [FAILED | {"no_effect": "1"}, {"status": "not_run"}, CHANGED]),
         (1, "failed", [{"status": "not_run"}] * 3),
-        # 3: something stands or is left over
+        # 3: an effect remains
         (3, "partial", [CHANGED, FAILED, CHANGED]),
         (3, "failed", [CHANGED, FAILED, CHANGED]),
         (3, "undo_failed", [CHANGED | {"ustatus": "undo_failed"}, FAILED, CHANGED]),
@@ -68,7 +68,7 @@ def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None,
         # 3: an effect is in doubt
         (3, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, CHANGED]),
         (3, "failed", [FAILED, {"status": "not_run"}, CHANGED]),
-        # 3: a failed always step, however the run ended
+        # 3: a failed always step, for each end of the run
         (3, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, FAILED]),
         (3, "failed", [FAILED, {"status": "not_run"}, FAILED]),
         (3, "failed", [FAILED, {"status": "not_run"}, {"status": "unknown", "attempts": "1"}]),
@@ -264,17 +264,17 @@ def test_unknown_step_is_not_in_the_report() -> None:
         report("succeeded").step("nope")
 
 
-def stated(text: str, at: float, *, healthy: bool, project: str = "shop") -> list[dict[str, Any]]:
+def standings(text: str, at: float, *, healthy: bool, project: str = "shop") -> list[dict[str, Any]]:
     return [{"project": project, "text": text, "at": at, "healthy": healthy}]
 
 
-def test_report_states_the_latest_version_of_each_project_and_those_that_are_down_first() -> None:
-    failed = FAILED | {"bulk": {"data": {"standing": stated("SHOP IS DOWN", 2.0, healthy=False)}}}
+def test_report_has_one_standing_for_each_project_and_down_projects_first() -> None:
+    failed = FAILED | {"bulk": {"data": {"standing": standings("SHOP IS DOWN", 2.0, healthy=False)}}}
     blog = CHANGED | {
         "ustatus": "undone",
-        "uoutcome": {"standing": stated("blog is back", 1.0, healthy=True, project="blog")},
+        "uoutcome": {"standing": standings("blog is back", 1.0, healthy=True, project="blog")},
     }
-    undone = failed | {"ustatus": "undone", "uoutcome": {"standing": stated("shop is back", 3.0, healthy=True)}}
+    undone = failed | {"ustatus": "undone", "uoutcome": {"standing": standings("shop is back", 3.0, healthy=True)}}
 
     assert report("undone", blog, failed, CHANGED).production == ["SHOP IS DOWN", "blog is back"]
     assert report("undone", blog, undone, CHANGED).production == ["blog is back", "shop is back"]

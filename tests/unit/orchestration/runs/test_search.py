@@ -10,7 +10,7 @@ from longshore.orchestration.errors import UsageError
 from longshore.orchestration.runs.search import Filter, time_or_age
 
 
-def test_a_time_without_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_without_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -20,12 +20,12 @@ def test_a_time_without_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Filter.read(since=" 2026-01-31T12:00 ").since == noon.timestamp() * 1000
 
 
-def test_an_age_counts_from_now() -> None:
+def test_age_counts_from_now() -> None:
     assert abs(datetime.now(UTC) - timedelta(hours=2) - time_or_age("2h")) < timedelta(seconds=5)
     assert Filter.read().since == 0
 
 
 @pytest.mark.parametrize("text", ["yesterday", "99999999999d"])
-def test_other_texts_are_refused(text: str) -> None:
+def test_invalid_time_of_a_search_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a date, time or duration"):
         time_or_age(text)

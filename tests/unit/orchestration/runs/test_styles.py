@@ -67,7 +67,7 @@ def test_states_that_end_differently_have_different_symbols() -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_two_colours_have_the_same_fill_or_border(theme: str) -> None:
+def test_colours_differ_in_fill_and_border(theme: str) -> None:
     shades: list[Shade] = [getattr(colour, theme) for colour in PALETTE.values()]
     assert len({shade.fill for shade in shades}) == len({shade.border for shade in shades}) == len(PALETTE)
 
@@ -97,5 +97,5 @@ def test_diagrams_have_the_light_colours() -> None:
     assert {state: (style.light.fill, style.light.border) for state, style in STYLES.items()} == COLOURS
 
 
-def test_a_word_that_is_no_state_is_grey() -> None:
+def test_unknown_state_is_grey() -> None:
     assert (style_of("not_a_state").label, style_of("not_a_state").colour) == ("not a state", "grey")

@@ -31,7 +31,7 @@ UNDONE = [
 ]
 
 
-def test_a_step_and_its_undo_share_a_row() -> None:
+def test_step_and_its_undo_share_a_row() -> None:
     found = timeline(CHAIN, UNDONE, now=99000)
 
     assert found is not None
@@ -46,7 +46,7 @@ def test_a_step_and_its_undo_share_a_row() -> None:
     assert found.undone_from == 60.0
 
 
-def test_the_phases_of_a_run_follow_each_other() -> None:
+def test_phases_of_a_run_are_consecutive() -> None:
     found = timeline(CHAIN, UNDONE, now=99000)
 
     assert found is not None
@@ -57,7 +57,7 @@ def test_the_phases_of_a_run_follow_each_other() -> None:
     ]
 
 
-def test_a_resumed_run_returns_to_its_phase_before_the_suspension() -> None:
+def test_resumed_run_returns_to_its_phase_before_the_suspension() -> None:
     events = [*UNDONE[:11], event(9000, "run_suspended"), event(10000, "run_resumed"), event(12000, "run_ended")]
 
     found = timeline(CHAIN, events, now=99000)
@@ -66,7 +66,7 @@ def test_a_resumed_run_returns_to_its_phase_before_the_suspension() -> None:
     assert [phase.state for phase in found.phases] == ["running", "aborting", "undoing", "suspended", "undoing"]
 
 
-def test_a_running_attempt_lasts_until_now_and_a_waiting_one_waits() -> None:
+def test_running_attempt_lasts_until_now_and_external_wait_is_shown() -> None:
     found = timeline(CHAIN, UNDONE[:3], now=10000)
     waits = bars([*UNDONE[:3], event(2500, "step_waiting", step="a")])
 
@@ -76,7 +76,7 @@ def test_a_running_attempt_lasts_until_now_and_a_waiting_one_waits() -> None:
     assert [(bar.how, bar.end) for bar in waits] == [("waiting", None)]
 
 
-def test_no_attempt_has_no_timeline() -> None:
+def test_run_without_an_attempt_has_no_timeline() -> None:
     assert timeline(CHAIN, UNDONE[:2], now=3000) is None
 
 
@@ -94,7 +94,7 @@ def test_similar_steps_share_one_row_whose_simultaneous_bars_have_lanes_of_their
     assert found is not None
     (row,) = found.rows
     assert (row.name, row.lanes, len(row.bars), len(row.parts)) == ("web-* (9)", 5, 9, 9)
-    assert row.bars[-1].state == "failed"  # drawn above the others
+    assert row.bars[-1].state == "failed"  # the failed bar is drawn above the others
     assert {bar.lane for bar in row.bars} == set(range(5))
 
 
@@ -133,5 +133,5 @@ def test_thousands_of_units_are_drawn_in_part_with_all_failures() -> None:
     [(0.004, "0.00 s"), (9.99, "9.99 s"), (12.34, "12.3 s"), (59.96, "60.0 s"), (60, "1 min"), (200, "3 min 20 s"),
      (7500, "2 h 5 min"), (86_400 * 3 + 4 * 3600, "3 d 4 h")],
 )  # fmt: skip
-def test_durations_are_written_for_people(seconds: float, text: str) -> None:
+def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert duration(seconds) == text

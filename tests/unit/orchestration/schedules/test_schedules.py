@@ -91,17 +91,17 @@ def test_beat_entry_fires_at_least_as_often_as_starts(tmp_path: Path, monkeypatc
     ):
         assert other.beat() == crontab()
     one = declarations.Schedule("n", "backup", Scheduled(every=90, overlap="skip", params={"a": 1}))
-    told = json.loads(json.dumps(one.entry()["kwargs"]))
+    message = json.loads(json.dumps(one.entry()["kwargs"]))
     (tmp_path / "backup.yaml").write_text(NIGHTLY)
     monkeypatch.setenv("LONGSHORE_PLANS", str(tmp_path))
     get_settings.cache_clear()
-    read = declarations.from_entry(get_settings(), told["name"], told["given"])
+    read = declarations.from_entry(get_settings(), message["name"], message["given"])
     assert read.plan == "backup"
     assert read.when.model_copy(update={"plan": ""}) == one.when
     with pytest.raises(UsageError, match="not a stored plan"):
-        declarations.from_entry(get_settings(), "n", told["given"] | {"plan": "/etc/passwd"})
-    # one that is declared is what its declaration says
-    assert declarations.from_entry(get_settings(), "backup.nightly", told["given"]).definition().startswith("0 3")
+        declarations.from_entry(get_settings(), "n", message["given"] | {"plan": "/etc/passwd"})
+    # a declared schedule follows its declaration
+    assert declarations.from_entry(get_settings(), "backup.nightly", message["given"]).definition().startswith("0 3")
 
 
 def test_schedules_come_from_configuration_and_stored_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

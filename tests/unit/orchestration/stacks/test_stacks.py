@@ -27,17 +27,17 @@ from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
 OLD, NEW = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 
 
-def replica(number: int = 1, **said: Any) -> Replica:
+def replica(number: int = 1, **values: Any) -> Replica:
     base = {"id": f"c{number}", "name": f"shop-web-{number}", "number": number, "image_id": OLD, "hash": "h1"}
-    return Replica(**(base | {"state": "running", "start": "s1"} | said))
+    return Replica(**(base | {"state": "running", "start": "s1"} | values))
 
 
-def service(*containers: Replica, **said: Any) -> Service:
+def service(*containers: Replica, **values: Any) -> Service:
     base = {"image": "shop:1", "image_id": OLD, "hash": "h1", "replicas": 1, "containers": list(containers)}
-    return Service(**(base | said))
+    return Service(**(base | values))
 
 
-def told(of: Service) -> tuple[list[str], str, list[str]]:
+def drift_of(of: Service) -> tuple[list[str], str, list[str]]:
     """The reasons, the action, and the notes."""
     found = list(find_drift("web1", Inventory(projects={"shop": Project(services={"web": of})})))
     stale = [one for one in found if isinstance(one, Stale)]
@@ -104,7 +104,7 @@ CHANGED = {"/x": Tracked(digest="2")}
     ],
 )  # fmt: skip
 def test_service_drift_follows_the_snapshot(of: Service, reasons: list[str], action: str, notes: list[str]) -> None:
-    assert told(of) == (reasons, action, notes)
+    assert drift_of(of) == (reasons, action, notes)
 
 
 def test_unreadable_project_is_reported_without_affecting_others() -> None:
@@ -174,13 +174,13 @@ def test_names_select_services_and_projects() -> None:
     assert [str(note) for note in selection.undetermined] == ["broken: its files cannot be used: no such file"]
     assert selection.incomplete
 
-    def meant(*names: str) -> dict[str, str]:
+    def actions(*names: str) -> dict[str, str]:
         return {one.name: one.action for one in named(names, selection)}
 
-    assert meant("shop/web", "blog/api") == {"shop/web": "restart", "blog/api": "up"}
-    assert meant("shop") == {"shop/web": "restart"}, "what somebody has stopped stays so"
-    assert meant("shop/db", "shop/idle") == {"shop/db": "restart", "shop/idle": "up"}
-    assert meant("web2:shop/web", "web1:db") == {"shop/web": "restart", "shop/db": "restart"}
+    assert actions("shop/web", "blog/api") == {"shop/web": "restart", "blog/api": "up"}
+    assert actions("shop") == {"shop/web": "restart"}, "a stopped service was selected"
+    assert actions("shop/db", "shop/idle") == {"shop/db": "restart", "shop/idle": "up"}
+    assert actions("web2:shop/web", "web1:db") == {"shop/web": "restart", "shop/db": "restart"}
     for names, error, says in (
         (["web"], UsageError, "several projects have"),
         (["nobody"], UnknownName, "choose one of: asleep/one, blog/api"),
@@ -190,14 +190,14 @@ def test_names_select_services_and_projects() -> None:
         (["asleep"], UsageError, "no service of project asleep is running"),
     ):
         with pytest.raises(error, match=says):
-            meant(*names)
+            actions(*names)
 
 
 def test_rules_for_unknown_stacks_are_reported() -> None:
-    said = StackRules.model_validate({"stacks": {"shop": {"services": {"wbe": {}}}, "ghost": {}}})
+    values = StackRules.model_validate({"stacks": {"shop": {"services": {"wbe": {}}}, "ghost": {}}})
     seen = world(shop=Project(after=["infra"], services={"web": service(replica())}))
-    assert [str(note).partition(":")[0] for note in choose(said, seen, {}).notes] == ["shop/wbe", "ghost", "shop"]
-    assert choose(said, seen, {"web2": "away"}).notes == (), "it may be there"
+    assert [str(note).partition(":")[0] for note in choose(values, seen, {}).notes] == ["shop/wbe", "ghost", "shop"]
+    assert choose(values, seen, {"web2": "away"}).notes == (), "an unreachable host was reported as an unknown stack"
     assert "no project matches only: x" in str(choose(StackRules(only=["x"]), world(), {}).notes[0])
 
 
@@ -221,7 +221,7 @@ def test_image_name_is_normalised_like_the_engine(ref: str, engines: str) -> Non
     assert normal(engines) == engines
 
 
-def test_an_image_matches_image_by_its_name_by_any_of_its_tags_or_by_its_id() -> None:
+def test_image_selector_matches_name_tag_or_id() -> None:
     assert matches_image("shop:1", "shop:1", {OLD})
     assert matches_image("docker.io/library/shop", "shop:1", {OLD})
     assert matches_image("aaaaaaaaaaaa", "shop:1", {OLD})
@@ -237,9 +237,9 @@ def test_an_image_matches_image_by_its_name_by_any_of_its_tags_or_by_its_id() ->
 
 
 def test_first_matching_pattern_decides_a_files_action() -> None:
-    said = parse_files("nginx.conf=restart,\n certs/*=redeploy, data=none")
-    assert said == {"nginx.conf": "restart", "certs/*": "redeploy", "data": "none"}
-    demands = {path: required_action(f"/srv/shop/{path}", "/srv/shop", [{"certs/a": "none"}, said]) for path in (
+    values = parse_files("nginx.conf=restart,\n certs/*=redeploy, data=none")
+    assert values == {"nginx.conf": "restart", "certs/*": "redeploy", "data": "none"}
+    demands = {path: required_action(f"/srv/shop/{path}", "/srv/shop", [{"certs/a": "none"}, values]) for path in (
         "nginx.conf", "certs/a", "certs/b", "data/deep/x", "other")}  # fmt: skip
     assert demands == {
         "nginx.conf": "restart", "certs/a": "none", "certs/b": "redeploy", "data/deep/x": "none", "other": "redeploy",
@@ -396,7 +396,7 @@ def test_failed_stack_blocks_its_dependents_only(options: RolloutOptions, failin
         sandbox.fail(failing, "is unhealthy")
     report = sandbox.run(plan)
     assert {name: str(report.step(name).status) for name in ends} == ends
-    assert report.step("cache.web1").status == "changed", "the cache says in any case what is there now"
+    assert report.step("cache.web1").status == "changed", "the cache was not rebuilt"
     assert report.exit_code == (3 if failing else 0)
     assert set(stacks_of(report.steps).up_to_date) == {name for name, end in ends.items() if end == "changed"}
 

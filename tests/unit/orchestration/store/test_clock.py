@@ -114,8 +114,8 @@ def test_clock_jump_is_an_event_and_a_warning(sandbox: Sandbox, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         report = sandbox.run(plan)
 
-    told = [event for event in sandbox.events(report.run_id) if event.name == "clock_jumped"]
-    assert [int(event.fields["ms"]) for event in told] == [-HOUR * 1000]
+    jumps = [event for event in sandbox.events(report.run_id) if event.name == "clock_jumped"]
+    assert [int(event.fields["ms"]) for event in jumps] == [-HOUR * 1000]
     assert "Redis's clock has jumped back by 1h" in caplog.text
 
 
@@ -135,7 +135,7 @@ def test_every_sweeper_counts_a_clock_jump_once(store: MemoryStore) -> None:
     store.advance(1)
 
     assert not one.look()
-    assert not other.look(), "no lease is judged until each worker could renew"
+    assert not other.look(), "leases can expire before each worker could renew"
     assert other.jumps == one.jumps == Jumps(1, round(HOUR * 1000))
     for _ in range(6):
         store.advance(LEASE / 4)
@@ -160,7 +160,7 @@ def test_suspended_machine_does_not_report_a_clock_jump(store: MemoryStore) -> N
         store.advance(5)
         awake.look()
 
-    # What the frozen machine sees: Redis's clock has moved on, and its own has not.
+    # A suspended machine sees an advanced clock of Redis, and a local clock that has not advanced.
     store._set_by += 50_000
     frozen.look()
     assert frozen.jumps.number == 0

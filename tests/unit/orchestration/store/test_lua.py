@@ -39,23 +39,23 @@ def test_every_lua_file_is_a_packaged_script() -> None:
 
 @pytest.mark.parametrize("name", lua.names())
 def test_script_declares_states_and_arguments(name: str) -> None:
-    said = head(name)
+    documented = head(name)
 
-    first, second, *_ = said.splitlines()
-    assert re.fullmatch(r"-- [A-Z][^:]*[.?]|-- [A-Z].*: .*", first), "it begins with what it is for"
+    first, second, *_ = documented.splitlines()
+    assert re.fullmatch(r"-- [A-Z][^:]*[.?]|-- [A-Z].*: .*", first), "the head does not begin with the purpose"
     assert second == "--" or second.startswith("-- ")
     for word in ("FROM", "ARGV", "RETURNS", "EVENTS"):
-        assert re.search(rf"^-- {word}\b", said, re.MULTILINE), f"{name}.lua says nothing of {word}"
+        assert re.search(rf"^-- {word}\b", documented, re.MULTILINE), f"{name}.lua has no line {word}"
 
 
 @pytest.mark.parametrize("name", lua.names())
 def test_script_documents_every_argument(name: str) -> None:
     used = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", body(name))}
-    said = {int(number) for number in re.findall(r"ARGV\[(\d+)", head(name))}
+    documented = {int(number) for number in re.findall(r"ARGV\[(\d+)", head(name))}
 
-    # The arguments after a fixed number form a list, described in words.
-    assert {number for number in used if number <= max(said, default=0)} <= said
-    assert not used or said or "-- ARGV" in head(name)
+    # The arguments after a fixed number form a list, described in text.
+    assert {number for number in used if number <= max(documented, default=0)} <= documented
+    assert not used or documented or "-- ARGV" in head(name)
 
 
 @pytest.mark.parametrize("name", lua.names())
@@ -71,7 +71,7 @@ def test_script_uses_only_portable_redis_functions(name: str) -> None:
 
     assert "cjson" not in code
     assert "cmsgpack" not in code
-    assert "KEYS" not in code, "the prelude names the keys"
+    assert "KEYS" not in code, "the script reads KEYS instead of the names of the prelude"
     assert not re.search(r"\b(loadstring|load|dofile|require|os|io)\b\s*[.(]", code)
 
 

@@ -34,7 +34,7 @@ def nothing() -> None:
 
 
 def holder(path: Path, fence: int, *arguments: str) -> subprocess.Popen[str]:
-    """Start a process that holds the receipt until killed."""
+    """Start a process that holds the lock of the receipt until the test kills the process."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path), str(fence), *arguments], stdout=subprocess.PIPE, text=True
     )
@@ -57,7 +57,7 @@ def test_unrecorded_outcome_is_read_from_the_receipt(tmp_path: Path) -> None:
 
     with Receipt(path, 2, "").held(1.0, nothing) as found:
         assert found == {"changed": True, "data": {"sha256": "ab"}}
-    # and once more, for that one was killed as well
+    # and again, because that attempt was killed, too
     with Receipt(path, 3, "").held(1.0, nothing) as found:
         assert found is not None
 
@@ -70,7 +70,7 @@ def test_reopened_run_ignores_receipts_of_earlier_epoch(tmp_path: Path) -> None:
         assert found is None
 
 
-def test_begun_receipt_without_outcome_allows_a_retry(tmp_path: Path) -> None:
+def test_receipt_without_an_outcome_allows_a_retry(tmp_path: Path) -> None:
     with Receipt(tmp_path / "r", 1, "").held(1.0, nothing):
         pass
     with Receipt(tmp_path / "r", 2, "").held(1.0, nothing) as found:
@@ -89,7 +89,7 @@ def test_undo_receipt_rejects_forward_attempts(tmp_path: Path) -> None:
     with first.held(1.0, nothing):
         first.done({"changed": True, "data": {}})
     with Receipt(tmp_path / "r", 2, "u").held(1.0, nothing) as found:
-        assert found is None, "an undo is done whatever the forward attempt has left"
+        assert found is None, "the receipt refused an undo"
     with pytest.raises(StaleAttempt), Receipt(tmp_path / "r", 1, "").held(1.0, nothing):
         pass
 
@@ -144,7 +144,7 @@ def test_orphaned_programs_of_an_attempt_are_killed(tmp_path: Path) -> None:
         found = Process.read(program)
         assert found is not None
         while found.exists() and "Z" not in Path(f"/proc/{found.pid}/stat").read_text().rpartition(")")[2][:3]:
-            assert time.monotonic() < until, "it is still there"
+            assert time.monotonic() < until, "an orphaned program still runs"
             time.sleep(0.05)
     end(ghost)
 
@@ -230,7 +230,7 @@ def test_resume_reopens_a_closed_step(tmp_path: Path) -> None:
         pass
 
 
-def test_closing_more_steps_keeps_earlier_ones_closed(tmp_path: Path) -> None:
+def test_closing_more_steps_keeps_closed_steps_closed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
     ledger.close("run", "instance_id", 0, ["one"])
     ledger.close("run", "instance_id", 0, ["two"])

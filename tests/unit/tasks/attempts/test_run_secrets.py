@@ -22,7 +22,7 @@ from longshore.tasks.loaded_runs import Loaded, Plans
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_remembered_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_secrets, "_values", type(run_secrets._values)())
 
 
@@ -39,7 +39,7 @@ def loaded(plan: Plan, **more: Any) -> Loaded:
     return Plans.load(request_body(plan, {}, "ann") | more)
 
 
-def test_plan_knows_the_secrets_of_its_steps_and_undos_and_of_all_child_plans(tmp_path: Path) -> None:
+def test_secrets_of_a_plan_include_steps_undos_and_child_plans(tmp_path: Path) -> None:
     inner = uses(Plan("inner"), "INNER")
     file = tmp_path / "middle.yaml"
     middle = uses(Plan("middle"), "MIDDLE")
@@ -54,7 +54,7 @@ def test_plan_knows_the_secrets_of_its_steps_and_undos_and_of_all_child_plans(tm
     assert names == {"OUTER", "MIDDLE", "INNER", "UNDO"}
 
 
-def test_child_run_knows_the_secrets_of_its_parent_and_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_run_redacts_secrets_of_its_parent_and_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OUTER", "ONE"):
         monkeypatch.setenv(f"LONGSHORE_SECRET_{name}", f"{name}-value")
     plan = uses(Plan("outer"), "OUTER")
@@ -106,7 +106,7 @@ def test_results_of_hosts_are_redacted(monkeypatch: pytest.MonkeyPatch, fails: b
     @operation("unit.hosts")
     def hosts() -> Result:
         error = "no connection with db-value" if fails else None
-        return Result(hosts=[HostResult("web1", changed=True, error=error, data={"said": "db-value"})])
+        return Result(hosts=[HostResult("web1", changed=True, error=error, data={"text": "db-value"})])
 
     plan = uses(Plan("p"), "DB")
     plan.step("hosts", "unit.hosts").after("uses-db")
@@ -114,7 +114,7 @@ def test_results_of_hosts_are_redacted(monkeypatch: pytest.MonkeyPatch, fails: b
     report = Sandbox().run(plan)
 
     assert report.step("hosts").status == ("failed" if fails else "changed")
-    assert report.step("hosts").hosts[0].data == {"said": "***"}
+    assert report.step("hosts").hosts[0].data == {"text": "***"}
     assert "db-value" not in report.model_dump_json()
 
 
@@ -169,9 +169,9 @@ def test_result_and_error_of_an_applications_task_are_redacted(monkeypatch: pyte
     waits = ExternalWaits(store, Mock(get=lambda _: run), Mock())
     monkeypatch.setattr(waits, "_why", lambda _: "RuntimeError: postgres://app:db-value@db")
 
-    waits.task_ended({"said": "db-value"}, "r", 1, "", "7", ok=True)
+    waits.task_ended({"text": "db-value"}, "r", 1, "", "7", ok=True)
     waits.task_ended("task-1", "r", 1, "", "7", ok=False)
 
     succeeded, failed = store.complete.call_args_list
-    assert succeeded.kwargs["bulk"] == '{"data": {"said": "***"}}'
+    assert succeeded.kwargs["bulk"] == '{"data": {"text": "***"}}'
     assert failed.args[5] == '{"error": "RuntimeError: postgres://app:***@db"}'

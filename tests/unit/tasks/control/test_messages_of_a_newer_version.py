@@ -13,7 +13,7 @@ from longshore.tasks.loaded_runs import Newer
 
 
 class FakeTask:
-    """Records how the task is sent again."""
+    """A task that records its retries."""
 
     def __init__(self, retries: int) -> None:
         self.request = SimpleNamespace(retries=retries)

@@ -1,5 +1,5 @@
-"""Plans with any failures, guards and policies follow the rules, step by step, in the sandbox: the reducer, the
-scripts, the coordinator and the runner in memory.
+"""Generated plans with failures, guards and policies follow the rules for each step in the sandbox, which runs the
+reducer, the scripts, the coordinator and the runner in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LONG = os.environ.get("LONGSHORE_FAULTS") == "long"
 EXAMPLES = 1000 if LONG else 50
 GUARDS = ("changed", "all_changed", "failed", "any_host_failed", "all_hosts_failed", "any_host_changed",
           "all_hosts_changed")  # fmt: skip
-#: A `when`, and whether it looks at how a step ended.
+#: A `when`, and whether the condition reads the status of a step.
 WHENS = (
     "steps.{}.changed",
     "steps.{}.status == 'failed'",
@@ -33,11 +33,11 @@ WHENS = (
 
 @dataclass
 class Spec:
-    """One generated step."""
+    """A generated step."""
 
     name: str
     after: list[str]
-    #: Outcome of its attempts, or of each of its items: changed, unchanged, failed, flaky.
+    #: The outcome of the attempts, or of each item: changed, unchanged, failed, flaky.
     ends: list[str]
     items: bool = False
     tolerate: int = 0
@@ -110,7 +110,7 @@ def sandbox_for(drawn: list[Spec]) -> Sandbox:
 
 
 FAILS = Spec("s0", [], ["failed"], on_error="continue")
-#: A failure guard lets this step begin after `FAILS`, and its condition skips it: the steps after it are skipped too.
+#: A failure guard permits this step after `FAILS`, and another condition skips the step and so its dependents.
 GUARDED = Spec("s1", ["s0"], ["changed"], only_if=["failed"], when="not params.yes")
 PARTLY = Spec("s0", [], ["failed", "changed"], items=True, tolerate=1)
 
@@ -123,9 +123,9 @@ GOOD = {"changed", "unchanged"}
 
 @dataclass
 class Rules:
-    """The rules of DESIGN §3, checked against a report: a step's outcome follows from the steps before.
+    """The rules of the plan language, checked against a report: earlier steps determine the outcome of a step.
 
-    The rules know no order: where a failure stops a run, a step of the same level may have been cancelled or not.
+    The rules do not define an order within a level: a failure may cancel a step of the same level or not.
     """
 
     drawn: list[Spec]
@@ -163,9 +163,9 @@ class Rules:
         self.check_end()
 
     def check_begin(self, spec: Spec, *, in_place: bool) -> None:
-        """A step is skipped for a failed dependency or for a guard, or has the outcome of its attempts."""
+        """Check that a step is skipped for a failed dependency or a guard, or has the outcome of its attempts."""
         step = self.steps[spec.name]
-        broken = in_place and any(self.breaks(name) for name in spec.after)
+        broken = in_place and any(self.skips_dependents(name) for name in spec.after)
         if broken and not spec.always and not self.looks_at_failure(spec):
             assert (self.status(spec), step.reason) == ("skipped", "dependency failed"), spec
         elif not self.guards_hold(spec):
@@ -197,12 +197,12 @@ class Rules:
     def outcome(end: str, retries: int) -> str:
         return ("changed" if retries else "failed") if end == "flaky" else end
 
-    def breaks(self, name: str) -> bool:
-        """Whether the steps after it are skipped: a failure, or a step that was skipped or excused for one."""
+    def skips_dependents(self, name: str) -> bool:
+        """Report whether dependents are skipped: after a failure, or after a step skipped because of a failure."""
         if str(self.steps[name].status) in BAD:
             return True
         skipped = str(self.steps[name].status) == "skipped"
-        return skipped and any(self.breaks(before) for before in self.specs[name].after)
+        return skipped and any(self.skips_dependents(before) for before in self.specs[name].after)
 
     @staticmethod
     def looks_at_failure(spec: Spec) -> bool:
@@ -226,7 +226,7 @@ class Rules:
         }[guard]
 
     def on_its_host(self, name: str) -> list[set[str]]:
-        """What the units of a step became on the sandbox's one host; empty where none ran."""
+        """The outcomes of the units of a step on the single host; empty if no unit ran."""
         step = self.steps[name]
         units = {str(item.status) for item in step.items} or {str(step.status)}
         ran = units & (GOOD | {"failed"})
@@ -248,7 +248,7 @@ class Rules:
         return status == "failed" if "==" in spec.when else status != "changed"
 
     def check_undo(self, spec: Spec) -> None:
-        """In a run that a failure stopped, a step that may have acted is compensated, and no other is."""
+        """Check that, after a failure has stopped the run, exactly the steps that may have acted are compensated."""
         step = self.steps[spec.name]
         units = [str(item.status) for item in step.items] or [self.status(spec)]
         undone = step.undo is not None and step.undo.status == "undone"
@@ -270,7 +270,7 @@ class Rules:
 
 
 def reachable(drawn: list[Spec], on_error: str) -> bool:
-    """The plan is refused if a failure guard can never hold."""
+    """Report whether each failure guard can hold; otherwise the plan is refused."""
     names = {spec.name: spec for spec in drawn}
     family = {"failed", "any_host_failed", "all_hosts_failed"}
 

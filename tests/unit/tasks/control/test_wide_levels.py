@@ -11,16 +11,16 @@ from longshore.orchestration.testing import Sandbox
 
 
 def test_wide_fan_out_beside_many_steps_is_dispatched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one unit at the end of another, whatever the number of the other steps of the level."""
+    """No unit waits for the end of another unit, for any number of other steps in the level."""
     parts: list[int] = []
     dispatch_units = Store.dispatch_units
 
-    def noted(store: Store, run_id: str, index: int) -> list[StepId]:
+    def record_units(store: Store, run_id: str, index: int) -> list[StepId]:
         units = dispatch_units(store, run_id, index)
         parts.append(len(units))
         return units
 
-    monkeypatch.setattr(Store, "dispatch_units", noted)
+    monkeypatch.setattr(Store, "dispatch_units", record_units)
     plan = Plan("wide")
     for number in range(300):
         plan.step(f"s{number}", "noop.execute")

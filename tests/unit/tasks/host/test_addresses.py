@@ -29,7 +29,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 def resolves(monkeypatch: pytest.MonkeyPatch) -> Resolves:
-    """Set the answer of DNS for any name."""
+    """Set the DNS answer for any name."""
 
     def make(*found: str) -> None:
         def answer(_name: str, port: int | None, **_more: Any) -> list[Any]:
@@ -127,7 +127,7 @@ def test_allowed_name_needs_an_allowed_internal_address(
     with pytest.raises(NotAllowed, match=r"registry\.example is at"):
         addresses.resolve("registry.example", 443)
     resolves(inside, "93.184.216.34")
-    assert addresses.resolve("registry.example", 443) == ["93.184.216.34"], "the other one is left out"
+    assert addresses.resolve("registry.example", 443) == ["93.184.216.34"], "the forbidden address was kept"
     hosts(f"registry.example,{inside}")
     resolves(inside)
     assert addresses.resolve("registry.example", 443) == [inside]

@@ -18,8 +18,8 @@ Allow = Callable[..., None]
 
 @pytest.fixture
 def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
-    def make(**said: str) -> None:
-        for name, value in said.items():
+    def make(**given: str) -> None:
+        for name, value in given.items():
             monkeypatch.setenv(f"LONGSHORE_{name.upper()}", value)
         get_settings.cache_clear()
 
@@ -28,7 +28,7 @@ def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
 
 @pytest.fixture
 def home(tmp_path: Path, allow: Allow) -> Path:
-    """An allowed folder beside a forbidden one."""
+    """An allowed folder, beside a forbidden folder."""
     home = tmp_path / "home"
     (home / "inner").mkdir(parents=True)
     (tmp_path / "other").mkdir()
@@ -95,7 +95,7 @@ def test_command_without_a_folder_runs_in_the_roots(home: Path) -> None:
     assert Doing("command.exec.execute", argv=["pwd"]).act().data["stdout"] == f"{home}\n"
 
 
-def test_allowed_program_comes_from_the_workers_path(allow: Allow, tmp_path: Path) -> None:
+def test_allowed_program_is_found_in_the_workers_path(allow: Allow, tmp_path: Path) -> None:
     allow(allowed_commands="cat")
     for env in ({"PATH": str(tmp_path)}, {"LD_PRELOAD": "/x.so"}):
         with pytest.raises(Preflight, match="could change which code runs"):
@@ -135,7 +135,7 @@ def tools(tmp_path: Path) -> Path:
     """A folder of allowed programs, beside a forbidden shell under another name."""
     folder = tmp_path / "tools"
     folder.mkdir()
-    (folder / "say").write_text('#!/bin/sh\necho "said $1 by $0"\n')
+    (folder / "say").write_text('#!/bin/sh\necho "given $1 by $0"\n')
     (folder / "say").chmod(0o755)
     (tmp_path / "say").symlink_to("/bin/sh")
     return folder
@@ -145,7 +145,7 @@ def test_allow_list_matches_the_resolved_program(allow: Allow, tools: Path) -> N
     allow(allowed_commands=f"{tools}/*")
     (tools / "shell").symlink_to("/bin/sh")
     step = Doing("command.exec.execute", argv=[f"{tools.parent}/tools/../tools/say", "x"])
-    assert step.act().data["stdout"] == f"said x by {tools}/say\n"
+    assert step.act().data["stdout"] == f"given x by {tools}/say\n"
     assert Doing("command.exec.execute", argv=["./say", "x"], cwd=str(tools)).act().changed
     for program in (f"{tools}/../../../../../bin/sh", f"{tools}/shell", f"{tools}/../say", "/bin/sh", "sh", "say"):
         with pytest.raises(NotAllowed, match="ALLOWED_COMMANDS"):
@@ -179,7 +179,9 @@ def test_plan_created_link_runs_the_resolved_program(allow: Allow, tools: Path, 
     (tmp_path / "theirs" / "say").symlink_to(tools / "say")
     allow(allowed_commands=f"{tools}/say")
     step = Doing("command.exec.execute", argv=[f"{tmp_path}/theirs/say", "x"])
-    assert step.act().data["stdout"] == f"said x by {tools}/say\n", "not by a path that could lead elsewhere meanwhile"
+    assert step.act().data["stdout"] == f"given x by {tools}/say\n", (
+        "the program ran by a path that a plan could replace"
+    )
 
 
 @pytest.mark.parametrize(

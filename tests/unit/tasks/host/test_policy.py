@@ -48,7 +48,7 @@ def test_bind_mounts_must_lie_in_the_allowed_roots(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "said",
+    "service",
     [
         {"privileged": True},
         {"cap_add": ["SYS_ADMIN"]},
@@ -61,17 +61,19 @@ def test_bind_mounts_must_lie_in_the_allowed_roots(monkeypatch: pytest.MonkeyPat
         {"security_opt": ["apparmor=unconfined"]},
     ],
 )
-def test_privileged_service_needs_the_workers_permission(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_privileged_service_needs_the_workers_permission(
+    service: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(NotAllowed, match="may not create privileged containers"):
-        policy.check_service("shop/web", said)
+        policy.check_service("shop/web", service)
     given(monkeypatch, allow_privileged="true")
-    policy.check_service("shop/web", said)
+    policy.check_service("shop/web", service)
 
 
 def test_ordinary_service_is_allowed() -> None:
     mounts = [{"type": "bind", "source": "/srv/shop"}, {"type": "volume", "source": "data"}]
-    said: dict[str, Any] = {"image": "shop:1", "cap_add": ["NET_BIND_SERVICE"], "network_mode": "host"}
-    policy.check_service("shop/web", said | {"security_opt": ["no-new-privileges"], "volumes": mounts})
+    service: dict[str, Any] = {"image": "shop:1", "cap_add": ["NET_BIND_SERVICE"], "network_mode": "host"}
+    policy.check_service("shop/web", service | {"security_opt": ["no-new-privileges"], "volumes": mounts})
     with pytest.raises(NotAllowed):
         policy.check_service("shop/web", {"volumes": [{"type": "bind", "source": "/"}]})
     with pytest.raises(NotAllowed):
@@ -182,8 +184,8 @@ def test_key_rotation_accepts_the_previous_key_during_overlap() -> None:
 
 def test_init_creates_secrets_once_with_private_modes(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "secrets"
-    said = CliRunner().invoke(cli, ["init", str(folder), "--queue", "billing"])
-    assert said.exit_code == 0, said.output
+    result = CliRunner().invoke(cli, ["init", str(folder), "--queue", "billing"])
+    assert result.exit_code == 0, result.output
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     assert set(files) == {"worker/keys.json", "client/keys.json", "redis/users.acl", "env"}
     assert (folder / "plans").is_dir()
@@ -194,7 +196,7 @@ def test_init_creates_secrets_once_with_private_modes(tmp_path: Any, monkeypatch
     assert "~billing" in users
     environment = (folder / "env").read_text()
     password = environment.partition("longshore-client:")[2].partition("@")[0]
-    assert password not in users  # a digest of it is
+    assert password not in users  # the file contains a digest of the password
     assert signing.read(folder / "worker/keys.json").role == "worker"
     assert signing.read(folder / "client/keys.json").role == "client"
 
@@ -340,7 +342,7 @@ def test_volume_is_local_remote_or_an_allowed_bind(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "service",
     [
         {"security_opt": ["label:type:spc_t"]},
         {"security_opt": ["label=level:s0"]},
@@ -380,9 +382,9 @@ def test_volume_is_local_remote_or_an_allowed_bind(
         {"something_new": True},
     ],
 )
-def test_unknown_service_options_are_refused(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_service_options_are_refused(service: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotAllowed):
-        policy.check_service("shop/web", {"image": "shop:1"} | said)
+        policy.check_service("shop/web", {"image": "shop:1"} | service)
     ordinary = {
         "image": "shop:1", "command": ["run"], "init": True, "read_only": True, "tmpfs": ["/tmp"], "x-own": {"a": 1},
         "security_opt": ["no-new-privileges:true"], "sysctls": {"net.core.somaxconn": "1024"}, "ipc": "shareable",
@@ -397,15 +399,15 @@ def test_unknown_service_options_are_refused(said: dict[str, Any], monkeypatch: 
     with pytest.raises(NotAllowed):
         policy.check_project("shop", {"networks": {"default": {"driver": "vendor/plugin"}}})
     given(monkeypatch, allow_privileged="true", allowed_binds="/")
-    policy.check_service("shop/web", {"image": "shop:1"} | said)
+    policy.check_service("shop/web", {"image": "shop:1"} | service)
 
 
-def test_service_with_a_build_is_no_listed_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"image": "shop/web", "build": {"context": "/srv/shop", "dockerfile_inline": "FROM evil"}}
-    policy.check_service("shop/web", said)
+def test_service_with_a_build_is_not_a_listed_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = {"image": "shop/web", "build": {"context": "/srv/shop", "dockerfile_inline": "FROM evil"}}
+    policy.check_service("shop/web", service)
     given(monkeypatch, allowed_images="shop/*")
     with pytest.raises(NotAllowed, match="LONGSHORE_ALLOWED_IMAGES is set"):
-        policy.check_service("shop/web", said)
+        policy.check_service("shop/web", service)
     with pytest.raises(NotAllowed, match="ALLOWED_IMAGES"):
         policy.check_service("shop/web", {"image": "shop/web", "volumes": [{"type": "image", "source": "evil"}]})
     policy.check_service("shop/web", {"image": "shop/web"})
@@ -434,7 +436,7 @@ def test_step_container_follows_the_same_rules(host: dict[str, Any]) -> None:
     policy.check_container({"Image": "a", "HostConfig": {"NetworkMode": "host", "Binds": ["/etc/hosts:/etc/hosts:ro"]}})
 
 
-def test_existing_volume_follows_the_rules_for_new_ones() -> None:
+def test_existing_volume_follows_the_rules_for_new_volumes() -> None:
     bound = {"Name": "v", "Driver": "local", "Options": {"type": "none", "o": "bind", "device": "/"}}
     own = {"Name": "longshore_redis-data", "Driver": "local", "Labels": {"com.docker.compose.project": "longshore"}}
     for found in (bound, own):
@@ -518,7 +520,7 @@ def test_compose_files_follow_the_container_path_rules(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "service",
     [
         {"services": {"a": {"use_api_socket": True}}},
         {"services": {"a": {"volumes_from": ["container:longshore-engine-1"]}}},
@@ -534,9 +536,11 @@ def test_compose_files_follow_the_container_path_rules(tmp_path: Any) -> None:
         {"configs": {"c": {"file": "/etc/../proc/1/environ"}}},
     ],
 )
-def test_other_compose_features_cannot_bypass_the_rules(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_compose_features_cannot_bypass_the_rules(
+    service: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(NotAllowed):
-        policy.check_project("shop", said)
+        policy.check_project("shop", service)
     policy.check_project("shop", {
         "services": {"a": {"image": "a", "cap_add": ["NET_BIND_SERVICE"], "pre_stop": [{"command": ["true"]}]}},
         "volumes": {"v": None, "nfs": {"driver_opts": {"type": "nfs", "device": ":/export", "o": "addr=10.0.0.5"}}},
@@ -566,12 +570,12 @@ def test_application_result_message_has_no_callbacks_or_time_limit(name: str) ->
     """A worker would sign the callbacks of a message that any client may write."""
     ring = signing.Ring((signing.new_key("worker"),))
     headers, _ = parts(task="longshore.task_ended")
-    told = ["result", "run", 0, "", "1", True]
-    signing.check_message(ring, headers | {"timelimit": [None, None]}, raw([told, {"seal": {}}, {name: None}]))
+    arguments = ["result", "run", 0, "", "1", True]
+    signing.check_message(ring, headers | {"timelimit": [None, None]}, raw([arguments, {"seal": {}}, {name: None}]))
     with pytest.raises(signing.Forged, match="follow-up messages"):
-        signing.check_message(ring, headers, raw([told, {"seal": {}}, {name: [{"task": "longshore.step"}]}]))
+        signing.check_message(ring, headers, raw([arguments, {"seal": {}}, {name: [{"task": "longshore.step"}]}]))
     with pytest.raises(signing.Forged, match="time limit"):
-        signing.check_message(ring, headers | {"timelimit": [0.001, None]}, raw([told, {"seal": {}}, {}]))
+        signing.check_message(ring, headers | {"timelimit": [0.001, None]}, raw([arguments, {"seal": {}}, {}]))
 
 
 @pytest.mark.parametrize(
@@ -603,7 +607,7 @@ def test_plain_secrets_are_refused_by_parameter_name(name: str, value: str, refu
 def test_body_is_not_parsed_before_its_signature_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = signing.Ring((signing.new_key("worker"),))
     headers, body = parts()
-    monkeypatch.setattr(signing.json, "loads", lambda _: pytest.fail("it was read"))
+    monkeypatch.setattr(signing.json, "loads", lambda _: pytest.fail("the body was parsed"))
     with pytest.raises(signing.Forged):
         signing.check_message(ring, signed(ring, headers, body), b"{ no JSON")
 

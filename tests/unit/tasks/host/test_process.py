@@ -31,15 +31,15 @@ def is_alive(pid: int) -> bool:
     return status.rpartition(") ")[2][0] != "Z"
 
 
-def is_gone(pid: int, within: float = 3.0) -> bool:
+def ends_soon(pid: int, within: float = 3.0) -> bool:
     until = time.monotonic() + within
     while is_alive(pid) and time.monotonic() < until:
         time.sleep(0.02)
     return not is_alive(pid)
 
 
-def noted(path: Path) -> int:
-    """A process id that a program writes down."""
+def written_pid(path: Path) -> int:
+    """Wait for a process id that a program writes into a file."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
         if path.exists() and path.read_text().endswith("\n"):
@@ -102,7 +102,7 @@ def test_stdin_is_written_while_output_is_read() -> None:
 def test_unread_stdin_does_not_block() -> None:
     assert sh("exit 0", stdin=b"x" * 1_000_000).exit_code == 0
     assert sh("cat", stdin=b"").stdout == ""
-    assert sh("cat").stdout == "", "without input there is an end of it"
+    assert sh("cat").stdout == "", "a program without input waits for its standard input"
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_timeout_kills_the_process_group(tmp_path: Path) -> None:
         sh(script, timeout=0.4, grace=0.2)
 
     assert time.monotonic() - started < SOON
-    assert is_gone(noted(tmp_path / "parent"))
-    assert is_gone(noted(tmp_path / "child"))
+    assert ends_soon(written_pid(tmp_path / "parent"))
+    assert ends_soon(written_pid(tmp_path / "child"))
 
 
 def test_sigterm_ends_a_program_before_sigkill(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_program_exit_ends_the_call_despite_open_output(tmp_path: Path) -> None:
     started = time.monotonic()
 
     done = sh(f"sleep 30 & echo $! >{tmp_path}/child; echo said")
-    child = noted(tmp_path / "child")
+    child = written_pid(tmp_path / "child")
     os.kill(child, signal.SIGKILL)
 
     assert (done.exit_code, done.stdout) == (0, "said\n")
@@ -177,8 +177,8 @@ def test_check_error_kills_the_program_and_propagates(tmp_path: Path) -> None:
     with pytest.raises(StepCancelled, match="stopped"):
         sh(f"echo $$ >{tmp_path}/pid; exec sleep 60", check=check, grace=0.5)
 
-    assert is_gone(noted(tmp_path / "pid"))
-    assert asked[-1] - asked[0] < 2, "it is asked several times a second"
+    assert ends_soon(written_pid(tmp_path / "pid"))
+    assert asked[-1] - asked[0] < 2, "the check was not called several times a second"
 
 
 def test_program_dies_with_its_worker(tmp_path: Path) -> None:
@@ -188,12 +188,12 @@ def test_program_dies_with_its_worker(tmp_path: Path) -> None:
         f"process.run(['/bin/sh', '-c', 'echo $$ >{tmp_path}/pid; exec sleep 60'], env=dict(os.environ))\n"
     )
     worker = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)
-    program = noted(tmp_path / "pid")
+    program = written_pid(tmp_path / "pid")
 
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
 
-    assert is_gone(program)
+    assert ends_soon(program)
 
 
 def test_no_file_descriptors_leak(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from longshore.orchestration.operations import find
 from longshore.tasks.implementation import Context, Outcome, Prediction, implementation
 from longshore.tasks.operations import command, file, noop
 
-#: To import a family is to have its implementations.
+#: Importing these modules registers the implementations.
 FAMILIES = (command, file, noop)
 
 
 class Doing:
-    """One step of one run."""
+    """A step of a run."""
 
     def __init__(self, operation: str, context: dict[str, Any] | None = None, /, **params: Any) -> None:
         self.implementation = implementation(operation)
@@ -25,7 +25,7 @@ class Doing:
 
     @property
     def before(self) -> dict[str, Any]:
-        """Read once, at the first attempt."""
+        """The state before the step, read once at the first attempt."""
         if self._before is None:
             self._before = json.loads(json.dumps(self.implementation.before(self.ctx, self.params)))
         return self._before
@@ -40,6 +40,6 @@ class Doing:
         return self.implementation.predict(self.ctx, self.params)
 
     def undo(self, *, with_data: bool = True) -> Outcome:
-        """`with_data=False` is the undo of an attempt that recorded nothing."""
+        """Undo the step. With `with_data=False` the attempt has recorded no outcome."""
         data = self.outcome.data if with_data and self.outcome else None
         return self.implementation.undo(self.ctx, self.params, self.before, data)

@@ -53,8 +53,8 @@ def test_unexpected_exit_code_fails_with_the_last_line() -> None:
 
 
 def test_failure_without_stderr_quotes_stdout() -> None:
-    with pytest.raises(Unsuccessful, match=r"exited with code 1: said$"):
-        shell("echo said; exit 1").act()
+    with pytest.raises(Unsuccessful, match=r"exited with code 1: text$"):
+        shell("echo text; exit 1").act()
     with pytest.raises(Unsuccessful, match=r"exited with code 1$"):
         shell("exit 1").act()
 
@@ -95,9 +95,9 @@ def test_command_environment_is_limited(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("AWS_SECRET", "x")
     monkeypatch.setenv("HOME", "/home/ops")
 
-    said = execute("env", env={"PORT": "80", "PATH": "/usr/bin:/bin"}, context={"attempt": 2}).act().data["stdout"]
+    output = execute("env", env={"PORT": "80", "PATH": "/usr/bin:/bin"}, context={"attempt": 2}).act().data["stdout"]
 
-    seen = dict(line.split("=", 1) for line in said.splitlines())
+    seen = dict(line.split("=", 1) for line in output.splitlines())
     assert (
         seen.items()
         >= {
@@ -120,28 +120,28 @@ def test_command_reads_stdin() -> None:
 
 
 def test_command_output_is_logged_for_the_step() -> None:
-    told: list[tuple[str, list[str]]] = []
+    calls: list[tuple[str, list[str]]] = []
 
     def printed(stream: str, lines: Sequence[str]) -> None:
-        told.append((stream, list(lines)))
+        calls.append((stream, list(lines)))
 
     shell("echo out; sleep 0.1; echo err >&2; sleep 0.1; printf rest", {"printed": printed}).act()
     shell("true", {"printed": printed}).act()
 
-    assert told == [("stdout", ["out"]), ("stderr", ["err"]), ("stdout", ["rest"])]
+    assert calls == [("stdout", ["out"]), ("stderr", ["err"]), ("stdout", ["rest"])]
 
 
 def test_output_is_streamed_and_bounded() -> None:
-    told: list[tuple[float, int]] = []
+    calls: list[tuple[float, int]] = []
     began = time.monotonic()
 
     def printed(_stream: str, lines: Sequence[str]) -> None:
-        told.append((time.monotonic() - began, len(lines)))
+        calls.append((time.monotonic() - began, len(lines)))
 
     shell("echo first; sleep 1; seq 1 200000; sleep 0.6; echo last", {"printed": printed}).act()
 
-    assert told[0][0] < 1.5, "not only at the end"
-    assert max(count for _, count in told) <= 1000
+    assert calls[0][0] < 1.5, "the output arrived only at the end"
+    assert max(count for _, count in calls) <= 1000
 
 
 def test_command_that_fails_to_start_has_no_effect() -> None:
@@ -191,11 +191,11 @@ def test_command_has_no_undo_of_its_own() -> None:
 
 
 def test_binary_output_without_newlines_is_bounded() -> None:
-    told = 0
+    count = 0
 
     def printed(_stream: str, lines: Sequence[str]) -> None:
-        nonlocal told
-        told += len(lines)
+        nonlocal count
+        count += len(lines)
 
     data = shell("head -c 33554432 /dev/zero; printf '\\377 end'", {"printed": printed}).act().data
 

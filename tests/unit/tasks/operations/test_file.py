@@ -20,8 +20,8 @@ from longshore.orchestration.settings import get_settings
 from longshore.tasks.operations import file as module
 from tests.unit.tasks.operations.fake_step import Doing
 
-#: Giving files away is root's alone.
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+#: Only root can change the owner of a file.
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
 
 OLD = b"old\x00bytes \xff\n"
 
@@ -33,7 +33,7 @@ def deploy(path: Path, context: dict[str, Any] | None = None, **params: Any) -> 
 
 
 def seen(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """Everything below a folder: bytes, mode and owner by path."""
+    """The bytes, mode and owner of each path below a folder."""
     found: dict[str, tuple[Any, ...]] = {}
     for path in sorted(folder.rglob("*")):
         info = path.lstat()
@@ -44,7 +44,7 @@ def seen(folder: Path) -> dict[str, tuple[Any, ...]]:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """A folder for the files of the test; the state folder lies beside it."""
+    """A folder for the files of a test, beside the state folder."""
     folder = tmp_path / "host"
     folder.mkdir()
     return folder
@@ -73,7 +73,7 @@ def test_new_file_gets_content_and_default_mode(host: Path) -> None:
         == "74ff4e8d5a0ff6a0d3dec5fb1cf5e40b94e59a2a5f1ac1bd4d0f2d5d3ed6ea0d"[:0] + outcome.data["sha256"]
     )
     assert outcome.data["mode"] == "0644"
-    assert os.listdir(host) == ["app.conf"], "nothing else is left"
+    assert os.listdir(host) == ["app.conf"], "the deployment left another file"
 
 
 def test_deploy_keeps_unspecified_mode_and_owner(host: Path) -> None:
@@ -378,7 +378,9 @@ def test_repeated_attempts_still_undo_to_the_original(
     undone = step.undo(with_data=recorded)
 
     assert seen(host) == before
-    assert len({outcome.changed for outcome in outcomes}) <= 1, "relative to what was before the first"
+    assert len({outcome.changed for outcome in outcomes}) <= 1, (
+        "the undo is not relative to the state before the first attempt"
+    )
     assert undone.changed == (deployed != before)
     if acts:
         assert outcomes[0].changed == (deployed != before)
@@ -532,7 +534,7 @@ def test_prediction_matches_the_outcome(
 
     foretold = deploy(path, **params).predict()
 
-    assert seen(host.parent) == before, "a dry run changes nothing, in the state folder neither"
+    assert seen(host.parent) == before, "the dry run changed a file or the state folder"
     assert action.format(path=path) in foretold.action
     assert (undo is None) == (foretold.undo is None)
     assert (undo or "").format(path=path) in (foretold.undo or "")

@@ -53,8 +53,8 @@ class Service:
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
-                said = {"method": self.command, "path": self.path, "headers": dict(self.headers)}
-                service.asked.append(said | {"body": self.rfile.read(length)})
+                given = {"method": self.command, "path": self.path, "headers": dict(self.headers)}
+                service.asked.append(given | {"body": self.rfile.read(length)})
                 time.sleep(service.slow)
                 code = service.codes.pop(0) if len(service.codes) > 1 else (service.codes or [200])[0]
                 self.send_response(code)
@@ -85,8 +85,8 @@ def service() -> Iterator[Service]:
     thread.join()
 
 
-def request(service: Service, **said: Any) -> Doing:
-    return Doing("network.http.request", url=f"{service.url}/charge", **said)
+def request(service: Service, **given: Any) -> Doing:
+    return Doing("network.http.request", url=f"{service.url}/charge", **given)
 
 
 # --- health checks ------------------------------------------------------------------------------------
@@ -185,17 +185,17 @@ def test_status_code_mapping_can_be_overridden(service: Service) -> None:
 
 def test_lost_answer_is_unknown_unless_idempotent(service: Service) -> None:
     service.slow = 3
-    for said, error in (
+    for given, error in (
         ({}, InDoubt),
         ({"idempotent": True}, Transient),
         ({"method": "PUT"}, Transient),
         ({"method": "PUT", "idempotent": False}, InDoubt),
     ):
         with pytest.raises(error):
-            request(service, timeout=0.3, **said).act()
-    nobody = Doing("network.http.request", url="http://127.0.0.1:1/")
+            request(service, timeout=0.3, **given).act()
+    unknown = Doing("network.http.request", url="http://127.0.0.1:1/")
     with pytest.raises(Transient, match="refused"):
-        nobody.act()
+        unknown.act()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_undo_sends_the_given_call(service: Service) -> None:
     assert service.asked[-1]["path"] == "/charges/r1.step"
     assert service.asked[-1]["headers"]["Idempotency-Key"] == "r1.step.undo"
     service.codes = [404]
-    assert not call.undo().changed, "what is not there is taken back"
+    assert not call.undo().changed, "a call answered with 404 was not counted as undone"
     service.codes = [503]
     with pytest.raises(Transient):
         call.undo()
@@ -243,12 +243,12 @@ def test_undo_sends_the_given_call(service: Service) -> None:
 
 
 def test_invalid_calls_are_refused() -> None:
-    for said, why in (
+    for given, why in (
         ({"payload": 1, "body": "x"}, "one of payload and body"),
         ({"method": "GET", "undo": {"url": "http://x"}}, "nothing to undo"),
     ):
         with pytest.raises(ValidationError, match=why):
-            find("network.http.request").params.model_validate({"url": "http://x"} | said)
+            find("network.http.request").params.model_validate({"url": "http://x"} | given)
 
 
 def test_large_answer_is_truncated(service: Service) -> None:
@@ -301,10 +301,10 @@ def test_generated_resolv_conf_is_refused(resolv: Path, tmp_path: Path) -> None:
         Doing("network.dns.update", servers=["10.0.0.2"]).act()
 
 
-@pytest.mark.parametrize("said", [{}, {"servers": ["not-an-address"]}, {"servers": [], "search_domains": []}])
-def test_empty_dns_update_is_refused(said: dict[str, Any]) -> None:
+@pytest.mark.parametrize("given", [{}, {"servers": ["not-an-address"]}, {"servers": [], "search_domains": []}])
+def test_empty_dns_update_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        find("network.dns.update").params.model_validate(said)
+        find("network.dns.update").params.model_validate(given)
 
 
 def test_ping_reports_packet_counts() -> None:
@@ -410,7 +410,7 @@ def admit(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
 def test_call_connects_to_the_checked_address(
     service: Service, monkeypatch: pytest.MonkeyPatch, answers: Callable[..., list[str]]
 ) -> None:
-    # A name server that answers with another address the next time is not asked a next time.
+    # The name server has another answer for a second query, which must not happen.
     asked = answers("127.0.0.1", "127.0.0.9")
     admit(monkeypatch, "service.test,127.0.0.1")
     port = service.server.server_port
@@ -457,7 +457,7 @@ def test_certificate_is_verified_for_the_host_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: Callable[..., list[str]]
 ) -> None:
     if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
+        pytest.skip("openssl is not installed")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",

@@ -1,4 +1,4 @@
-"""`node.*` agrees with the machine's own tools."""
+"""`node.*` agrees with the tools of the system."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def look(name: str, **params: str) -> dict[str, object]:
 
 def test_node_name_and_system_come_from_uname() -> None:
     assert look("hostname")["hostname"] == os.uname().nodename
-    said = look("os")
-    assert (said["kernel"], said["architecture"]) == (os.uname().release, os.uname().machine)
-    assert said["distribution"] == platform.freedesktop_os_release()["ID"]
+    found = look("os")
+    assert (found["kernel"], found["architecture"]) == (os.uname().release, os.uname().machine)
+    assert found["distribution"] == platform.freedesktop_os_release()["ID"]
 
 
 def test_disks_come_from_df() -> None:

@@ -1,4 +1,4 @@
-"""An operation that derives `act` and `predict` from one `change` predicts what it then does, and predicts it without
+"""An operation that derives `act` and `predict` from one `change` predicts its later outcome, and predicts without
 an effect.
 """
 
@@ -22,7 +22,7 @@ from longshore.tasks.simulation.engine import MemoryEngine
 from longshore.tasks.simulation.memory_store import MemoryStore
 from tests.unit.tasks.operations.fake_step import Doing
 
-#: To import a family is to have its implementations.
+#: Importing these modules registers the implementations.
 FAMILIES = (cache, docker, noop)
 
 #: Parameters by operation, for the objects of `world`; {home} is the folder of the test.
@@ -83,7 +83,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
 
 
 class World:
-    """An engine, a store and a folder, and what they hold."""
+    """An engine, a store and a folder, with their content."""
 
     def __init__(self, home: Path, state: Path) -> None:
         self.home, self.state = home, state
@@ -112,7 +112,7 @@ class World:
         return Doing(operation, self.context(run_id), **params | texts)
 
     def look(self) -> Any:
-        """Everything that a step could change."""
+        """All data that a step can change."""
         client: Any = self.store.client
         keys = {key: client.hgetall(key) if client.type(key) == "hash" else "" for key in client.scan_iter()}
         files = [path for folder in (self.home, self.state) for path in folder.rglob("*")]
@@ -138,7 +138,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 def derived() -> set[str]:
     """The operations with one `change` for `act` and `predict`."""
-    families = ("cache.", "docker.", "file.", "network.dns.", "noop.")  # the others need a server or Compose
+    families = ("cache.", "docker.", "file.", "network.dns.", "noop.")  # the other operations need a server or Compose
     mine = (name for name in all_operations() if name.startswith(families))
     return {name for name in mine if type(implementation(name)).change is not Implementation.change}
 
@@ -155,7 +155,7 @@ def test_prediction_agrees_with_the_step(name: str, params: dict[str, Any], worl
     predicted = step.predict()
 
     assert predicted.impossible is None
-    assert world.look() == before, "a prediction has no effect"
+    assert world.look() == before, "the prediction had an effect"
     outcome = step.act()
     assert predicted.changed in {outcome.changed, None}
     if find(name).kind is Kind.CONVERGES:
@@ -183,4 +183,6 @@ def test_obstacle_is_predicted(name: str, params: dict[str, Any], world: World) 
     assert predicted.impossible == str(refused.value)
     step.ctx.has_upstream = True
     later = step.predict()
-    assert (later.changed, later.impossible) == (None, None), "an earlier step may remove the obstacle"
+    assert (later.changed, later.impossible) == (None, None), (
+        "the obstacle is final, although an earlier step may remove it"
+    )

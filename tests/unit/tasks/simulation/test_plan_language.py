@@ -30,7 +30,7 @@ def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("target", "{{ steps.a.data.all }}", "target: the expression gives no host name but a list"),
         ("when", "params.n | dictsort", "when:"),
@@ -39,7 +39,7 @@ def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
     ],
 )
 @pytest.mark.parametrize("always", [False, True])
-def test_run_ends_whatever_its_expressions_raise(field: str, value: str, said: str, always: bool) -> None:
+def test_run_ends_whatever_its_expressions_raise(field: str, value: str, message: str, always: bool) -> None:
     step: dict[str, Any] = {"op": "noop.execute", "after": ["a"], field: value, "always": always}
     a = {"op": "noop.execute", "with": {"data": {"all": ["x"], "n": 1}}}
     plan = Plan.model_validate(
@@ -49,10 +49,10 @@ def test_run_ends_whatever_its_expressions_raise(field: str, value: str, said: s
     report = Sandbox().run(plan)
 
     if field == "when" and always:
-        assert report.step("b").status == "changed", "a guard that errs does not hold up what always runs"
+        assert report.step("b").status == "changed", "a guard with an error prevented an always step"
     else:
         assert (report.step("b").status, report.state) == ("failed", "partial" if always else "undone")
-        assert (report.step("b").error or "").startswith(said)
+        assert (report.step("b").error or "").startswith(message)
 
 
 def test_undo_with_an_external_wait_is_refused() -> None:
@@ -65,7 +65,7 @@ def test_undo_with_an_external_wait_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "said"),
+    ("result", "message"),
     [
         (Result(hosts=[HostResult(1)]), "invalid host name"),  # type: ignore[arg-type]
         (Result(hosts=[HostResult("a", status="ok")]), "'ok' is not one of changed, unchanged, failed, skipped"),  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def test_undo_with_an_external_wait_is_refused() -> None:
         (Result(hosts=[HostResult("a", data={"t": "x" * MAX_DATA_BYTES})]), "bytes exceeds the"),
     ],
 )
-def test_unstorable_result_fails_its_step(result: Result, said: str) -> None:
+def test_invalid_result_fails_its_step(result: Result, message: str) -> None:
     @operation("unit.result")
     def give() -> Result:
         return result
@@ -84,7 +84,7 @@ def test_unstorable_result_fails_its_step(result: Result, said: str) -> None:
 
     report = Sandbox().run(plan)
 
-    assert said in (report.step("a").error or "")
+    assert message in (report.step("a").error or "")
     assert report.step("b").status == "changed"
 
 
@@ -123,7 +123,7 @@ def test_aborted_always_approval_is_requested_again() -> None:
     waits = [event for event in sandbox.events(report.run_id) if event.name == "step_waiting"]
     ends = [event for event in sandbox.events(report.run_id) if event.name == "step_ended" and event.step == "ask"]
     assert len(waits) == 2
-    assert ends[0].at - waits[1].at >= 30_000, "its time is counted from its turn"
+    assert ends[0].at - waits[1].at >= 30_000, "the timeout started before the level of the step"
 
 
 def test_interrupted_always_step_respects_max_parallel() -> None:
@@ -171,7 +171,7 @@ def test_doubt_about_a_child_is_a_doubt_about_its_parent(
     undo = report.step("sub").undo
     assert undo is not None
     assert undo.error == why
-    assert sandbox.undone[-1] == "first", "nothing that failed holds it back"
+    assert sandbox.undone[-1] == "first", "the undo was held back without a failed undo"
 
 
 def test_child_that_changed_nothing_leaves_its_parent_untouched() -> None:
@@ -205,8 +205,8 @@ def test_child_past_its_point_of_no_return_is_reported_and_not_undone() -> None:
     assert sandbox.undone == ["boom"]
 
 
-def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the child's request and the parking, while the parent is being ended."""
+def test_child_of_a_dead_worker_ends_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker dies between the request of the child and the external wait, while the parent ends."""
     from longshore.tasks.attempts.delivery import Delivery
     from longshore.tasks.simulation.script import Vanished
 
@@ -253,7 +253,7 @@ def test_empty_foreach_has_empty_results() -> None:
 
 
 def test_item_waiting_for_other_items_is_not_rejected() -> None:
-    """Busy workers claim one item after another, without a time limit."""
+    """Busy workers claim the items one after another, without a time limit."""
     plan = Plan("p")
     plan.step("each", "noop.execute", data={"n": E.item}).foreach(list(range(30)))
     sandbox = Sandbox()
@@ -290,14 +290,16 @@ def test_named_undo_has_its_own_idempotency_key() -> None:
 
 
 def test_on_undo_hook_runs_once_after_a_step_is_undone() -> None:
-    told: list[tuple[str, str]] = []
+    calls: list[tuple[str, str]] = []
     plan = Plan("p")
     plan.step("each", "noop.execute").foreach([1, 2, 3])
     plan.step("boom", "noop.execute", fail=True).after("each")
 
-    Sandbox().run(plan, hooks=Hooks(on_undo=lambda step: told.append((step.name, str(step.undo and step.undo.status)))))
+    Sandbox().run(
+        plan, hooks=Hooks(on_undo=lambda step: calls.append((step.name, str(step.undo and step.undo.status))))
+    )
 
-    assert told == [("boom", "undone"), ("each", "undone")]
+    assert calls == [("boom", "undone"), ("each", "undone")]
 
 
 def test_tolerated_failure_is_not_the_runs_error() -> None:
@@ -316,7 +318,7 @@ def test_celery_undo_result_is_ignored() -> None:
     sandbox.run(plan, run_id="r")
     parked = sandbox._coordinator.external_waits
     loaded = sandbox.plans.get("r")
-    # as if its undo were under way
+    # as if the undo were running
     sandbox.store.command("r", "undo")
     sandbox._coordinator.advance("r")
     claimed = sandbox.store.claim("r", 0, "u", "w", "t")
@@ -345,9 +347,9 @@ def test_run_with_an_unknown_operation_can_be_reported_and_cancelled() -> None:
     from longshore.orchestration.runs import report
 
     run, steps = sandbox.store.everything("r")
-    told = report.build("r", lenient, run, steps, 0)
-    assert told.error is not None
-    assert "unknown operation 'unit.there'" in told.error.message
+    rebuilt = report.build("r", lenient, run, steps, 0)
+    assert rebuilt.error is not None
+    assert "unknown operation 'unit.there'" in rebuilt.error.message
 
     sandbox.store.command("r", "cancel")
     sweep(sandbox._coordinator)
@@ -358,7 +360,7 @@ def test_run_with_an_unknown_operation_can_be_reported_and_cancelled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("step", "message"),
     [
         ("when: \"{{ params.t }} == 'yes'\"", "renders to text, which is always true"),
         ("when: \"steps.a.status == 'failed'\"", "step 'a' ends the run on failure: set on_error: continue on it"),
@@ -376,14 +378,14 @@ def test_run_with_an_unknown_operation_can_be_reported_and_cancelled() -> None:
         ("irreversible: true, undo: {op: noop.execute}", "an irreversible step is never undone: remove undo"),
     ],
 )
-def test_plan_error_is_one_line(step: str, said: str) -> None:
+def test_plan_error_is_one_line(step: str, message: str) -> None:
     op = "" if "op: celery" in step or "op: plan" in step or "op: approval" in step else "op: noop.execute, "
     text = f"name: p\nparams: {{t: string}}\nsteps:\n  a: {{op: noop.execute}}\n  b: {{{op}after: a, {step}}}\n"
     with pytest.raises(PlanError) as caught:
         parse(text)
-    told = [str(problem) for problem in caught.value.problems]
-    assert any(said in line and line.startswith("line 5, step 'b'") for line in told), told
-    assert len(told) == 1, told
+    messages = [str(problem) for problem in caught.value.problems]
+    assert any(message in line and line.startswith("line 5, step 'b'") for line in messages), messages
+    assert len(messages) == 1, messages
 
 
 def test_point_of_no_return_is_unique_and_precedes_no_undo() -> None:
@@ -393,9 +395,9 @@ def test_point_of_no_return_is_unique_and_precedes_no_undo() -> None:
     plan.step("after", "noop.execute").after("point").undo("noop.execute")
     with pytest.raises(PlanError) as caught:
         validate(plan)
-    told = " / ".join(map(str, caught.value.problems))
-    assert "must be alone in its level, but beside would run beside it" in told
-    assert "the undo would never run after 'point', the point of no return" in told
+    messages = " / ".join(map(str, caught.value.problems))
+    assert "must be alone in its level, but beside would run beside it" in messages
+    assert "the undo would never run after 'point', the point of no return" in messages
 
 
 def test_unknown_undo_operation_is_a_plan_error() -> None:

@@ -42,15 +42,15 @@ def test_run_acts_on_the_memory_engine_and_undoes() -> None:
 def test_commands_are_simulated() -> None:
     plan = Plan("p")
     plan.step("a", "command.exec.execute", argv=["rm", "-rf", "/nowhere"])
-    plan.step("b", "noop.execute", data={"said": "{{ steps.a.data.stdout }}"}).after("a")
+    plan.step("b", "noop.execute", data={"text": "{{ steps.a.data.stdout }}"}).after("a")
 
     report = Sandbox().run(plan)
-    assert report.step("b").data == {"said": "a-stdout"}
+    assert report.step("b").data == {"text": "a-stdout"}
 
     sandbox = Sandbox()
     sandbox.give("a", {"stdout": "hello"}, changed=False)
     report = sandbox.run(plan)
-    assert (report.step("a").status, report.step("b").data) == ("unchanged", {"said": "hello"})
+    assert (report.step("a").status, report.step("b").data) == ("unchanged", {"text": "hello"})
 
 
 def test_simulation_has_placeholders_for_secrets() -> None:
@@ -84,7 +84,7 @@ def test_scripted_step_can_hang_vanish_and_recover() -> None:
     assert report.step("hangs").error == "exceeded its time limit (2s)"
     assert (report.step("vanishes").status, report.step("vanishes").attempts) == ("unchanged", 3)
     assert (report.step("recovers").status, report.step("recovers").attempts) == ("changed", 3)
-    assert (report.duration_s or 0) > 15, "time passes by the sandbox's clock alone"
+    assert (report.duration_s or 0) > 15, "the run took real time"
 
 
 def test_sandbox_approves_and_rejects() -> None:
@@ -119,9 +119,9 @@ def test_single_operation_and_its_undo(tmp_path: Path) -> None:
 
 
 def test_sandbox_calls_hooks() -> None:
-    told: list[str] = []
-    Sandbox().run(release_of_two(), hooks=Hooks(before_step=told.append))
-    assert told == ["a", "b"]
+    calls: list[str] = []
+    Sandbox().run(release_of_two(), hooks=Hooks(before_step=calls.append))
+    assert calls == ["a", "b"]
 
 
 def release_of_two() -> Plan:
@@ -157,7 +157,7 @@ def test_simulate_command_shows_each_end(tmp_path: Path, capsys: pytest.CaptureF
 
     code = call(["plan", "simulate", str(tmp_path / "plan.yaml")])
 
-    assert code == 3, "a failing always step leaves something to look at"
+    assert code == 3, "a failed always step ended with another exit code"
     assert capsys.readouterr().out.splitlines() == [
         "no step fails: succeeded, exit code 0",
         "stop fails: undone, exit code 1; undone: stop",
@@ -165,41 +165,41 @@ def test_simulate_command_shows_each_end(tmp_path: Path, capsys: pytest.CaptureF
         "start fails: partial, exit code 3; left over: stop, migrate",
     ]
     call(["plan", "simulate", str(tmp_path / "plan.yaml"), "-o", "json"])
-    told = json.loads(capsys.readouterr().out)
-    assert [each["fails"] for each in told] == [None, "stop", "migrate", "start"]
+    ends = json.loads(capsys.readouterr().out)
+    assert [each["fails"] for each in ends] == [None, "stop", "migrate", "start"]
 
 
 def test_server_hooks_get_each_event_at_least_once() -> None:
-    """A worker dies while it calls a hook: an event that is not yet marked is sent again, with the same id."""
-    told: list[tuple[str, str]] = []
-    hooks = Hooks(before_step=lambda name: told.append((hooks.event.id if hooks.event else "", name)))
+    """A worker dies while it calls a hook: an event without a mark is sent again, with the same id."""
+    calls: list[tuple[str, str]] = []
+    hooks = Hooks(before_step=lambda name: calls.append((hooks.event.id if hooks.event else "", name)))
     sandbox = Sandbox()
     sandbox.run(release_of_two(), run_id="r")
     plan = sandbox.plans.get("r").plan
 
     EventForwarder(sandbox.store, [hooks]).tell("r", plan)
     EventForwarder(sandbox.store, [hooks]).tell("r", plan)
-    assert [name for _, name in told] == ["a", "b"]
+    assert [name for _, name in calls] == ["a", "b"]
 
     first = next(event for event in sandbox.events("r") if event.name == "step_started")
     sandbox.store.notified("r", first.id)
     EventForwarder(sandbox.store, [hooks]).tell("r", plan)
-    assert [name for _, name in told] == ["a", "b", "b"]
-    assert told[1] == told[2]
+    assert [name for _, name in calls] == ["a", "b", "b"]
+    assert calls[1] == calls[2]
 
 
 def test_failing_server_hook_affects_no_run_or_other_hook(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told: list[Event | None] = []
-    good = Hooks(before_step=lambda _name: told.append(good.event))
+    calls: list[Event | None] = []
+    good = Hooks(before_step=lambda _name: calls.append(good.event))
     bad = Hooks(before_step=lambda _name: 1 / 0)
     sandbox = Sandbox()
     sandbox.run(release_of_two(), run_id="r")
 
     EventForwarder(sandbox.store, [bad, good]).tell("r", sandbox.plans.get("r").plan)
 
-    assert len(told) == 2
+    assert len(calls) == 2
     assert "a hook failed at event" in caplog.text
 
 

@@ -18,7 +18,7 @@ from longshore.tasks.operations.docker.images import _archive
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The worker's only root, with a forbidden file beside it."""
+    """The only root of the worker, beside a forbidden file."""
     home = tmp_path / "home"
     (home / "inner").mkdir(parents=True)
     (tmp_path / "other").mkdir()
@@ -28,15 +28,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def params(**said: Any) -> Any:
-    return find("compose.up.execute").params.model_validate(said)
+def params(**given: Any) -> Any:
+    return find("compose.up.execute").params.model_validate(given)
 
 
 def test_project_paths_must_lie_in_the_roots(home: Path) -> None:
     fine = params(project_dir=str(home), files=["compose.yaml"], env_file=["inner/x.env"])
     assert source_of(fine, None).files == (f"{home}/compose.yaml",)
     (home / "out").symlink_to(home.parent / "other")
-    for said in (
+    for given in (
         {"project_dir": "/etc"}, {"project_dir": f"{home}/../other"}, {"project_dir": f"{home}/out"},
         {"project_dir": str(home), "files": ["../other/compose.yaml"]},
         {"project": "x", "files": ["/etc/compose.yaml"]},
@@ -44,8 +44,8 @@ def test_project_paths_must_lie_in_the_roots(home: Path) -> None:
         {"project_dir": str(home), "env_file": ["/proc/1/environ"]},
     ):  # fmt: skip
         with pytest.raises(NotAllowed, match="is outside"):
-            source_of(params(**said), None)
-    with pytest.raises(NotAllowed):  # what a container's labels say
+            source_of(params(**given), None)
+    with pytest.raises(NotAllowed):  # paths from the labels of a container
         source_of(params(project="shop"), Source("shop", "/etc", ("/proc/1/environ",)))
 
 
@@ -122,16 +122,16 @@ def test_build_context_lies_in_the_roots_and_holds_its_dockerfile(home: Path, tm
     (tmp_path / "other" / "Dockerfile").write_text("FROM scratch\n")
     build, ctx = find("docker.build.execute").params, Context("r", "s", "p")
 
-    def archive(**said: str) -> None:
-        _archive(ctx, build.model_validate({"image": "attempts:1", "context": str(home)} | said)).close()
+    def archive(**given: str) -> None:
+        _archive(ctx, build.model_validate({"image": "attempts:1", "context": str(home)} | given)).close()
 
-    for said in ({"context": str(tmp_path / "other")}, {"context": f"{home}/ctx"}, {"context": f"{home}/.."},
+    for given in ({"context": str(tmp_path / "other")}, {"context": f"{home}/ctx"}, {"context": f"{home}/.."},
                  {"dockerfile": "../other/Dockerfile"}, {"dockerfile": "link"},
                  {"dockerfile": "/etc/passwd"}):  # fmt: skip
         with pytest.raises(NotAllowed, match="is outside"):
-            archive(**said)
+            archive(**given)
     with pytest.raises(NotAllowed, match="is outside"):
-        archive()  # its .dockerignore does
+        archive()  # the .dockerignore names a file outside of the root
     (home / ".dockerignore").unlink()
     archive()
 

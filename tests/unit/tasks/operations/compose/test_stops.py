@@ -13,8 +13,8 @@ from longshore.tasks.operations.compose.state import Member, await_stops, member
 from longshore.tasks.simulation.engine import MemoryEngine
 
 
-class Ending(MemoryEngine):
-    """An engine in which a stop takes several polls of its container."""
+class SlowlyStopping(MemoryEngine):
+    """An engine in which a container stops after several polls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,25 +35,25 @@ class Ending(MemoryEngine):
 
 
 @pytest.fixture
-def docker() -> Ending:
-    made = Ending()
+def docker() -> SlowlyStopping:
+    made = SlowlyStopping()
     labels = {"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}
     made.create("shop-web-1", {"Image": "shop:1", "Labels": labels, "StopTimeout": 1})
     made.start("shop-web-1")
     return made
 
 
-def found(docker: Ending) -> list[Member]:
-    said = members(docker, "shop")
+def found(docker: SlowlyStopping) -> list[Member]:
+    listed = members(docker, "shop")
     docker.looks = 0
-    return said
+    return listed
 
 
-def wait(docker: Ending, of: list[Member], **said: Any) -> None:
-    await_stops(Context(run_id="r1", step="step", plan="plan"), docker, of, **said)
+def wait(docker: SlowlyStopping, of: list[Member], **options: Any) -> None:
+    await_stops(Context(run_id="r1", step="step", plan="plan"), docker, of, **options)
 
 
-def test_stopping_container_is_awaited(docker: Ending) -> None:
+def test_stopping_container_is_awaited(docker: SlowlyStopping) -> None:
     (web,) = found(docker)
     docker.kill_event(web.id)
     docker.left = 3
@@ -64,13 +64,13 @@ def test_stopping_container_is_awaited(docker: Ending) -> None:
     assert not now.running
 
 
-def test_running_container_is_not_awaited(docker: Ending) -> None:
+def test_running_container_is_not_awaited(docker: SlowlyStopping) -> None:
     (web,) = found(docker)
     wait(docker, [web])
     assert docker.looks == 0
 
 
-def test_restarted_container_is_not_awaited(docker: Ending) -> None:
+def test_restarted_container_is_not_awaited(docker: SlowlyStopping) -> None:
     (web,) = found(docker)
     docker.kill_event(web.id)
     docker.stop(web.id)
@@ -82,14 +82,14 @@ def test_restarted_container_is_not_awaited(docker: Ending) -> None:
     assert docker.looks == 0
 
 
-def test_container_beyond_its_grace_period_is_polled_once(docker: Ending) -> None:
+def test_container_beyond_its_grace_period_is_polled_once(docker: SlowlyStopping) -> None:
     (web,) = found(docker)
     docker.kill_event(web.id, age=60.0)
     wait(docker, [web])
     assert docker.looks == 1
 
 
-def test_longer_grace_period_of_the_step_applies(docker: Ending) -> None:
+def test_longer_grace_period_of_the_step_applies(docker: SlowlyStopping) -> None:
     (web,) = found(docker)
     docker.kill_event(web.id, age=60.0)
     docker.left = 3

@@ -1,4 +1,4 @@
-"""The names that keep images for undos are bounded by number and age, for each step of a plan."""
+"""Tags that keep images for undos are limited by number and age, for each step of a plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     get_settings.cache_clear()
 
 
-def kept(docker: MemoryEngine) -> list[str]:
+def kept_tags(docker: MemoryEngine) -> list[str]:
     return [tag for image in docker.images() for tag in image.tags if tag.startswith("longshore-keep/")]
 
 
@@ -29,24 +29,24 @@ def release(docker: MemoryEngine, number: int, step: str = "build") -> None:
     keep(Context(run_id=f"r{number}", step=step, plan="release"), docker, docker.add_image(f"shop:{number}"))
 
 
-def test_a_step_keeps_the_images_of_its_latest_ten_runs() -> None:
+def test_step_keeps_the_images_of_its_latest_ten_runs() -> None:
     docker = MemoryEngine()
 
     for number in range(15):
         release(docker, number)
         release(docker, number, "other")
 
-    names = kept(docker)
+    names = kept_tags(docker)
     assert len(names) == 20
     assert not any(f":k-r{number}." in name for number in range(5) for name in names)
 
 
-def test_names_older_than_the_retention_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tags_older_than_the_retention_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     docker = MemoryEngine()
     release(docker, 1)
     monkeypatch.setattr("time.time", lambda: 4e9)
 
     release(docker, 2)
 
-    (name,) = kept(docker)
+    (name,) = kept_tags(docker)
     assert ":k-r2." in name

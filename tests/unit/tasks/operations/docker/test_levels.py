@@ -17,7 +17,7 @@ class Observed:
     started_at: str | None = "10:00:00"
 
 
-def test_a_container_observed_between_two_restarts_is_reported_as_restarted() -> None:
+def test_container_observed_between_two_restarts_is_reported_as_restarted() -> None:
     check = HealthCheck(settle=60)
     assert check.problem(Observed()) == "has run for 0 s"
     assert check.problem(Observed(started_at="10:00:01")) == "has run for 0 s since its last restart"
@@ -25,5 +25,5 @@ def test_a_container_observed_between_two_restarts_is_reported_as_restarted() ->
     assert "keeps restarting" in check.problem(Observed(restarting=True))
 
 
-def test_a_container_is_healthy_after_the_settling_time() -> None:
+def test_container_is_healthy_after_the_settling_time() -> None:
     assert HealthCheck(settle=0).problem(Observed()) == ""

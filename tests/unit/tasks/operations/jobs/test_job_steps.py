@@ -31,8 +31,8 @@ assert jobs
 STACK = {"db": "", "app": "db:service_healthy:false", "web": "app:service_started:true"}
 
 
-class Stubborn(MemoryEngine):
-    """An engine some of whose containers do not stop, or do not start."""
+class RefusingEngine(MemoryEngine):
+    """An engine that refuses some stops and starts."""
 
     def __init__(self) -> None:
         super().__init__(exit_codes={"work:1": 0})
@@ -56,10 +56,10 @@ class Stubborn(MemoryEngine):
 
 
 @pytest.fixture
-def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubborn]:
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RefusingEngine]:
     monkeypatch.setenv("LONGSHORE_STATE_DIR", str(tmp_path))
     get_settings.cache_clear()
-    made = Stubborn()
+    made = RefusingEngine()
     for image in ("shop:1", "work:1"):
         made.add_image(image)
     before = factory._factory
@@ -81,13 +81,13 @@ def add(docker: MemoryEngine, name: str, service: str = "", depends_on: str = ""
     docker.start(name)
 
 
-def step(verb: str, run_id: str = "r1", results: dict[str, Any] | None = None, **said: Any) -> Doing:
+def step(verb: str, run_id: str = "r1", results: dict[str, Any] | None = None, **params: Any) -> Doing:
     context = {"run_id": run_id, "step": verb.partition(".")[0], "results": results or {}}
-    return Doing(f"job.{verb}", context, job="backup", **{"stacks": ["shop"]} | said)
+    return Doing(f"job.{verb}", context, job="backup", **{"stacks": ["shop"]} | params)
 
 
-def worker(run_id: str = "r1", **said: Any) -> Doing:
-    made = step("worker.execute", run_id, image="work:1", **said)
+def worker(run_id: str = "r1", **params: Any) -> Doing:
+    made = step("worker.execute", run_id, image="work:1", **params)
     made.act()
     return made
 
@@ -96,14 +96,14 @@ def running(docker: MemoryEngine) -> set[str]:
     return {row["Names"][0].removeprefix("/") for row in docker.rows({}, all_of_them=False)}
 
 
-def test_job_stops_and_restarts_exactly_the_running_containers(docker: Stubborn) -> None:
+def test_job_stops_and_restarts_exactly_the_running_containers(docker: RefusingEngine) -> None:
     add(docker, "shop-app-2", "app", STACK["app"])
     add(docker, "shop-extra-1", "extra", "db")
     docker.stop("shop-extra-1")
     docker.calls.clear()
 
     made = worker()
-    assert docker.calls == [], "the worker is made, and nothing else is touched"
+    assert docker.calls == [], "the creation of the job container changed the stack"
     stopped = step("stop.execute").act()
     step("work.execute").act()
     started = step("start.execute").act()
@@ -112,7 +112,7 @@ def test_job_stops_and_restarts_exactly_the_running_containers(docker: Stubborn)
     calls[1:3], calls[5:7] = sorted(calls[1:3]), sorted(calls[5:7])  # containers of one level stop at the same time
     assert calls == [
         *("stop shop-web-1", "stop shop-app-1", "stop shop-app-2", "stop shop-db-1"),
-        # Once more before the work: nothing has come up meanwhile.
+        # A second stop before the work, in case a container has started.
         *("stop shop-web-1", "stop shop-app-1", "stop shop-app-2", "stop shop-db-1"),
         *("start shop-db-1", "start shop-app-1", "start shop-app-2", "start shop-web-1"),
     ]
@@ -120,13 +120,13 @@ def test_job_stops_and_restarts_exactly_the_running_containers(docker: Stubborn)
     assert started.data["started"] == ["shop-db-1", "shop-app-1", "shop-app-2", "shop-web-1"]
     assert made.outcome is not None
     assert "shop-extra-1" not in running(docker)
-    assert not step("stop.execute").act().changed, "the work is over: it is not stopped again"
+    assert not step("stop.execute").act().changed, "the stack was stopped again after the work"
     assert running(docker) >= {"shop-db-1", "shop-app-1"}
     docker.calls.clear()
-    assert not step("stop.execute").act().changed, "a second time there is nothing to do"
+    assert not step("stop.execute").act().changed, "a repeated stop reported a change"
 
 
-def test_containers_sharing_the_network_namespace_are_stopped_too(docker: Stubborn) -> None:
+def test_containers_sharing_the_network_namespace_are_stopped_too(docker: RefusingEngine) -> None:
     db = docker.inspect("shop-db-1")
     assert db is not None
     add(docker, "sidecar", NetworkMode=f"container:{db.id}")
@@ -142,7 +142,7 @@ def test_containers_sharing_the_network_namespace_are_stopped_too(docker: Stubbo
     assert not [call for call in docker.calls if "bystander" in call]
 
 
-def test_failed_stop_keeps_dependencies_and_restarts_all(docker: Stubborn) -> None:
+def test_failed_stop_keeps_dependencies_and_restarts_all(docker: RefusingEngine) -> None:
     docker.refuses["stop shop-app-1"] = OperationError("will not")
     worker()
 
@@ -150,7 +150,7 @@ def test_failed_stop_keeps_dependencies_and_restarts_all(docker: Stubborn) -> No
         step("stop.execute").act()
 
     assert not isinstance(failed.value, Transient)
-    assert "shop-db-1" in running(docker), "what it depends on is not stopped under it"
+    assert "shop-db-1" in running(docker), "a dependency of a running container was stopped"
     assert "shop-web-1" not in running(docker)
     assert step("start.execute").act().data["started"] == ["shop-web-1"]
     docker.refuses["stop shop-app-1"] = Transient("busy")
@@ -158,7 +158,7 @@ def test_failed_stop_keeps_dependencies_and_restarts_all(docker: Stubborn) -> No
         step("stop.execute").act()
 
 
-def test_failed_start_does_not_block_other_containers(docker: Stubborn) -> None:
+def test_failed_start_does_not_block_other_containers(docker: RefusingEngine) -> None:
     worker()
     step("stop.execute").act()
     docker.refuses["start shop-app-1"] = OperationError("port is already allocated")
@@ -174,7 +174,7 @@ def test_failed_start_does_not_block_other_containers(docker: Stubborn) -> None:
         step("healthy.get", timeout="200ms").act()
 
 
-def test_running_worker_is_stopped_before_the_stack_restarts(docker: Stubborn) -> None:
+def test_running_worker_is_stopped_before_the_stack_restarts(docker: RefusingEngine) -> None:
     docker.exit_codes.clear()
     made = worker()
     assert made.outcome is not None
@@ -187,7 +187,7 @@ def test_running_worker_is_stopped_before_the_stack_restarts(docker: Stubborn) -
     assert docker.calls[0] == f"stop {made.outcome.data['name']}"
 
 
-def test_redelivery_repeats_no_effect(docker: Stubborn) -> None:
+def test_redelivery_repeats_no_effect(docker: RefusingEngine) -> None:
     first, second = worker(), worker()
     assert first.outcome is not None
     assert second.outcome is not None
@@ -204,40 +204,40 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("point", JOB_POINTS)
 def test_next_attempt_completes_a_step_killed_at_any_point(
-    docker: Stubborn, monkeypatch: pytest.MonkeyPatch, point: str
+    docker: RefusingEngine, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     passed: list[str] = []
 
-    def pass_by(name: str, variable: str, _signal: int) -> None:
+    def reach_point(name: str, variable: str, _signal: int) -> None:
         if variable == "LONGSHORE_CRASH_AT":
             passed.append(name)
             if name == point and passed.count(point) == 1:
                 raise Killed
 
     monkeypatch.setenv("LONGSHORE_CRASH_AT", point)
-    monkeypatch.setattr("longshore.tasks.crash_points._signal_at", pass_by)
+    monkeypatch.setattr("longshore.tasks.crash_points._signal_at", reach_point)
     up = running(docker)
     kills = 0
 
-    for verb, said in {"worker": {"image": "work:1"}, "stop": {}, "work": {}, "start": {}, "remove": {}}.items():
-        doing = step(f"{verb}.execute", **said)
+    for verb, params in {"worker": {"image": "work:1"}, "stop": {}, "work": {}, "start": {}, "remove": {}}.items():
+        doing = step(f"{verb}.execute", **params)
         try:
             doing.act()
         except Killed:
             kills += 1
             doing.act()
         if verb == "work":
-            assert not running(docker) & up, "the stack stands still for the work"
+            assert not running(docker) & up, "the stack was running during the work"
 
     assert kills == 1, passed
     assert running(docker) == up
     assert workers(docker) == []
     starts = [event["Actor"]["ID"] for event in docker.events(["start"], 0.0, time.time() + 1)]
     stack = {row["Id"] for row in docker.rows({}, all_of_them=True)}
-    assert len([one for one in starts if one not in stack]) == 1, "the work is done once"
+    assert len([one for one in starts if one not in stack]) == 1, "the job container was started more than once"
 
 
-def test_recreated_container_is_stopped_too(docker: Stubborn) -> None:
+def test_recreated_container_is_stopped_too(docker: RefusingEngine) -> None:
     worker()
     web = docker.inspect("shop-web-1")
     assert web is not None
@@ -250,19 +250,19 @@ def test_recreated_container_is_stopped_too(docker: Stubborn) -> None:
     assert running(docker) == set()
 
 
-def test_auto_remove_container_is_not_stopped(docker: Stubborn) -> None:
+def test_auto_remove_container_is_not_stopped(docker: RefusingEngine) -> None:
     add(docker, "loose", AutoRemove=True)
     with pytest.raises(Preflight, match="the engine would delete container loose"):
         step("worker.execute", image="work:1", stacks=[], containers=["loose"]).act()
     assert workers(docker) == []
 
 
-def test_removed_worker_is_not_recreated(docker: Stubborn) -> None:
+def test_removed_worker_is_not_recreated(docker: RefusingEngine) -> None:
     with pytest.raises(OperationError, match="removed outside of this run"):
         step("worker.execute", image="work:1", make=False).act()
 
 
-def test_containers_of_other_stacks_are_untouched(docker: Stubborn) -> None:
+def test_containers_of_other_stacks_are_untouched(docker: RefusingEngine) -> None:
     label = "com.docker.compose."
     labels = {f"{label}project": "shop", f"{label}service": "blue", "longshore.stack": "blue"}
     docker.create("shop-blue-1", {"Image": "shop:1", "Labels": labels})
@@ -272,7 +272,7 @@ def test_containers_of_other_stacks_are_untouched(docker: Stubborn) -> None:
     assert running(docker) == {"shop-blue-1"}
 
 
-def test_paused_container_is_paused_again_after_restart(docker: Stubborn) -> None:
+def test_paused_container_is_paused_again_after_restart(docker: RefusingEngine) -> None:
     docker.pause("shop-app-1")
     worker()
     step("stop.execute").act()
@@ -283,7 +283,7 @@ def test_paused_container_is_paused_again_after_restart(docker: Stubborn) -> Non
     step("healthy.get", timeout="200ms").act()
 
 
-def test_unreachable_engine_is_retried(docker: Stubborn) -> None:
+def test_unreachable_engine_is_retried(docker: RefusingEngine) -> None:
     worker()
     step("stop.execute").act()
     docker.refuses = {f"start shop-{service}-1": Transient("it does not answer") for service in STACK}
@@ -293,12 +293,12 @@ def test_unreachable_engine_is_retried(docker: Stubborn) -> None:
     assert len(step("start.execute").act().data["started"]) == 3
 
 
-def test_container_ended_by_an_interrupted_stop_is_restarted(docker: Stubborn) -> None:
+def test_container_ended_by_an_interrupted_stop_is_restarted(docker: RefusingEngine) -> None:
     worker()
     late = iter(["shop-web-1"])
 
     class Ending(dict[str, Any]):
-        """An engine that ends a container with a delay."""
+        """An engine whose containers end with a delay."""
 
         def __getitem__(self, name: str) -> Any:
             if name == "stop":
@@ -311,7 +311,7 @@ def test_container_ended_by_an_interrupted_stop_is_restarted(docker: Stubborn) -
     assert running(docker) >= {"shop-web-1", "shop-app-1", "shop-db-1"}
 
 
-def test_late_attempt_does_not_begin(docker: Stubborn) -> None:
+def test_late_attempt_does_not_begin(docker: RefusingEngine) -> None:
     made = worker()
     assert made.outcome is not None
     with pytest.raises(Preflight, match="requested too long ago"):
@@ -319,15 +319,15 @@ def test_late_attempt_does_not_begin(docker: Stubborn) -> None:
     assert f"start {made.outcome.data['name']}" not in docker.calls
 
 
-def test_preflight_fails_before_any_effect(docker: Stubborn) -> None:
+def test_preflight_fails_before_any_effect(docker: RefusingEngine) -> None:
     wrong = {
         "stack 'other' has no containers": {"stacks": ["other"]},
-        "container 'nobody' does not exist": {"containers": ["nobody"]},
+        "container 'unknown' does not exist": {"containers": ["unknown"]},
         "volume 'data' does not exist": {"mounts": [{"volume": "data", "path": "/mnt"}]},
         "image 'none:1' is not on the Docker host": {"image": "none:1"},
     }
-    for why, said in wrong.items():
-        doing = step("worker.execute", **{"image": "work:1"} | said)
+    for why, params in wrong.items():
+        doing = step("worker.execute", **{"image": "work:1"} | params)
         with pytest.raises(Preflight, match=why):
             doing.act()
     assert workers(docker) == []
@@ -335,7 +335,7 @@ def test_preflight_fails_before_any_effect(docker: Stubborn) -> None:
     assert prediction.impossible is not None
 
 
-def test_worker_container_is_kept_until_the_stack_is_up(docker: Stubborn) -> None:
+def test_worker_container_is_kept_until_the_stack_is_up(docker: RefusingEngine) -> None:
     def results(start: StepState, work: StepState = StepState.CHANGED) -> dict[str, Any]:
         states = {"start": start, "healthy": StepState.UNCHANGED, "work": work}
         return {name: SimpleNamespace(status=status, data={}) for name, status in states.items()}
@@ -352,7 +352,7 @@ def test_worker_container_is_kept_until_the_stack_is_up(docker: Stubborn) -> Non
     assert not step("remove.execute", results=failed).act().changed
 
 
-def test_snapshot_is_read_from_the_record_without_the_worker(docker: Stubborn) -> None:
+def test_snapshot_is_read_from_the_record_without_the_worker(docker: RefusingEngine) -> None:
     made = worker()
     assert made.outcome is not None
     step("stop.execute").act()
@@ -362,31 +362,33 @@ def test_snapshot_is_read_from_the_record_without_the_worker(docker: Stubborn) -
     assert len(step("start.execute", results=record).act().data["started"]) == 3
 
 
-def test_two_installations_on_one_engine_serialise_jobs(docker: Stubborn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_installations_on_one_engine_serialise_jobs(
+    docker: RefusingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan_record = {"stacks": ["shop"], "targets": [], "loose": [], "name": "backup", "image": "i", "scope": "stack"}
     plan_record |= {"host": "", "overlap": "queue", "stop_timeout": 1, "start_timeout": 1, "timeout": 1, "grace": 1}
-    said = json.dumps(plan_record | {"keep_stopped": False, "keep_failed_worker": False})
+    params = json.dumps(plan_record | {"keep_stopped": False, "keep_failed_worker": False})
     docker.exit_codes.clear()
-    first = worker("theirs", plan_record=said)
+    first = worker("theirs", plan_record=params)
     assert first.outcome is not None
     docker.start(first.outcome.data["id"])
     monkeypatch.setenv("LONGSHORE_NAMESPACE", "another")
     get_settings.cache_clear()
 
     with pytest.raises(Delayed, match="another installation uses these stacks: worker longshore-job-backup-"):
-        worker("ours", plan_record=said)
+        worker("ours", plan_record=params)
     docker.remove(first.outcome.data["id"])
-    mine = worker("ours", plan_record=said)
+    mine = worker("ours", plan_record=params)
     assert mine.outcome is not None
 
     # A job container of this installation belongs to a run that Redis has lost: this run must not wait for that
     # run with its locks.
     with pytest.raises(Transient, match="run ours still uses these stacks"):
-        worker("next", plan_record=said)
+        worker("next", plan_record=params)
     assert len(workers(docker)) == 1
 
 
-def test_discovery_lists_only_described_jobs(docker: Stubborn) -> None:
+def test_discovery_lists_only_described_jobs(docker: RefusingEngine) -> None:
     docker.create("target", {"Image": "shop:1", "Labels": {"longshore.job.enabled": "true", "secret": "x"}})
     worker()
     _, stacks, entities = described(docker)
@@ -417,7 +419,7 @@ def test_dependency_cycle_shares_one_level() -> None:
     assert in_order([one, other]) == [[one, other]]
 
 
-def test_oom_state_is_read_after_a_delay(docker: Stubborn) -> None:
+def test_oom_state_is_read_after_a_delay(docker: RefusingEngine) -> None:
     docker.create("eater", {"Image": "shop:1"})
     docker.start("eater")
     found = docker.inspect("eater")
@@ -425,5 +427,5 @@ def test_oom_state_is_read_after_a_delay(docker: Stubborn) -> None:
     docker._put(found, running=False, status="exited", exit_code=137, oom_killed=True)
     assert captured_output(docker, dataclasses.replace(found, exit_code=137)).oom_killed
     assert not captured_output(docker, dataclasses.replace(found, exit_code=1)).oom_killed, (
-        "of another end nothing is awaited"
+        "the exit code 1 was reported as out of memory"
     )

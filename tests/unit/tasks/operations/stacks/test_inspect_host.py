@@ -95,8 +95,8 @@ def start(engine: Engine, service: str, *, created: float = 0.0) -> str:
     hashes = {"web": "h1", "once": "h2"}
     labels = {"project": "shop", "service": service, "config-hash": hashes[service], "container-number": "1"}
     labels |= {"project.config_files": str(engine.folder / "compose.yaml"), "project.working_dir": str(engine.folder)}
-    said = {"Image": "shop:1", "Labels": {LABEL + key: value for key, value in labels.items()}}
-    made, _ = engine.create(f"shop-{service}-1", said)
+    config = {"Image": "shop:1", "Labels": {LABEL + key: value for key, value in labels.items()}}
+    made, _ = engine.create(f"shop-{service}-1", config)
     engine.made[made] = int(created or time.time())
     engine.start(made)
     return made
@@ -111,12 +111,12 @@ def look(engine: Engine, known: Inventory | None = None, **params: Any) -> Inven
     ).look()
 
 
-def forget(engine: Engine) -> None:
+def drop_snapshot(engine: Engine) -> None:
     """Drop the snapshot of the previous inspection."""
     shutil.rmtree(engine.folder / "state" / "starts")
 
 
-def said(seen: Inventory) -> dict[str, str]:
+def findings(seen: Inventory) -> dict[str, str]:
     return {
         one.service: one.text if isinstance(one, Note) else ", ".join(map(str, one.reasons))
         for one in find_drift("h", seen)
@@ -128,25 +128,25 @@ def test_stop_origin_is_read_from_events_then_from_the_previous_snapshot(engine:
     start(engine, "once")
     web = start(engine, "web")
     seen = look(engine)
-    assert said(seen) == {}
+    assert findings(seen) == {}
     assert engine.asked == ["rows", "images", "compose"]
     engine.stop(web)
     seen = look(engine, seen)
-    assert said(seen) == {"web": "stopped by hand"}
+    assert findings(seen) == {"web": "stopped by hand"}
     assert engine.asked == ["rows", "images", "events"]
-    engine._events.clear()  # it forgets
-    assert said(look(engine)) == {"web": "stopped by hand"}
-    # a death counts as one, also of a container that was stopped before
+    engine._events.clear()  # the engine loses its events
+    assert findings(look(engine)) == {"web": "stopped by hand"}
+    # a container that has died is missing, even if it was stopped by hand earlier
     engine.start(web)
     engine._end(engine._need(web), 137)
     dead = look(engine, seen)
-    assert said(dead) == {"web": "missing (shop-web-1 ended with 137)"}
+    assert findings(dead) == {"web": "missing (shop-web-1 ended with 137)"}
     engine._events.clear()
-    assert said(look(engine, dead)) == {"web": "missing (shop-web-1 ended with 137)"}
+    assert findings(look(engine, dead)) == {"web": "missing (shop-web-1 ended with 137)"}
     # an unreadable record counts as unknown
     for path in (engine.folder / "state" / "starts").iterdir():
         path.write_text("[]")
-    assert said(look(engine)) == {"web": "stopped by hand"}, "by its exit code and restart policy"
+    assert findings(look(engine)) == {"web": "stopped by hand"}, "the exit code and restart policy were ignored"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_exit_code_decides_when_events_are_missing(engine: Engine, service: str,
     one = start(engine, service)
     engine._end(engine._need(one), code)
     engine._events.clear()
-    assert said(look(engine)) == {service: says}
+    assert findings(look(engine)) == {service: says}
 
 
 @pytest.mark.parametrize("end_points", [True, False])
@@ -178,24 +178,24 @@ def test_file_digest_is_compared_with_that_at_container_start(engine: Engine, *,
     web = start(engine, "web")
     engine.mounts["shop-web-1"] = [str(file)]
     seen = look(engine)
-    assert said(seen) == {}
+    assert findings(seen) == {}
     time.sleep(0.01)
     file.write_text("two")
     changed = {"web": f"file {file} changed"}
-    assert said(look(engine, seen)) == changed
-    # an unchanged file is right, whatever its time, also for an inspection without the cache
+    assert findings(look(engine, seen)) == changed
+    # a file with equal content is no drift, with any modification time, and without a cache
     file.write_text("one")
-    assert said(look(engine)) == {}
-    forget(engine)
-    assert said(look(engine, keep=False)) == changed, "nobody knows better than by its time"
+    assert findings(look(engine)) == {}
+    drop_snapshot(engine)
+    assert findings(look(engine, keep=False)) == changed, "without a digest, the modification time was ignored"
     assert not (engine.folder / "state" / "starts").exists()
-    # a container that was started since is right too
+    # a container that was started after the change has no drift
     time.sleep(0.01)
     engine.stop(web)
     engine.start(web)
-    assert said(look(engine)) == {}
+    assert findings(look(engine)) == {}
     file.write_text("three")
-    assert said(look(engine)) == changed
+    assert findings(look(engine)) == changed
 
 
 def test_container_newer_than_its_files_is_not_inspected(engine: Engine) -> None:
@@ -215,12 +215,12 @@ def test_compose_config_is_cached_until_a_file_changes(engine: Engine) -> None:
     (engine.folder / ".env").write_text("A=1")
     assert "compose" in (look(engine, seen), engine.asked)[1]
     look(engine, seen, stacks={"shop": {"after": ["infra"]}})
-    assert "compose" in engine.asked, "it is looked at by other rules"
+    assert "compose" in engine.asked, "changed rules did not resolve the project again"
     (engine.folder / "compose.yaml").write_text("include: ['${X}/a.yaml']")
     seen = look(engine, seen)
     for read in (True, False):
         look(engine, seen, read=read)
-        assert "compose" in engine.asked, "its files cannot be told"
+        assert "compose" in engine.asked, "a project with unknown files was cached"
 
 
 def test_unreadable_files_are_retried_and_cancellation_is_not_a_file_error(
@@ -237,32 +237,32 @@ def test_unreadable_files_are_retried_and_cancellation_is_not_a_file_error(
 
     fails(OperationError("Docker Compose is not installed"))
     seen = look(engine)
-    assert said(seen) == {"": "its files are invalid: Docker Compose is not installed"}
+    assert findings(seen) == {"": "its files are invalid: Docker Compose is not installed"}
     fails(StepCancelled("stopped"))
     with pytest.raises(StepCancelled):
         look(engine, seen)
     monkeypatch.setattr(Compose, "resolve", resolve)
-    assert said(look(engine, seen)) == {"once": "missing"}
+    assert findings(look(engine, seen)) == {"once": "missing"}
 
 
 def test_registry_queries_are_cached_and_honour_rate_limits(engine: Engine) -> None:
     start(engine, "web")
     start(engine, "once")
     seen = look(engine)
-    assert said(seen) == {}
+    assert findings(seen) == {}
     assert not any(call.startswith("registry") for call in engine.asked)
     seen = look(engine, seen, registry=True)
-    assert engine.asked.count("registry shop:1") == 1, "one question for an image, however many run it"
+    assert engine.asked.count("registry shop:1") == 1, "more than one query for one image"
     look(engine, seen, registry=True)
     assert "registry shop:1" not in engine.asked
     engine.digests |= {"shop:1": "sha256:new"}
     engine.images = lambda: [Image(one.id, one.tags, ("shop@sha256:old",)) for one in MemoryEngine.images(engine)]  # type: ignore[method-assign]
     newer = look(engine, seen, registry=True, registry_every=0)
-    assert said(newer) == dict.fromkeys(("once", "web"), "image shop:1 → new at its registry")
-    assert said(look(engine, newer)) == said(newer), "what it said is not forgotten because nobody asks"
+    assert findings(newer) == dict.fromkeys(("once", "web"), "image shop:1 → new at its registry")
+    assert findings(look(engine, newer)) == findings(newer), "the answer of the registry was dropped"
     engine.limited = True
     limited = look(engine, newer, registry=True, registry_every=0)
-    assert said(limited) == said(newer)
+    assert findings(limited) == findings(newer)
     assert [str(note) for note in choose(StackRules(), {"h": limited}, {}).notes] == [
         "image shop:1: its registry could not be queried: its rate limit is exceeded"
     ]
@@ -271,8 +271,8 @@ def test_registry_queries_are_cached_and_honour_rate_limits(engine: Engine) -> N
     assert limited.fingerprint == newer.fingerprint
     # a registry answer about the previous image does not apply to another image of the same name
     engine._images["shop:1"] = "sha256:another"
-    assert "newer" not in str(said(look(engine, newer)))
-    assert all("registry" not in text for text in said(look(engine, newer)).values())
+    assert "newer" not in str(findings(look(engine, newer)))
+    assert all("registry" not in text for text in findings(look(engine, newer)).values())
 
 
 def test_start_facts_of_other_projects_are_kept_and_of_removed_containers_dropped(engine: Engine) -> None:
