@@ -31,7 +31,7 @@ from longshore.tasks.host.engine import calls
 def raised(function: Callable[[], object]) -> BaseException:
     try:
         function()
-    except BaseException as error:  # noqa: BLE001 - it is what is looked at
+    except BaseException as error:  # noqa: BLE001 - tests compare any error
         return error
     raise AssertionError("no error was raised")
 
