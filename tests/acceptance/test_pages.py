@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from longshore.orchestration.client import embedded
 from tests import servers
 from tests.acceptance.pages import DOCS, Player, blocks
 from tests.conftest import get
+from tests.integration.processes import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -40,11 +42,15 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     folder = tmp_path_factory.mktemp("p")
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
     # With a lease shorter than the default, the test continues earlier after a kill.
-    yield env | {"LONGSHORE_STATE_DIR": str(folder), "HOME": str(folder), "LONGSHORE_LEASE": "5s"}
+    yield env | {
+        "LONGSHORE_STATE_DIR": str(folder),
+        "HOME": str(folder),
+        "LONGSHORE_LEASE": "5s",
+        "LONGSHORE_CONCURRENCY": "2",
+    }
     if pid := embedded.supervisor_pid(folder):
-        os.kill(pid, 15)
-        while embedded.supervisor_pid(folder):
-            pass
+        os.kill(pid, signal.SIGTERM)
+        wait_for("the end of the supervisor", lambda: not embedded.supervisor_pid(folder))
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.docker] * (n in WITH_ENGINE)) for n in PLAYED])
