@@ -15,7 +15,7 @@ PROCESSES ?= 3
 UV := uv==0.13.9
 LOCK := requirements.lock
 # Every extra that a test, an image or a target needs.
-EXTRAS := docker,embedded,flower,metrics,notify,test
+EXTRAS := docker,docs,embedded,flower,metrics,notify,test
 
 BIN = .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
