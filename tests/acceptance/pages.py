@@ -206,7 +206,7 @@ class Player:
             list(yaml.safe_load_all(body))
 
     def _console(self, block: Block, command: str, output: str) -> None:
-        end = time.monotonic() + PATIENCE * bool(READING.match(command))
+        end, pause = time.monotonic() + PATIENCE * bool(READING.match(command)), 0.2
         while True:
             status = self._run(block, command)
             try:
@@ -216,7 +216,9 @@ class Player:
             except PageError:
                 if time.monotonic() >= end:
                     raise
-            time.sleep(0.2)
+            time.sleep(pause)
+            # The command costs more processor time than most of what it waits for.
+            pause = min(2 * pause, 3.0)
 
     def _background(self, block: Block, body: str) -> None:
         if earlier := self.processes.pop(block.title, None):
