@@ -269,10 +269,8 @@ def plan() -> str:
     schema = loading.schema()
     lines = [
         "# Plan schema", "",
-        "This page lists every field of a plan, with its type and default. [The plan"
-        " language](../concepts/plan-language.md), [Guards](guards.md) and [Hosts and targets](hosts.md) explain the"
-        " fields. `longshore plan schema` prints the JSON schema of plans, which editors use for completion and"
-        " checks.", "",
+        "[The plan language](../concepts/plan-language.md), [Guards](guards.md) and [Hosts and targets](hosts.md)"
+        " explain the fields. `longshore plan schema` prints the JSON schema of plans, for editors.", "",
         "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. A *map* has names"
         " with values. A type with a link has a section below. The [glossary](../concepts/glossary.md)"
         " defines the terms.", "",
