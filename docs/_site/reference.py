@@ -195,12 +195,13 @@ def all_settings() -> str:
     """Each setting with its variable, type, default and description, by section."""
     lines = [
         "# Settings", "",
-        "You can set a setting in three places. The first of them that has a value counts:", "",
+        "The first of these places that has a value for a setting counts:", "",
         "1. a flag of the command, if there is one: `longshore --actor NAME`",
         "2. the environment variable",
         "3. a settings file (YAML or TOML), which `--config FILE` or `LONGSHORE_CONFIG` selects. There, the name is in"
         " lower case and without `LONGSHORE_`: `redis_url`", "",
-        "Give all clients, workers and beats of an installation the same values. Only settings whose meaning says *this"
+        "Give all clients, workers and beats of an installation the same values. Only `LONGSHORE_CONNECT_TIMEOUT`, and"
+        " the settings whose meaning says *beat*, *this"
         " process*, *this host* or *each worker* may differ.", "",
         "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. If the default is"
         " empty, the setting is off, unless the meaning gives a default. An invalid value is an error"
