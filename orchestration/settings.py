@@ -100,8 +100,8 @@ class Settings(BaseSettings):
     #: [`sentinel://`](../how-to/redis.md#high-availability). Without a URL, a client starts a Redis and a worker on its
     #: machine, the *embedded server*.
     redis_url: str | None = None
-    #: Prefix of all keys in Redis: 1 to 32 letters, digits, `_` and `-`. Installations with different prefixes can
-    #: share one Redis.
+    #: Prefix of the keys in Redis: 1 to 32 letters, digits, `_` and `-`. With the default, [queues have no
+    #: prefix](../how-to/redis.md#share-one-redis). Installations with different prefixes can share one Redis.
     namespace: str = Field(default="longshore", pattern=r"^[A-Za-z0-9_-]{1,32}$")
     #: Folder of this host for [receipts](../concepts/leases.md#receipt), backups and the data of the embedded server.
     #: Default: `$XDG_STATE_HOME/longshore`, or `~/.local/state/longshore` without XDG_STATE_HOME.
@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     tick: Duration = 5.0
     #: Name by which workers recognise their job containers, in the label `longshore.job.installation`. Default: a hash
     #: of the address of Redis and LONGSHORE_NAMESPACE. Set one name on all workers if they use different addresses of
-    #: one Redis. Before you change the address while job containers exist, set the name in their label.
+    #: one Redis. Before you change the address, set this variable to the label of existing job containers.
     installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     #: The most jobs that run at the same time, over all stacks. Further jobs wait in the order of their requests.
     max_jobs: int | None = Field(default=None, ge=1)
@@ -164,8 +164,8 @@ class Settings(BaseSettings):
     actor: str | None = None
     #: Name of the machine of this process in the audit trail. Default: its host name.
     origin: str = ""
-    #: Key file of this process from `longshore init`: `client/keys.json`, for workers `worker/keys.json`. With keys,
-    #: messages and requests are signed, and workers refuse unsigned ones.
+    #: Key file of this process from `longshore init`: `worker/keys.json` for workers and beats, else
+    #: `client/keys.json`. With keys, messages and requests are signed, and workers refuse unsigned ones.
     keys: str = ""
     #: Whether a plan with a plaintext password or token is refused ([`plan-denied`](errors.md#plan-denied)) or allowed.
     clear_secrets: Literal["refuse", "allow"] = "refuse"
@@ -178,8 +178,9 @@ class Settings(BaseSettings):
     # ([`not-allowed`](errors.md#not-allowed)). In lists of names, `*` and `?` are wildcards.
     #: URL of the Docker engine: `unix://`, `tcp://` or `ssh://`. Default: DOCKER_HOST, else the current Docker context.
     docker_host: str = ""
-    #: Folders in which steps may read and write files and start programs, separated by `:`. Links out of these folders
-    #: are refused. The state folder, the folder of LONGSHORE_KEYS and `/proc` are always refused.
+    #: Folders of the files that steps may read and write, and of the working folders of programs, separated by `:`.
+    #: Links out of these folders are refused. The state folder, the folder of LONGSHORE_KEYS and `/proc` are always
+    #: refused.
     allowed_roots: str = "/"
     #: Programs that steps may start on the host, separated by commas: names on PATH, or paths. `-` allows none.
     #: Default: all. In containers, steps may start any program.
@@ -196,8 +197,8 @@ class Settings(BaseSettings):
     allowed_operations: str = ""
     #: Images that steps may pull or start, separated by commas. Default: all. With a list, the worker builds no images.
     allowed_images: str = ""
-    #: Folders of the Docker host that containers may mount, separated by `:`. Default: all except system folders such
-    #: as `/etc`, home folders, and the folders of Docker and Longshore. A list replaces this default.
+    #: Folders of the Docker host that containers may mount, separated by `:`. Without a list, [default
+    #: rules](../concepts/security.md#containers) refuse folders that give root access to the host.
     allowed_binds: str = ""
     #: Hosts that steps may connect to, separated by commas: names, addresses, networks (`10.0.0.0/8`) and buckets
     #: (`s3://NAME`). If a name has a private address, list the address, too. Default: all except link-local addresses
@@ -253,8 +254,7 @@ class Settings(BaseSettings):
     slow_retry: Duration = 30.0
     #: Time between the closing of a breaker and the continuation of its suspended runs.
     fast_retry: Duration = 0.0
-    #: The longest random delay of each suspended run after LONGSHORE_FAST_RETRY. The delay keeps the runs from calling
-    #: the service at once.
+    #: The longest random delay of each suspended run after LONGSHORE_FAST_RETRY.
     retry_spread: Duration = 2.0
     #: Time for which an ended run is stored. Afterwards, a worker deletes the run and its output, and the run can no
     #: longer be undone.

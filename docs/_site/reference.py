@@ -112,9 +112,10 @@ _EXIT_CODES = (
         "A run is `succeeded`. Its steps may have failed [units](hosts.md#units) that `tolerate` allows.",
     ),
     (
-        "1", "The run did not succeed. No effect of the run remains.",
-        "A run is `undone`. A run is `failed`, and no step has acted. A run is `cancelled`, because it was cancelled"
-        " before it began.",
+        "1", "The run did not succeed. No effect is"
+        " [left over or in doubt](../concepts/compensation.md#effects-that-remain). Effects of `always` steps and of"
+        " steps with `undo: none` do not count.",
+        "A run is `undone`. A run is `failed`, and no step has acted. A run was cancelled before it began.",
     ),
     (
         "1", "The command failed.",
@@ -127,8 +128,7 @@ _EXIT_CODES = (
     ),
     (
         "3", "An effect of the run remains or may remain.",
-        "A run is `partial` or `undo_failed`. The report of a run has an entry in"
-        " [`left_over` or `in_doubt`](../concepts/compensation.md#effects-that-remain).",
+        "A run is `partial` or `undo_failed`. An effect is left over or in doubt.",
     ),
     (
         "3", "An `always` step of the run failed.",
@@ -136,7 +136,7 @@ _EXIT_CODES = (
     ),
     (
         "130", "Ctrl-C ended the command. The run continues, unless a second Ctrl-C has cancelled the run.",
-        "`longshore run` and `longshore runs watch` were interrupted.",
+        "`longshore run` was interrupted.",
     ),
 )  # fmt: skip
 
@@ -146,8 +146,8 @@ def exit_codes() -> str:
     own = {name: text for name, command in runnable() if (text := _exit_codes_in(command))}
     lines = [
         "# Exit codes", "",
-        "Every command ends with the exit code 0, 1, 2, 3 or 130. Only `longshore worker`, `longshore beat` and"
-        " `longshore flower` can also end with another exit code of Celery.", "",
+        "Every command ends with the exit code 0, 1, 2, 3 or 130. Only `longshore worker`, `beat` and `flower` can also"
+        " end with another exit code of Celery.", "",
         "| code | meaning | examples |", "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _EXIT_CODES), "",
         "In Python, `report.exit_code` is the exit code of a run, and `None` until the run has ended.", "",
@@ -156,18 +156,16 @@ def exit_codes() -> str:
         "* `longshore runs cancel`, `resume` and `undo` with `--detach` return 0 after a worker has accepted the"
         " command.",
         "* `longshore run --dry-run` returns 1 if the dry run predicts the failure of a step, and otherwise 0.", "",
-        "A command prints its [error](errors.md) and the remedy as one line on stderr. `-v` adds the traceback. After"
-        " `wait-timeout` and `store-unavailable` (exit code 1), the run may still be running: `longshore runs show"
-        " RUN` prints its state.", "",
+        "After the [errors](errors.md) `wait-timeout` and `store-unavailable` (exit code 1), the run may still be"
+        " running: `longshore runs show RUN` prints its state.", "",
         "## Commands", "",
-        "This table lists the exit codes that have a special meaning for a command. All other exit codes have the"
-        " meaning of the first table. If Redis does not answer, `longshore check` ends with 2, and every other command"
-        " ends with 1.", "",
+        "All exit codes that this table does not list have the meaning of the first table. If Redis does not answer,"
+        " `longshore check` ends with 2. `longshore worker`, `beat` and `flower` wait for Redis. Every other command"
+        " that needs Redis ends with 1.", "",
         "| command | exit codes |", "|---|---|",
         *(f"| `{name}` | {re.sub(r'; (?=[0-9]+:)', '<br>', _cell(text))} |" for name, text in own.items()), "",
         "## Errors", "",
-        "This table lists the Python exceptions by exit code. After an error of the row *1 or 3*, the command ends with"
-        " the exit code of the run.", "",
+        "After an exception of the row *1 or 3*, the command ends with the exit code of the run.", "",
         "| code | exceptions |", "|---|---|",
     ]  # fmt: skip
     by_code: dict[str, list[str]] = {}
@@ -197,12 +195,13 @@ def all_settings() -> str:
     """Each setting with its variable, type, default and description, by section."""
     lines = [
         "# Settings", "",
-        "You can set a setting in three places. The first of them that has a value counts:", "",
+        "The first of these places that has a value for a setting counts:", "",
         "1. a flag of the command, if there is one: `longshore --actor NAME`",
         "2. the environment variable",
         "3. a settings file (YAML or TOML), which `--config FILE` or `LONGSHORE_CONFIG` selects. There, the name is in"
         " lower case and without `LONGSHORE_`: `redis_url`", "",
-        "Give all clients, workers and beats of an installation the same values. Only settings whose meaning says *this"
+        "Give all clients, workers and beats of an installation the same values. Only `LONGSHORE_CONNECT_TIMEOUT`, and"
+        " the settings whose meaning says *beat*, *this"
         " process*, *this host* or *each worker* may differ.", "",
         "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. If the default is"
         " empty, the setting is off, unless the meaning gives a default. An invalid value is an error"
@@ -269,10 +268,8 @@ def plan() -> str:
     schema = loading.schema()
     lines = [
         "# Plan schema", "",
-        "This page lists every field of a plan, with its type and default. [The plan"
-        " language](../concepts/plan-language.md), [Guards](guards.md) and [Hosts and targets](hosts.md) explain the"
-        " fields. `longshore plan schema` prints the JSON schema of plans, which editors use for completion and"
-        " checks.", "",
+        "[The plan language](../concepts/plan-language.md), [Guards](guards.md) and [Hosts and targets](hosts.md)"
+        " explain the fields. `longshore plan schema` prints the JSON schema of plans, for editors.", "",
         "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. A *map* has names"
         " with values. A type with a link has a section below. The [glossary](../concepts/glossary.md)"
         " defines the terms.", "",

@@ -32,8 +32,7 @@ def gc(older_than: str | None, host: str, every_run: bool) -> None:
     """Delete backups that no undo needs any more.
 
     On each host, the command deletes the backups of runs whose records were deleted: image tags, replaced containers,
-    saved configurations of stacks, and receipts (files about attempts). Workers with a Docker engine do the same once
-    an hour.
+    saved configurations of stacks, and receipts. Workers with a Docker engine do the same once an hour.
 
     A run that Redis does not have counts as deleted. After a loss of Redis, restore Redis before you use the command.
     """

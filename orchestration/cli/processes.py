@@ -63,7 +63,7 @@ def worker(
 ) -> None:
     """Start a Celery worker in the foreground.
 
-    The command runs `celery -A longshore.workers worker`. Without -Q, the worker consumes the queues of all operations,
+    Without -Q, the worker consumes the queues of all operations,
     and `control`. If -Q omits `control`, another worker must consume `control`; otherwise, no run begins or continues.
 
     Exit code: 2 for wrong settings, otherwise the exit code of the Celery worker.

@@ -55,7 +55,7 @@ def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None,
     \b
     Exit codes:
       0  the run has succeeded
-      1  the run has not succeeded, and no effect remains
+      1  the run has not succeeded, and no effect is left over or in doubt
       1  Redis does not answer (the run may continue)
       3  an effect remains or may remain
     """

@@ -53,7 +53,7 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
 
     \b
     Exit codes:
-      0  the run has ended, and no effect remains or may remain
+      0  the run has ended, and no effect is left over or in doubt
       1  refused, or not executed in 30 seconds (a worker executes it later)
       3  an effect remains or may remain
     """

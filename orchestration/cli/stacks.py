@@ -266,8 +266,8 @@ def restart(
 ) -> None:
     """Restart or redeploy stale services, or named services.
 
-    Without NAME, the command first waits for other runs that restart services on the hosts. Then the command restarts
-    the services that `longshore select` lists. NAME has one of these forms:
+    Without NAME, the command waits for other runs that restart services, and then restarts the services that `longshore
+    select` lists. NAME has one of these forms:
 
     \b
     PROJECT/SERVICE  the service, even if it is not stale
@@ -279,8 +279,8 @@ def restart(
     Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
     healthy, its earlier version is restored.
 
-    Exit codes: the same as `longshore orchestrate`, and 2 for an unknown name. If no known host answers, the exit code
-    is 3.
+    Exit codes: the same as `longshore orchestrate`, and 2 for a NAME that no inspected host has. Without NAME, the exit
+    code is 3 if no known host answers.
     """
     requested = _read_names(names)
     rollout = rollout_from(rollout_options)
@@ -334,8 +334,8 @@ def orchestrate(
 ) -> None:
     """Find stale services, and restart or redeploy them.
 
-    The command first waits for other runs that restart services on the hosts. Then the command does the work of
-    `longshore check`, `rebuild` (if needed), `select` and `restart`. `longshore select --help` defines stale.
+    The command first waits for other runs that restart services. Then the command does the work of `longshore check`,
+    `rebuild` (if needed), `select` and `restart`. `longshore select --help` defines stale.
 
     Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
     healthy, its earlier version is restored. Ctrl-C stops watching; Ctrl-C twice cancels the run.
@@ -343,11 +343,12 @@ def orchestrate(
     \b
     Exit codes:
       0  nothing to do, or all stacks are up to date
-      1  all stacks have their earlier versions, because the run was cancelled
-      1  all stacks have their earlier versions: with --on-failure undo, one failed
-      1  Redis does not answer, or no host does (the run may continue)
-      3  a change remains
-      3  a host or stack could not be inspected, for example a drained host
+      1  no change remains: the run was cancelled, or, with --on-failure undo, a
+         stack failed
+      1  no host is known, or none could be inspected
+      1  Redis does not answer (the run may continue)
+      3  after a cancellation or failure, a change remains or may remain
+      3  some hosts or stacks could not be inspected, for example a drained host
       3  with --on-failure keep (the default), a stack failed, even if its earlier
          version was restored
     """

@@ -94,13 +94,13 @@ class Waits(StrEnum):
 class Retry(BaseModel):
     """The number of attempts at a step, and the delays between them.
 
-    The delay doubles with each retry, from `initial` up to `maximum`.
+    Each delay is twice as long as the one before.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     attempts: int = Field(default=4, ge=1, le=100, description="The number of attempts, including the first one")
-    initial: Duration = Field(0.0, description="The delay before the first retry")
+    initial: Duration = Field(0.0, description="The delay before the first retry. With 0s, no retry is delayed")
     maximum: Duration = Field(30.0, description="The longest delay before a retry")
     jitter: bool = Field(default=True, description="Whether each delay is shortened at random, by up to half")
 

@@ -97,7 +97,8 @@ class Plan(_Model):
     concurrency: Concurrency | None = Field(None, description="A limit on the runs with the same key")
     schedules: dict[ScheduleName, Scheduled] = Field(
         default_factory=dict,
-        description="The schedules by name, for a plan in a folder of LONGSHORE_PLANS or in an installed package",
+        description="The schedules by name. Ignored unless the plan is in a folder of LONGSHORE_PLANS, or is provided "
+        "by a package (entry point `longshore.plans`)",
     )
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 

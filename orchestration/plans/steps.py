@@ -230,8 +230,8 @@ class Step(_Model):
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         None,
-        description="Time limit of each attempt. After the error Delayed, also the time limit of the wait for the "
-        "outcome. The default is LONGSHORE_STEP_TIMEOUT (1h), except for approvals, timers and child runs",
+        description="Time limit of each attempt, and of the time from the first `Delayed` (outcome not known yet) to "
+        "the outcome. The default is LONGSHORE_STEP_TIMEOUT (1h), except for approvals, timers and child runs",
     )
     undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
         None, description="The undo of the step. By default, the undo of the operation; `none`: the step has no undo"
