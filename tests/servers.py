@@ -253,8 +253,8 @@ def remove_project(client: docker.APIClient, project: str) -> None:
         client.remove_volume(volume["Name"], force=True)
 
 
-#: The login of a registry with `login=True`, and the bcrypt hash of the password. The registry computes the hash for each
-#: request, so the hash has the lowest cost.
+#: The login of a registry with `login=True`, and the bcrypt hash of the password. The registry computes the hash for
+#: each request, so the hash has the lowest cost.
 USER, PASSWORD = "ops", "correct-horse"
 _HASH = "$2b$04$EEcCTa7hGGlNpG/4wvz1duOsaH7N8nL00EJKQyVBUreIQ7R0dOC8a"
 

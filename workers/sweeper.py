@@ -106,7 +106,7 @@ class Sweeper(bootsteps.StartStopStep):
                     coordinator.advance(run_id)
                 repairing(store, jobs.poll)
             if time.monotonic() >= next_cleaning:
-                ledger.clean(_RECEIPTS * store.settings.retention)
+                ledger.clean(_RECEIPTS * store.settings.retention, lambda run_id: store.state(run_id) is not None)
                 registration.hosts.forget_old(store.settings.retention)
                 next_cleaning = time.monotonic() + _CLEAN_EVERY
             if store.settings.alive_file:

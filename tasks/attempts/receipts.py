@@ -29,6 +29,7 @@ from typing import Any
 
 from longshore.orchestration.errors import Transient
 from longshore.orchestration.language import identifiers
+from longshore.tasks.host.backups import folders_of
 
 log = logging.getLogger(__name__)
 
@@ -257,8 +258,9 @@ def _read_closed(folder: Path) -> _Closed:
 class Ledger:
     """The receipts in this host's state folder, with the last version of each run that this host has seen."""
 
-    def __init__(self, folder: Path, namespace: str) -> None:
-        self._folder = folder / "receipts" / namespace
+    def __init__(self, state_dir: Path, namespace: str) -> None:
+        self._state_dir = state_dir
+        self._folder = state_dir / "receipts" / namespace
 
     def _of(self, run_id: str, instance_id: str) -> Path:
         return self._folder / f"{identifiers.run_id(run_id)}~{identifiers.instance(instance_id)}"
@@ -317,11 +319,17 @@ class Ledger:
                 held.append(path.stem)
         return found, held
 
-    def clean(self, seconds: float) -> None:
-        """Delete the receipts of runs without activity on this host for `seconds`."""
+    def clean(self, seconds: float, is_stored: Callable[[str], bool]) -> None:
+        """Delete the receipts and backups of runs without activity on this host for `seconds`.
+
+        The files of a run that Redis still stores (`is_stored`) stay at any age: an undo needs them.
+        """
         if not self._folder.is_dir():
             return
         for folder in self._folder.iterdir():
+            run_id = folder.name.rpartition("~")[0]
             with contextlib.suppress(OSError):
-                if time.time() - folder.stat().st_mtime > seconds:
+                if time.time() - folder.stat().st_mtime > seconds and not is_stored(run_id):
+                    for backups in folders_of(self._state_dir, run_id):
+                        shutil.rmtree(backups)
                     shutil.rmtree(folder)

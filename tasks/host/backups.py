@@ -14,6 +14,8 @@ from longshore.tasks.host.machine.port import sha
 from longshore.tasks.implementation import Context
 
 _RESTORE = "restore the previous content by hand"
+#: The folders, in the state folder, with a folder of files for each run.
+_KINDS = ("backups", "names")
 
 
 class Backups:
@@ -47,6 +49,11 @@ def file_of(ctx: Context, kind: str, suffix: str) -> Path:
     """The path of a step's (or part's) file of one kind in the state folder."""
     folder = get_settings().state_dir / kind / identifiers.run_id(ctx.run_id)
     return folder / f"{identifiers.part(ctx.part)}{suffix}"
+
+
+def folders_of(state_dir: Path, run_id: str) -> list[Path]:
+    """The existing folders with the backups of a run. The receipts of the run show that this installation owns them."""
+    return [folder for kind in _KINDS if (folder := state_dir / kind / run_id).is_dir()]
 
 
 def write_private(path: Path, data: bytes) -> None:

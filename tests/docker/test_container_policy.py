@@ -150,6 +150,7 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
             plan.step("tag", "docker.tag.execute", image=IMAGE, name=tag).undo("none")
             plan.step("untag", "docker.image-remove.execute", image=tag).after("tag")
             plan.step("remove", "docker.remove.execute", container=name)
+            (tmp_path / name).write_text("former content")
             plan.step("file", "file.deploy.execute", path=f"{tmp_path}/{name}", content="x")
             run = client.start(plan)
             report = run.wait(timeout=PATIENCE)
@@ -180,6 +181,7 @@ def test_gc_removes_only_the_backups_of_deleted_runs(  # noqa: PLR0915 - one sce
         receipts = {path.name.partition("~")[0] for path in (state / "receipts" / place.namespace).iterdir()}
         assert forgotten not in receipts
         assert known in receipts
+        assert {path.name for path in (state / "backups").iterdir()} == {known}
         assert place.longshore("gc", "--older-than", "0s", "-o", "json").json["steps"][0]["status"] == "unchanged"
 
         # the undo of the stored run succeeds

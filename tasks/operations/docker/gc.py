@@ -1,4 +1,4 @@
-"""`docker.gc`: removes keep-tags, renamed containers, revisions and receipts of runs that Redis no longer has.
+"""`docker.gc`: removes keep-tags, renamed containers, saved files and receipts of runs that Redis no longer has.
 
 gc removes only objects that Longshore has created: with names that it reserves, of runs with receipts on this host.
 Objects that a run in Redis may need stay, at any age.
@@ -19,6 +19,7 @@ from longshore.orchestration.errors import OperationError
 from longshore.orchestration.operations.docker.gc import GC, GcParams
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store.run_store import Store
+from longshore.tasks.host.backups import folders_of
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, seconds_of
 from longshore.tasks.implementation import Change, Context, Implementation, Outcome, Prediction, implements
@@ -118,10 +119,11 @@ class Gc(Implementation[GcParams]):
                 found.images += sorted(names)
         found.containers = sorted(_containers(docker, runs, since), key=lambda one: one[1])
         found.files = sorted(_revisions(docker, runs, since))
-        found.receipts = [
-            path for path in runs.receipts
-            if path.name.rpartition("~")[0] not in runs.known and path.stat().st_mtime <= since
-        ]  # fmt: skip
+        for path in runs.receipts:
+            run_id = path.name.rpartition("~")[0]
+            if run_id not in runs.known and path.stat().st_mtime <= since:
+                found.receipts.append(path)
+                found.files += folders_of(get_settings().state_dir, run_id)
         return found
 
 

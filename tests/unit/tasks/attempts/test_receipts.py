@@ -185,17 +185,22 @@ def test_ledger_keeps_the_highest_version_of_a_run(tmp_path: Path) -> None:
     )
 
 
-def test_ledger_removes_expired_receipts(tmp_path: Path) -> None:
+def test_ledger_removes_receipts_and_backups_of_deleted_runs(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
-    ledger.clean(10.0)
-    ledger.seen("old", "b", 1)
-    ledger.seen("new", "b", 1)
-    (old,) = tmp_path.glob("receipts/ns/old~b")
-    os.utime(old, (0, 0))
+    ledger.clean(10.0, lambda _run_id: False)
+    for run_id in ("old", "suspended", "new"):
+        ledger.seen(run_id, "b", 1)
+        for kind in ("backups", "names"):
+            (tmp_path / kind / run_id).mkdir(parents=True)
+            (tmp_path / kind / run_id / "step.bytes").write_bytes(b"former content")
+    for run_id in ("old", "suspended"):
+        os.utime(tmp_path / "receipts" / "ns" / f"{run_id}~b", (0, 0))
 
-    ledger.clean(3600.0)
+    ledger.clean(3600.0, lambda run_id: run_id == "suspended")
 
-    assert (ledger.version("old", "b"), ledger.version("new", "b")) == (0, 1)
+    assert [ledger.version(run_id, "b") for run_id in ("old", "suspended", "new")] == [0, 1, 1]
+    for kind in ("backups", "names"):
+        assert {path.name for path in (tmp_path / kind).iterdir()} == {"suspended", "new"}
 
 
 def test_ledger_is_readable_by_its_owner_only(tmp_path: Path) -> None:
