@@ -11,6 +11,7 @@ import pytest
 import redis
 from redis.crc import key_slot
 
+from longshore.orchestration.saga import ResumeSet
 from longshore.orchestration.states import TERMINAL, Cause, RunState
 from longshore.orchestration.store import lua
 from longshore.orchestration.store.run_store import Store
@@ -586,6 +587,11 @@ def carry_out(stored: StoredRun, kind: str, command_id: str = "5-1", failed: tup
     return stored.store.carry_out(stored.run_id, command_id, command, 3, failed)
 
 
+def refused(events: list[dict[str, str]]) -> tuple[str, str, str]:
+    """Kind, actor and reason of the first event."""
+    return events[0]["kind"], events[0]["actor"], events[0]["reason"]
+
+
 def test_cancel_aborts_a_running_run(stored: StoredRun) -> None:
     stored.lay("running")
 
@@ -620,9 +626,10 @@ def test_cancel_of_a_pending_run_ends_it_with_all_steps(stored: StoredRun) -> No
 def test_cancel_in_another_state_returns_the_reason(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, cause="failure")
 
-    with stored.emits("command"):
+    with stored.emits("command") as events:
         assert carry_out(stored, "cancel", keep="1") == f"the run is {state}"
 
+    assert refused(events) == ("refuse", "eve", f"the run is {state}")
     assert (stored.run("state"), stored.run("cause"), stored.run("keep")) == (state, "failure", None)
     assert stored.run("answer") == f"the run is {state}"
 
@@ -651,9 +658,10 @@ def test_undo_keeps_the_runs_cause(stored: StoredRun) -> None:
 def test_undo_of_a_live_run_returns_the_reason(stored: StoredRun, state: RunState) -> None:
     stored.lay(state)
 
-    with stored.emits("command"):
+    with stored.emits("command") as events:
         assert carry_out(stored, "undo", failed=(0,)) == f"the run is {state}"
 
+    assert refused(events) == ("refuse", "eve", f"the run is {state}")
     assert (stored.run("state"), stored.run("left")) == (state, "1")
 
 
@@ -688,10 +696,23 @@ def test_command_ids_compare_as_numbers(stored: StoredRun, first: str, second: s
 def test_unknown_command_is_answered(stored: StoredRun) -> None:
     stored.lay("running")
 
-    with stored.emits("command"):
+    with stored.emits("command") as events:
         assert carry_out(stored, "explode") == "unknown command: explode"
 
+    assert refused(events) == ("refuse", "eve", "unknown command: explode")
     assert stored.run("state") == R.RUNNING
+
+
+@pytest.mark.parametrize("state", all_states_except(R.FAILED, R.PARTIAL, R.CANCELLED))
+def test_refused_resume_is_recorded_with_its_reason(stored: StoredRun, state: RunState) -> None:
+    stored.lay(state)
+    command = {"kind": "resume", "actor": "eve", "reason": "because"}
+    again = ResumeSet(level=-1, steps=())
+
+    with stored.emits("command") as events:
+        assert stored.store.reopen(stored.run_id, "5-1", command, 0, again, keep=False) == f"the run is {state}"
+
+    assert refused(events) == ("refuse", "eve", f"the run is {state}")
 
 
 # --- the reducer's view ---------------------------------------------------------------------------------

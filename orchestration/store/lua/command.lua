@@ -7,13 +7,19 @@
 --          ids whose failed or held back undo is tried again; or the id that is approved or rejected
 -- RETURNS  'done', 'old' for a command that was handled before, or the reason of a refusal, for people
 --          (also in the run's field `answer`)
--- EVENTS   command, and those of the transition that follows
+-- EVENTS   command, of kind refuse if the command is refused, and those of the transition that follows
 -- guard: a command is carried out once
 if handled(ARGV[1]) then
   return 'old'
 end
 local state = redis.call('HGET', run, 'state')
--- A decision that does not count is recorded as a refusal.
+
+-- Records a command that is not carried out as a refusal, and answers with the reason.
+local function refuse(why)
+  emit('command', 'kind', 'refuse', 'actor', ARGV[3], 'reason', why)
+  return answer(ARGV[1], why)
+end
+
 if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
   local id, why = ARGV[7] or '', nil
   local status = redis.call('HGET', steps, 'status:' .. id) or 'pending'
@@ -32,8 +38,12 @@ if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
   redis.call('HSET', steps, 'decided_by:' .. id, ARGV[3], 'note:' .. id, ARGV[4], 'decided_at:' .. id, now)
   return answer(ARGV[1], 'done')
 end
-emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
 if ARGV[2] == 'cancel' then
+  -- guard: a cancel does not change a run that has ended
+  if state ~= 'pending' and doing() ~= 'running' then
+    return refuse('the run is ' .. state)
+  end
+  emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
   if state == 'pending' then
     redis.call('HSET', run, 'state', 'cancelled', 'cause', 'cancel', 'err', ARGV[4], 'ended', now)
     for i = 0, tonumber(redis.call('HGET', run, 'steps')) - 1 do
@@ -41,10 +51,6 @@ if ARGV[2] == 'cancel' then
     end
     emit('run_ended', 'state', 'cancelled', 'cause', 'cancel')
     return answer(ARGV[1], 'done')
-  end
-  -- guard: a cancel does not change a run that has ended
-  if doing() ~= 'running' then
-    return answer(ARGV[1], 'the run is ' .. state)
   end
   redis.call('HSET', run, 'state', 'aborting', 'cause', 'cancel', 'err', ARGV[4])
   lift()
@@ -57,8 +63,9 @@ end
 if ARGV[2] == 'undo' then
   -- guard: a run that was undone is not undone again
   if state ~= 'succeeded' and state ~= 'partial' and state ~= 'failed' and state ~= 'undo_failed' then
-    return answer(ARGV[1], 'the run is ' .. state)
+    return refuse('the run is ' .. state)
   end
+  emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
   for n = 7, #ARGV do
     redis.call('HDEL', steps, 'ustatus:' .. ARGV[n], 'ureason:' .. ARGV[n], 'unot_before:' .. ARGV[n],
                'uattempts:' .. ARGV[n], 'uresent:' .. ARGV[n],
@@ -71,7 +78,4 @@ if ARGV[2] == 'undo' then
   emit('run_undoing')
   return answer(ARGV[1], 'done')
 end
-if ARGV[2] == 'refuse' then
-  return answer(ARGV[1], ARGV[4])
-end
-return answer(ARGV[1], 'unknown command: ' .. ARGV[2])
+return refuse(ARGV[2] == 'refuse' and ARGV[4] or 'unknown command: ' .. ARGV[2])

@@ -14,8 +14,9 @@ local state, epoch = unpack(redis.call('HMGET', run, 'state', 'epoch'))
 if (state ~= 'failed' and state ~= 'partial' and state ~= 'cancelled')
     -- guard: a run is resumed only in the epoch that the worker has read
     or (epoch or '0') ~= ARGV[4] then
-  emit('command', 'kind', 'refuse', 'actor', ARGV[2], 'reason', ARGV[3])
-  return answer(ARGV[1], 'the run is ' .. state)
+  local why = 'the run is ' .. state
+  emit('command', 'kind', 'refuse', 'actor', ARGV[2], 'reason', why)
+  return answer(ARGV[1], why)
 end
 emit('command', 'kind', 'resume', 'actor', ARGV[2], 'reason', ARGV[3])
 -- The journal of earlier attempts stays, since an undo restores the state before the first attempt.
