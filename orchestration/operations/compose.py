@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import (
+    NO_RETRY,
+    READ_ONLY,
+    About,
+    Kind,
+    Operation,
+    Params,
+    Result,
+    Undo,
+    register,
+)
 from longshore.orchestration.operations.command import (
     COMMAND_ABOUT,
     CommandResult,
@@ -254,6 +264,7 @@ EXEC = _compose(
     replace(COMMAND_ABOUT, fails=f"if the container does not run; {COMMAND_ABOUT.fails}"),
     kind=Kind.ACTS,
     undo=Undo.NONE,
+    retry=NO_RETRY,
     repeatable=repeatable,
     is_read_only_command=is_read_only_command,
     secrets=frozenset({"env", "stdin"}),

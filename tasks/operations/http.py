@@ -211,7 +211,11 @@ def _from_inside(ctx: Context, call: Call) -> Answer:
                 remedy="send it from the worker's host",
             )
         # The head of the response comes first, so that the output must not be truncated.
-        done = machine.run(Program(argv, {}, stdin=stdin, timeout=call.timeout + 1.0, limit=_INSIDE_ANSWER))
+        try:
+            done = machine.run(Program(argv, {}, stdin=stdin, timeout=call.timeout + 1.0, limit=_INSIDE_ANSWER))
+        except Transient as error:
+            # The engine has answered a moment ago, so that the program may have started.
+            raise NoAnswer(f"{call.shown} from container {ctx.container}: {error.message}", sent=True) from None
         answer = _answer_of(program, done.stdout, done.stderr, done.duration_ms)
         if answer is None:
             why = (done.stderr.strip().splitlines() or [f"exit code {done.exit_code}"])[-1]

@@ -13,7 +13,7 @@ import pytest
 from longshore.orchestration import Plan, PlanError
 from longshore.orchestration.cli.ops import read_values
 from longshore.orchestration.errors import UsageError
-from longshore.orchestration.operations import Kind, Undo, all_operations, catalogue, stubs
+from longshore.orchestration.operations import NO_RETRY, Kind, Undo, all_operations, catalogue, stubs
 from longshore.orchestration.operations.reference import describe, page
 from longshore.tasks.implementation import Implementation, implementation
 from longshore.tasks.operations import command, compose, docker, file, http, network, node, noop
@@ -82,6 +82,13 @@ def test_operation_names_follow_the_convention(name: str) -> None:
         assert (operation.kind, operation.undo) == (Kind.READ_ONLY, Undo.NONE)
     if operation.kind is Kind.READ_ONLY:
         assert "never" in str(describe(operation)["about"]["changed"])
+
+
+def test_an_operation_that_cannot_find_its_earlier_effect_is_not_retried_by_default() -> None:
+    """A temporary error may follow the effect. `network.http.request` itself tells a lost response apart."""
+    names = [name for name, each in OWN.items() if not each.repeatable({}) and each.retry != NO_RETRY]
+
+    assert names == ["network.http.request"]
 
 
 def test_types_of_the_catalogue_are_current() -> None:

@@ -33,6 +33,8 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.operations import find
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.host import http_session
+from longshore.tasks.host.machine.port import Program
+from longshore.tasks.host.machine.process import Completed
 from longshore.tasks.operations import http, network
 from tests.unit.tasks.operations.fake_step import Doing
 
@@ -217,6 +219,24 @@ def test_error_type_decides_whether_a_call_was_sent(
 
     with pytest.raises(error):
         Doing("network.http.request", url="http://127.0.0.1:1/", method="POST", idempotent=False).act()
+
+
+@pytest.mark.parametrize(("idempotent", "error"), [(False, InDoubt), (True, Transient)])
+def test_call_from_a_container_may_have_been_sent_if_the_engine_fails(
+    idempotent: bool, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Machine:
+        def exists(self, _path: str) -> bool:
+            return True
+
+        def run(self, _program: Program) -> Completed:
+            raise Transient("the Docker engine closed the stream")
+
+    monkeypatch.setattr(http, "machine_of", lambda _ctx: Machine())
+    context = {"container": "web"}
+
+    with pytest.raises(error, match="closed the stream"):
+        Doing("network.http.request", context, url="http://127.0.0.1:1/", method="POST", idempotent=idempotent).act()
 
 
 def test_undo_sends_the_given_call(service: Service) -> None:
