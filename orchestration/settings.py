@@ -271,8 +271,8 @@ class Settings(BaseSettings):
     #: ([`store-unavailable`](errors.md#store-unavailable)), although Redis may have the write. Default: 1 with
     #: `sentinel://`, else 0.
     replicas: int | None = Field(default=None, ge=0, le=10)
-    #: Time after which Celery delivers an unacknowledged message again. Messages of steps and compensations are exempt:
-    #: Longshore itself sends a lost one again.
+    #: Time after which Celery delivers an unacknowledged message again. Messages of runs, steps and compensations are
+    #: exempt, however long a step runs: Longshore itself sends a lost one again.
     visibility_timeout: Duration = 86_400.0
     #: Time limit for a connection to Redis, and for each answer. Afterwards, a client raises `StoreUnavailable`, and a
     #: worker tries again.

@@ -57,7 +57,7 @@ def examine(store: Store) -> Iterator[Finding]:
         yield Finding(f"a stored plan cannot be read: {error}", "error", "run longshore plan validate for every error")
     yield from _queues(store, [node for _, node in nodes], plans)
     yield from _operations(hosts, plans)
-    yield from _times(store, plans)
+    yield from _times(store)
     yield from _hosts(hosts)
     yield from _versions(nodes)
     yield from _keys(store, nodes)
@@ -123,15 +123,8 @@ def _operations(hosts: list[Host], plans: list[Plan]) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _times(store: Store, plans: list[Plan]) -> Iterator[Finding]:
+def _times(store: Store) -> Iterator[Finding]:
     settings = store.settings
-    longest = max([settings.step_timeout, *(s.timeout or 0.0 for plan in plans for s in plan.steps.values())])
-    if settings.visibility_timeout <= longest:
-        yield Finding(
-            f"the visibility timeout of {format_duration(settings.visibility_timeout)} is not longer than the longest "
-            f"step ({format_duration(longest)}): Redis redelivers its message while the step runs",
-            "warning", f"set LONGSHORE_VISIBILITY_TIMEOUT={format_duration(round(2 * longest))}",
-        )  # fmt: skip
     if settings.claim_timeout < settings.lease:
         yield Finding(
             f"the claim timeout of {format_duration(settings.claim_timeout)} is shorter than a lease: steps fail "

@@ -63,7 +63,7 @@ def test_run_ends_after_its_only_worker_is_killed_and_restarted(
 def test_step_longer_than_the_visibility_timeout_runs_once(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
-    """Celery delivers the message of the running step again."""
+    """A worker holds the message of the running step for longer than the visibility timeout of Celery."""
     # given
     visible, long = form.of((1, 4), (5, 20))
     place.options["visibility_timeout"] = f"{visible}s"

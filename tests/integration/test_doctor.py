@@ -74,7 +74,7 @@ def plant_faults(place: Installation, client: Client) -> dict[str, str]:
     """Plant faults; return a part of the expected finding for each."""
     (place.folder / "plans/nightly.yaml").write_text(
         "name: nightly\nschedules: {night: {cron: '@daily'}}\nsteps:\n"
-        "  own: {op: billing.charge}\n  stack: {op: docker.start.execute, with: {container: web}, timeout: 30m}\n"
+        "  own: {op: billing.charge}\n  stack: {op: docker.start.execute, with: {container: web}}\n"
     )
     place.redis.lpush(place.queue_key("cache"), json.dumps(message()))
     place.redis.hset(client.store.keys.host("elsewhere"), "had:cache", "")
@@ -115,7 +115,6 @@ def plant_faults(place: Installation, client: Client) -> dict[str, str]:
     return {
         "operation": "no worker provides operation billing.charge, which plan nightly needs",
         "queue": "1 messages wait in queue cache, and no worker consumes it",
-        "visibility": "is not longer than the longest step",
         "persistence": "appendfsync everysec",
         "breaker": "service registry is down",
         "stuck": f"1 runs make no progress: {run.id}",
@@ -130,7 +129,6 @@ def plant_faults(place: Installation, client: Client) -> dict[str, str]:
 
 
 def test_doctor_names_each_fault_with_a_remedy(place: Installation) -> None:
-    place.options["visibility_timeout"] = "20m"
     place.worker("one", "-c", "1", "-Q", FAMILIES).start()
     try:
         words = plant_faults(place, place.client())

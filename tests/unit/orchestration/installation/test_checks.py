@@ -29,3 +29,14 @@ def test_missing_engine_is_an_error_if_its_queue_was_chosen(queues: list[str], e
     found = [each for each in examine(store) if "web1" in each.what and "ocker" in each.what]
 
     assert [each.grade for each in found] == [grade]
+
+
+def test_only_a_claim_timeout_below_the_lease_is_reported() -> None:
+    """A step may run longer than the visibility timeout, which does not apply to its message."""
+    store = MemoryStore(Settings(lease=20, claim_timeout=10, visibility_timeout=1, step_timeout=60))
+
+    found = [each for each in examine(store) if "timeout" in each.what]
+
+    assert [each.what.partition(":")[0] for each in found] == [
+        "the claim timeout of 10s is shorter than a lease",
+    ]
