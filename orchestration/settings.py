@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     #: Scheduler of beat: that of Celery, or RedBeat, which stores its entries in Redis.
     beat: Literal["celery", "redbeat"] = "celery"
     #: Interval at which beat asks a worker to start the plans and jobs that are due.
-    tick: Duration = 5.0
+    tick: Duration = Field(default=5.0, gt=0)
     #: Name by which workers recognise their job containers, in the label `longshore.job.installation`. Default: a hash
     #: of the address of Redis and LONGSHORE_NAMESPACE. Set one name on all workers if they use different addresses of
     #: one Redis. Before you change the address, set this variable to the label of existing job containers.
@@ -223,17 +223,17 @@ class Settings(BaseSettings):
     # --- Leases, retries and time limits
     #: Lifetime of a [lease](../concepts/leases.md#lease). The worker of an attempt renews the lease after a third of
     #: this time. If the lease expires, the attempt is lost, and another one may begin.
-    lease: Duration = 15.0
+    lease: Duration = Field(default=15.0, gt=0)
     #: Interval at which each worker searches for due runs, lost messages and expired leases. A retry can begin this
     #: much late.
-    sweep_interval: Duration = 1.0
+    sweep_interval: Duration = Field(default=1.0, gt=0)
     #: If no worker claims a step within this time of its first message, the step fails. Each claim of another step of
     #: the run [restarts the time](../concepts/recovery.md#lost-and-repeated-messages). On a lost or stopped host, [the
     #: time can be shorter](hosts.md#missing-drained-and-lost-hosts).
-    claim_timeout: Duration = 600.0
+    claim_timeout: Duration = Field(default=600.0, gt=0)
     #: Time limit of an attempt at a step without `timeout`. A longer attempt fails
     #: ([`step-timeout`](errors.md#step-timeout)). Approvals, timers and child runs have no such limit.
-    step_timeout: Duration = 3600.0
+    step_timeout: Duration = Field(default=3600.0, gt=0)
     #: The most runs that are admitted and have not ended. Further runs wait in the order of their requests. Child runs,
     #: and commands that continue or undo an ended run, do not wait.
     max_runs: int | None = Field(default=None, ge=1)
@@ -241,30 +241,30 @@ class Settings(BaseSettings):
     max_runs_per_plan: int | None = Field(default=None, ge=1)
     #: The most runs that wait for their admission. The start of a further run fails with
     #: [`queue-full`](errors.md#queue-full).
-    max_queued: int = Field(default=10_000, ge=0)
+    max_queued: int = Field(default=10_000, ge=1)
     #: Number of lost attempts after which a step is not repeated, but ends [unknown](../concepts/unknown.md), or waits
     #: for a person (`on_unknown: ask`).
     max_lost: int = Field(default=3, ge=1, le=1000)
     #: Time for which a run with `on_unknown: ask` waits for a person's decision about a step. Afterwards, the step is
     #: `unknown`, and counts as failed.
-    ask_timeout: Duration = 86_400.0
+    ask_timeout: Duration = Field(default=86_400.0, gt=0)
     #: Interval at which one run tries a service whose [breaker](../concepts/recovery.md#services) is open. Also the
     #: delay before an operation that raised [`Delayed`](errors.md#delayed) without `after` is called again. Both vary
     #: by up to 20 %.
-    slow_retry: Duration = 30.0
+    slow_retry: Duration = Field(default=30.0, gt=0)
     #: Time between the closing of a breaker and the continuation of its suspended runs.
     fast_retry: Duration = 0.0
     #: The longest random delay of each suspended run after LONGSHORE_FAST_RETRY.
     retry_spread: Duration = 2.0
     #: Time for which an ended run is stored. Afterwards, a worker deletes the run and its output, and the run can no
     #: longer be undone.
-    retention: Duration = 7 * 86_400.0
+    retention: Duration = Field(default=7 * 86_400.0, gt=0)
     #: Whether a new run waits (`queue`) or is refused (`refuse`, [`service-down`](errors.md#service-down)) if its plan
     #: needs a service whose breaker is open.
     on_blocked: Literal["queue", "refuse"] = "queue"
     #: Time limit for all compensations of a run, from the first one on. Afterwards, running compensations continue, and
     #: all others fail.
-    undo_timeout: Duration = 3600.0
+    undo_timeout: Duration = Field(default=3600.0, gt=0)
 
     # --- Connections and the embedded server
     #: Number of replicas of Redis that must confirm a write within 2 s. Otherwise the call fails
@@ -273,16 +273,16 @@ class Settings(BaseSettings):
     replicas: int | None = Field(default=None, ge=0, le=10)
     #: Time after which Celery delivers an unacknowledged message again. Messages of runs, steps and compensations are
     #: exempt, however long a step runs: Longshore itself sends a lost one again.
-    visibility_timeout: Duration = 86_400.0
+    visibility_timeout: Duration = Field(default=86_400.0, gt=0)
     #: Time limit for a connection to Redis, and for each answer. Afterwards, a client raises `StoreUnavailable`, and a
     #: worker tries again.
-    connect_timeout: Duration = 5.0
+    connect_timeout: Duration = Field(default=5.0, gt=0)
     #: The most connections of this process to Redis, except with `sentinel://`. A thread waits 30 s for a free
     #: connection, then raises `StoreUnavailable`. Threads that watch runs use at most half of the connections.
     max_connections: int = Field(default=100, ge=2, le=10_000)
     #: Time from the last call of a client until the embedded server stops. A live run or `longshore dev` keeps the
     #: server alive.
-    idle_timeout: Duration = 20.0
+    idle_timeout: Duration = Field(default=20.0, gt=0)
     #: Number of processes of the worker in the embedded server. Default: the number of processors, but at least 4.
     concurrency: int = Field(default_factory=lambda: max(4, os.cpu_count() or 1), ge=1, le=256)
 

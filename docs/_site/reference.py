@@ -203,7 +203,8 @@ def all_settings() -> str:
         "Give all clients, workers and beats of an installation the same values. Only `LONGSHORE_CONNECT_TIMEOUT`, and"
         " the settings whose meaning says *beat*, *this"
         " process*, *this host* or *each worker* may differ.", "",
-        "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. If the default is"
+        "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. 0 is"
+        " allowed for LONGSHORE_FAST_RETRY and LONGSHORE_RETRY_SPREAD only. If the default is"
         " empty, the setting is off, unless the meaning gives a default. An invalid value is an error"
         " ([`config-invalid`](errors.md#config-invalid)). The [glossary](../concepts/glossary.md) defines the terms.",
     ]  # fmt: skip

@@ -57,6 +57,7 @@ def test_settings_precedence_is_flag_environment_file_default(
     [
         ("LEASE", "soon", "'soon' is not a duration"),
         ("LEASE", "-1", "is not a duration"),
+        ("MAX_QUEUED", "0", "greater than or equal to 1"),
         ("CONCURRENCY", "many", ""),
         ("CONCURRENCY", "0", ""),
         ("NAMESPACE", "two words", ""),
@@ -77,6 +78,20 @@ def test_invalid_setting_is_named_with_a_remedy(
     assert says in str(caught.value)
     assert f"LONGSHORE_{name}" in caught.value.remedy
     assert len(str(caught.value).splitlines()) == 1
+
+
+DURATIONS = [name for name, field in Settings.model_fields.items() if isinstance(field.default, float)]
+
+
+@pytest.mark.parametrize("name", [*DURATIONS, "orchestrate_every"])
+def test_only_a_delay_may_be_zero(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"LONGSHORE_{name.upper()}", "0s")
+
+    if name in {"fast_retry", "retry_spread"}:
+        assert getattr(load_settings(), name) == 0
+    else:
+        with pytest.raises(ConfigError, match=rf"setting {name}: .*greater than 0"):
+            load_settings()
 
 
 def test_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
