@@ -6,8 +6,9 @@ import dataclasses
 
 import click
 
-from longshore.orchestration.cli.common import command, current_options, exit_with, print_line, print_result
+from longshore.orchestration.cli.common import command, current_options, print_line, print_result
 from longshore.orchestration.cli.inputs import client
+from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.jobs.schedule import reset_results
 from longshore.orchestration.store.breakers import Breakers
 
@@ -66,9 +67,7 @@ def reset(service: str) -> None:
     open_services = [breaker.service for breaker in breakers.open()]
     if service not in open_services:
         names = ", ".join(open_services) or "none"
-        print_line(f"error: the breaker of service {service!r} is not open: choose one of the open ones: {names}",
-                   err=True)  # fmt: skip
-        exit_with(2)
+        raise UnknownName(f"the breaker of service {service!r} is not open", remedy=f"choose one of: {names}")
     if current_options().dry_run:
         print_result(f"would close the breaker of service {service}", service=service)
         return

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class CommandRefused(LongshoreError):
+    """A worker has refused a command to a run, or would refuse the command of a dry run."""
+
+    code = "refused"
+
+
 @dataclass
 class Options:
     """The global options of one command."""

@@ -151,6 +151,14 @@ ERRORS: dict[str, ErrorText] = {
         "Check the effects of the run on its hosts by hand, then start the plan with a new run id. `longshore doctor` "
         "checks that Redis persists its data.",
     ),
+    "refused": ErrorText(
+        "1",
+        "A worker has refused a command to a run. Nothing was changed. With `--dry-run`, a worker would refuse the "
+        "command.",
+        "The state of the run or step does not allow the command, an earlier decision counts, the run has passed its "
+        "point of no return, or the command has no valid signature.",
+        "The message contains the reason. `longshore runs show RUN` prints the state of the run and of its steps.",
+    ),
     # --- ended runs and jobs
     "run-failed": ErrorText(
         "1 or 3",

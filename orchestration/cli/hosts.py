@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from longshore.orchestration.cli.common import command, current_options, exit_with, print_line, print_result
 from longshore.orchestration.cli.inputs import client
-from longshore.orchestration.errors import UsageError
+from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.language.quantities import quantity
 from longshore.orchestration.language.targets import HostFilter, parse_facts
 from longshore.orchestration.store.hosts import Host, Hosts, HostState
@@ -157,8 +157,7 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
         print_result(f"{host}: no worker is running; future workers will accept no new steps", host=host, under_way=0)
         return
     if not _drain_acknowledged(found):
-        print_line(f"error: {host}: not all workers have acknowledged the drain: repeat the command", err=True)
-        exit_with(1)
+        raise LongshoreError(f"host {host}: not all workers have acknowledged the drain", remedy="repeat the command")
     if wait:
         found = _wait_until(hosts, host, timeout, lambda now: now.state is not HostState.DRAINING)
     left = sum(node.active for node in found.alive)

@@ -9,9 +9,11 @@ import click
 
 from longshore.orchestration import saga
 from longshore.orchestration.cli.common import (
+    CommandRefused,
     command,
     current_options,
     exit_with,
+    print_error,
     print_line,
     print_result,
 )
@@ -124,8 +126,7 @@ def resume(run: str, reason: str, detach: bool) -> None:
         )
         return
     before = found.store.newest_event(found.id)
-    if not _accepted(found, found.resume(reason)):
-        exit_with(1)
+    _require_done(found, found.resume(reason))
     if detach:
         print_result(f"run {run} is {found.state()}", run_id=run, state=found.state())
         return
@@ -136,12 +137,10 @@ def resume(run: str, reason: str, detach: bool) -> None:
 
 
 def _print_dry_run(run: Run, states: set[str], action: str) -> None:
-    """Print the dry run of a command that is allowed in these states; exit with 1 in any other state."""
+    """Print the dry run of a command that is allowed in these states. Raises CommandRefused in any other state."""
     state = run.state()
     if state not in states:
-        print_line(f"would be refused: run {run.id} is {state}", err=True)
-        exit_with(1)
-        return
+        raise CommandRefused(f"would be refused: run {run.id} is {state}")
     print_result(f"would {action} (the run is {state})", run_id=run.id, state=state)
 
 
@@ -189,19 +188,17 @@ def resolve(run: str, step: str, note: str, **flags: bool) -> None:
             f"would resolve step {step} of run {run}, which is {found.state()}: {resolution}", run_id=run, step=step
         )
         return
-    if not _accepted(found, found.resolve(step, resolution, note)):
-        exit_with(1)
+    _require_done(found, found.resolve(step, resolution, note))
     print_result(
         f"{resolution}: step {step} of run {run}, which is {found.state()}", run_id=run, step=step, state=found.state()
     )
 
 
-def _accepted(run: Run, command_id: str) -> bool:
-    """Whether the run accepted a command; prints the reason of a refusal to stderr."""
+def _require_done(run: Run, command_id: str) -> None:
+    """Wait until a worker has carried out a command. Raises CommandRefused with the reason of a refusal."""
     answer = run.answer(command_id)
     if answer != "done":
-        print_line(f"error: refused: {answer}", err=True)
-    return answer == "done"
+        raise CommandRefused(f"run {run.id}: {answer}")
 
 
 @command(runs_group, "replay")
@@ -297,10 +294,10 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
             line = f"would delete run {run_id} ({state})"
         else:
             answer = found.prune()
-            refusal, line = f"error: run {run_id}: refused: {answer}", f"deleted: run {run_id}"
+            refusal, line = f"run {run_id}: {answer}", f"deleted: run {run_id}"
         if answer != "done":
             refused.append(run_id)
-            print_line(refusal, err=True)
+            print_error(CommandRefused(refusal), options)
             continue
         forgotten.append(run_id)
         if not options.json and (options.dry_run or not options.quiet):
@@ -328,21 +325,17 @@ def approve(run: str, step: str, reject: bool, note: str) -> None:
     if current_options().dry_run:
         print_result(f"would {'reject' if reject else 'approve'} step {step} of run {run}", run_id=run, step=step)
         return
-    answer = found.answer(found.reject(step, note) if reject else found.approve(step, note))
-    if answer != "done":
-        print_line(f"error: refused: {answer}", err=True)
-        exit_with(1)
+    _require_done(found, found.reject(step, note) if reject else found.approve(step, note))
     print_result(f"{'rejected' if reject else 'approved'}: step {step} of run {run}", run_id=run, step=step)
 
 
 def _finish_command(run: Run, send: Callable[[], str], *, detach: bool) -> int:
     """Send a command to a run, and show the run from there. `send` returns the command's id.
 
-    Returns the exit code: 0 done, 1 refused, 3 some changes are left over.
+    Returns the exit code: 0 done, 3 some changes are left over. Raises CommandRefused.
     """
     before = run.store.newest_event(run.id)
-    if not _accepted(run, send()):
-        return 1
+    _require_done(run, send())
     if detach:
         print_result(f"run {run.id} is {run.state()}", run_id=run.id, state=run.state())
         return 0

@@ -263,7 +263,7 @@ def test_prune_deletes_ended_runs_and_refuses_live_ones(keyed: Installation, tmp
     # then
     assert f"would delete run {done.id}" in would.out
     assert f"skipped: run {done.id}: ended less than 1h ago" in young.err
-    assert (young.code, f"run {live.id}: refused" in young.err) == (1, True)
+    assert (young.code, f"error[refused]: run {live.id}: " in young.err) == (1, True)
     assert unknown.code == 2
     assert (other.code, other.json["skipped"]) == (0, [done.id])
     assert pruned.code == 0, pruned.err

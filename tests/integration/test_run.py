@@ -239,13 +239,21 @@ def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
             1,
             "error[run-failed]: run quiet-2 of plan",
         ),
-        "runs undo": (workers.longshore("-q", "runs", "undo", "quiet-2"), 1, "error: refused: the run is undone"),
+        "runs undo": (
+            workers.longshore("-q", "runs", "undo", "quiet-2"),
+            1,
+            "error[refused]: run quiet-2: the run is undone",
+        ),
         "unknown": (
             workers.longshore("-q", "runs", "show", "no-such-run"),
             2,
             "error[unknown-name]: run 'no-such-run' does not",
         ),
-        "resume": (workers.longshore("-q", "runs", "resume", "quiet-2"), 1, "error: refused: the run is undone"),
+        "resume": (
+            workers.longshore("-q", "runs", "resume", "quiet-2"),
+            1,
+            "error[refused]: run quiet-2: the run is undone",
+        ),
     }
     impossible = tmp_path / "impossible.yaml"
     (tmp_path / "file").touch()

@@ -47,6 +47,7 @@ CODES = {
     "QueueFull": "queue-full",
     "ServiceDown": "service-down",
     "RunLost": "run-lost",
+    "CommandRefused": "refused",
     "RunFailed": "run-failed",
     "JobFailed": "job-failed",
     "ImageMissing": "image-missing",
