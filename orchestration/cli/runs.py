@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Literal, cast
 
 import click
 
@@ -22,10 +23,13 @@ from longshore.orchestration.cli.names import complete_run, complete_step
 from longshore.orchestration.cli.next_commands import print_next
 from longshore.orchestration.cli.run import print_outcome, wait_for_end, watch_started, watch_to_end
 from longshore.orchestration.cli.run_reports import SINCE, runs_group
+from longshore.orchestration.client.client import Client
 from longshore.orchestration.client.replay import Replay
 from longshore.orchestration.client.run import Resolution, Run
+from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.runs.search import time_or_age
 from longshore.orchestration.states import TERMINAL, UNDO_OPEN
+from longshore.orchestration.store.run_store import Store
 
 _DETACH = click.option(
     "--detach",
@@ -270,42 +274,68 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
       0  each run was deleted or skipped
       1  a run was refused: it has not ended, or is a child run
       1  a run was not deleted in 30 seconds (a worker deletes it later)
-      2  wrong usage or an unknown run (other runs may have been deleted)
+      2  wrong usage or an unknown run (nothing was deleted)
     """
     options, connected = current_options(), client()
     seconds = read_duration(older_than, "--older-than") if older_than is not None else connected.settings.retention
     old = connected.store.ended_since(seconds) if older_than is not None or not runs else []
-    forgotten, refused, skipped = [], [], []
-    for run_id in runs or old:
-        found = connected.get(run_id)
-        state, mismatch = found.state(), ""
-        if plan_name is not None and found.plan.plan.name != plan_name:
-            mismatch = f"its plan is {found.plan.plan.name}"
-        elif runs and older_than is not None and state in TERMINAL and run_id not in old:
-            mismatch = f"ended less than {older_than} ago"
-        if mismatch and runs:
-            skipped.append(run_id)
-            if not options.quiet:
-                print_line(f"skipped: run {run_id}: {mismatch}", err=True)
-        if mismatch:
-            continue
-        if options.dry_run:
-            answer, refusal = "done" if state in TERMINAL else "", f"would be refused: run {run_id} is {state}"
-            line = f"would delete run {run_id} ({state})"
-        else:
-            answer = found.prune()
-            refusal, line = f"run {run_id}: {answer}", f"deleted: run {run_id}"
-        if answer != "done":
-            refused.append(run_id)
-            print_error(CommandRefused(refusal), options)
-            continue
-        forgotten.append(run_id)
-        if not options.json and (options.dry_run or not options.quiet):
-            print_line(line)
-    if options.json:
-        options.show({"dry_run": options.dry_run, "forgotten": forgotten, "refused": refused, "skipped": skipped})
-    if refused:
+    # All names are checked before the first run is deleted.
+    chosen = [connected.get(run_id) for run_id in dict.fromkeys(runs)] if runs else _without_child_runs(connected, old)
+    result: dict[str, list[str]] = {"forgotten": [], "refused": [], "skipped": []}
+    try:
+        for run in chosen:
+            mismatch = ""
+            if plan_name is not None and run.plan.plan.name != plan_name:
+                mismatch = f"its plan is {run.plan.plan.name}"
+            elif runs and older_than is not None and run.id not in old and run.state() in TERMINAL:
+                mismatch = f"ended less than {older_than} ago"
+            if not mismatch:
+                result[_prune(run)].append(run.id)
+            elif runs:
+                result["skipped"].append(run.id)
+                if not options.quiet:
+                    print_line(f"skipped: run {run.id}: {mismatch}", err=True)
+    finally:  # an error does not hide the runs that were deleted before
+        if options.json:
+            options.show({"dry_run": options.dry_run, **result})
+    if result["refused"]:
         exit_with(1)
+
+
+def _without_child_runs(connected: Client, run_ids: Iterable[str]) -> Iterator[Run]:
+    """The runs that still exist and have no parent run. A child run is deleted with its parent."""
+    for run_id in run_ids:
+        if not _parent_of(connected.store, run_id):
+            with suppress(UnknownName):  # deleted meanwhile
+                yield connected.get(run_id)
+
+
+def _parent_of(store: Store, run_id: str) -> str:
+    """The parent run, if it exists; else ''."""
+    parent = store.parent_of(run_id)
+    return parent if parent and store.body(parent) is not None else ""
+
+
+def _prune(run: Run) -> Literal["forgotten", "refused"]:
+    """Delete a run, or print the dry run; print a refusal as an error."""
+    options = current_options()
+    if options.dry_run:
+        state, parent = run.state(), _parent_of(run.store, run.id)
+        reason = f"run {run.id} is a child run of {parent}" if parent else f"run {run.id} is {state}"
+        refusal = f"would be refused: {reason}" if parent or state not in TERMINAL else ""
+        line = f"would delete run {run.id} ({state})"
+    else:
+        try:
+            answer = run.prune()
+        except UnknownName:  # deleted meanwhile
+            answer = "done"
+        refusal, line = f"run {run.id}: {answer}" if answer != "done" else "", f"deleted: run {run.id}"
+    if refusal:
+        print_error(CommandRefused(refusal), options)
+        return "refused"
+    if not options.json and (options.dry_run or not options.quiet):
+        print_line(line)
+    return "forgotten"
 
 
 @command(runs_group, "approve")

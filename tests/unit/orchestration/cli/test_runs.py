@@ -1,14 +1,16 @@
-"""Commands to runs: refusals."""
+"""Commands to runs: refusals, and the deletion of several runs."""
 
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from longshore.orchestration.cli import breakers, runs
 from longshore.orchestration.cli.main import call
+from longshore.orchestration.errors import UnknownName, WaitTimeout
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.breakers import Breakers
@@ -91,3 +93,125 @@ def test_reset_of_a_closed_breaker_is_an_error_with_a_code(monkeypatch: pytest.M
     assert call(["breaker", "reset", "paging"]) == 2
     expected = "error[unknown-name]: the breaker of service 'paging' is not open: choose one of: billing\n"
     assert capsys.readouterr().err == expected
+
+
+# --- prune ----------------------------------------------------------------------------------------
+
+
+class StoredRun:
+    """An ended run of the plan `shop`; `there` of its store has the runs that exist."""
+
+    def __init__(self, run_id: str, store: Installation) -> None:
+        self.id = run_id
+        self.store = store
+        self.plan = SimpleNamespace(plan=SimpleNamespace(name="shop"))
+
+    def state(self) -> RunState:
+        return RunState.SUCCEEDED
+
+    def prune(self) -> str:
+        if self.id == self.store.slow:
+            raise WaitTimeout("no worker has read the command")
+        if self.store.parent_of(self.id) in self.store.there:
+            return "only an ended run that is no child run can be pruned"
+        if self.id not in self.store.there:
+            raise UnknownName(f"no run {self.id!r}")
+        self.store.there -= {self.id, *(child for child, parent in self.store.parents.items() if parent == self.id)}
+        return "done"
+
+
+class Installation:
+    """A store with the ended runs a, b and c, of which `parents` are the parents."""
+
+    def __init__(self) -> None:
+        self.there = {"a", "b", "c"}
+        self.parents: dict[str, str] = {}
+        #: A run that no worker deletes.
+        self.slow = ""
+        self.settings = Settings()
+        self.store = self
+
+    def ended_since(self, _seconds: float) -> list[str]:
+        return ["a", "b", "c"]
+
+    def parent_of(self, run_id: str) -> str:
+        return self.parents.get(run_id, "") if run_id in self.there else ""
+
+    def body(self, run_id: str) -> dict[str, Any] | None:
+        return {} if run_id in self.there else None
+
+    def get(self, run_id: str) -> StoredRun:
+        if run_id not in self.there:
+            raise UnknownName(f"run {run_id!r} does not exist")
+        return StoredRun(run_id, self)
+
+
+@pytest.fixture
+def installation(monkeypatch: pytest.MonkeyPatch) -> Installation:
+    found = Installation()
+    monkeypatch.setattr(runs, "client", lambda: found)
+    return found
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_prune_of_old_runs_leaves_child_runs_to_their_parent(
+    installation: Installation, dry_run: bool, capsys: Captured
+) -> None:
+    installation.parents = {"a": "b", "c": "b"}
+
+    code = call(["-o", "json", "runs", "prune", *(["--dry-run"] if dry_run else [])])
+
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"dry_run": dry_run, "forgotten": ["b"], "refused": [], "skipped": []}
+    assert installation.there == ({"a", "b", "c"} if dry_run else set())
+
+
+def test_child_run_whose_parent_is_deleted_is_pruned(installation: Installation) -> None:
+    installation.parents = {"a": "gone"}
+
+    assert call(["runs", "prune"]) == 0
+    assert installation.there == set()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_prune_of_a_named_child_run_is_refused(installation: Installation, dry_run: bool, capsys: Captured) -> None:
+    installation.parents = {"a": "b"}
+
+    assert call(["runs", "prune", "a", *(["--dry-run"] if dry_run else [])]) == 1
+
+    out, err = capsys.readouterr()
+    assert (out, "error[refused]: " in err, "child run" in err) == ("", True, True)
+
+
+def test_prune_with_an_unknown_name_deletes_nothing(installation: Installation, capsys: Captured) -> None:
+    assert call(["runs", "prune", "a", "nothing", "b"]) == 2
+
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error[unknown-name]: run 'nothing' does not exist\n")
+    assert installation.there == {"a", "b", "c"}
+
+
+def test_run_that_expires_during_the_command_counts_as_deleted(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    prune = StoredRun.prune
+
+    def expiring(run: StoredRun) -> str:
+        installation.there -= {"b"}
+        return prune(run)
+
+    monkeypatch.setattr(StoredRun, "prune", expiring)
+
+    assert call(["-o", "json", "runs", "prune", "a", "b", "a"]) == 0
+    assert json.loads(capsys.readouterr().out)["forgotten"] == ["a", "b"]
+
+
+def test_error_during_a_prune_follows_the_report_of_deleted_runs(installation: Installation, capsys: Captured) -> None:
+    installation.slow = "b"
+
+    assert call(["-o", "json", "runs", "prune", "a", "b", "c"]) == 1
+
+    out, err = capsys.readouterr()
+    assert json.loads(out)["forgotten"] == ["a"]
+    assert json.loads(err)["error"]["code"] == "wait-timeout"
