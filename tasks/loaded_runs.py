@@ -253,7 +253,7 @@ class Plans:
                 why = "its request is refused: a client may not start a child run"
                 raise self._denial(run_id, text, why, body)
             if self._store.call(self._store.client.exists, self._store.keys.accepted(loaded.instance_id)):
-                raise self._denial(run_id, text, "its request was already executed, and the run was pruned", body)
+                raise self._denial(run_id, text, "its request was already executed, and the run was deleted", body)
         rules = self._store.settings.clear_secrets
         try:
             if rules not in loaded.plan.permitted:  # shared by all runs of the plan

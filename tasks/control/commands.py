@@ -108,12 +108,7 @@ class Commands:
             self._resume(run_id, plan, command_id, command)
             return
         if kind == "prune":
-            instance_id = self.store.fields(run_id).get("instance_id", "")
             if self._forget(run_id):
-                if signing.ring(self.store.settings) is not None:
-                    # The request is signed, and a stored copy of it could be submitted again.
-                    accepted = self.store.keys.accepted(instance_id)
-                    self.store.call(self.store.client.set, accepted, "1", ex=signing.REMEMBERED)
                 self._note(run_id, plan, command)  # the caller's note is not reached
                 raise NotOurs(f"run {run_id} was pruned")
             self._refuse(run_id, command_id, command, "only an ended run that is no child run can be pruned")

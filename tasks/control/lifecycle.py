@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
+from longshore.orchestration.messaging import signing
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.shown_params import shown_params
 from longshore.orchestration.states import TERMINAL, RunState
@@ -227,9 +228,24 @@ class RunLifecycle:
             self.store.add_to_ended(run_id, self.store.now(), again=True)
             return False
         children = self.store.children_of(run_id)
+        self._record_request(run_id)
         gone = self.store.forget(run_id)
         if gone:
             log.info("run %s was purged", run_id)
             for child in children:
                 self.forget(child)
         return gone
+
+    def _record_request(self, run_id: str) -> None:
+        """Record the signed request of an ended run as accepted for as long as a copy of it could start the run again.
+
+        The signature is older than the record of the run.
+        """
+        if signing.ring(self.store.settings) is None:
+            return
+        run, now = self.store.fields(run_id), self.store.now()
+        created = run.get("created", "")
+        may_be_valid = now - (int(created) if created.isdecimal() else now) < 1000 * signing.REMEMBERED
+        if run.get("state") in TERMINAL and run.get("instance_id") and may_be_valid:
+            accepted = self.store.keys.accepted(run["instance_id"])
+            self.store.call(self.store.client.set, accepted, "1", ex=signing.REMEMBERED)

@@ -327,7 +327,7 @@ def test_copy_of_a_command_or_of_a_pruned_request_is_refused(guarded: Guarded) -
     assert {("start", "tester"), ("undo", "tester"), ("prune", "tester")} <= set(recorded)
     store.client.set(keys.request, request)
     store.client.zadd(store.keys.inbox, {run.id: 1})
-    assert run.id in {line.run for line in _refusals(guarded, "was already executed, and the run was pruned")}
+    assert run.id in {line.run for line in _refusals(guarded, "was already executed, and the run was deleted")}
     assert store.state(run.id) is None
 
 

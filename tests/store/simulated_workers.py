@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from longshore.orchestration import validate
 from longshore.orchestration.messaging.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO
@@ -192,6 +193,7 @@ class World:
     def request(self) -> None:
         params: dict[str, Any] = {}
         body = {"v": 1, "plan": self.plan.plan.to_dict(), "params": params, "files": {}, "actor": "ann"}
+        body["instance_id"] = uuid4().hex
         body["digest"] = self.plan.plan.digest(params, {})
         assert Admission(self.store).submit(self.run_id, body) is None
         self.queue.send(Message(ADVANCE))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from longshore.orchestration.messaging import signing
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.states import RunState
 from longshore.tasks.control import coordinator
 from longshore.tasks.control import sweep as sweep_module
+from longshore.tasks.loaded_runs import NotOurs
 from tests.servers import RedisServer
 from tests.store.simulated_workers import CoordinatorDied, Message, QueueCanvas, World
 from tests.sweeping import sweep
@@ -51,6 +54,48 @@ def do(world: World, index: int, how: str = "changed", side: str = "") -> None:
     work = world.deliver(message)
     assert work is not None
     world.finish(work, how)
+
+
+# --- retention ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signed(world: Callable[..., World], tmp_path: Path) -> World:
+    """A run with a signed request, which is deleted as soon as it has ended."""
+    path = tmp_path / "keys.json"
+    path.write_text(signing.written([signing.new_key("worker")]))
+    path.chmod(0o600)
+    return world(plan_of("a"), keys=str(path), retention="1ms")
+
+
+def purge(world: World) -> None:
+    """Delete ended runs, although a sweep has done so a moment ago."""
+    time.sleep(0.002)  # longer than the retention
+    world.stored.redis.delete(world.store.keys.purged)
+    world.coordinator.lifecycle.purge_expired()
+
+
+def test_copy_of_the_request_of_a_purged_run_is_refused(signed: World) -> None:
+    keys, client = signed.store.keys.of(signed.run_id), signed.stored.redis
+    request = client.get(keys.request)
+    signed.settle()
+    purge(signed)
+    assert client.get(keys.request) is None
+
+    client.set(keys.request, request)
+
+    with pytest.raises(NotOurs, match="was already executed"):
+        signed.coordinator.plans.get(signed.run_id, again=True)
+
+
+def test_purge_records_only_a_request_whose_signature_is_valid(signed: World) -> None:
+    signed.settle()
+    age = 1000 * signing.REMEMBERED
+    signed.stored.put(created=signed.store.now() - age)
+    purge(signed)
+
+    assert signed.store.fields(signed.run_id) == {}
+    assert list(signed.stored.redis.scan_iter(signed.store.keys.accepted("*"))) == []
 
 
 # --- lost messages and workers --------------------------------------------------------------------------
