@@ -193,6 +193,18 @@ def _running(
     return found
 
 
+def _unknown_name(name: str, selection: Selection, host: str) -> UnknownName:
+    """The error for a name of no service, with the hosts that may have the service; `host` is that of the name."""
+    known = sorted({f"{p}/{s}" for one in selection.seen.values() for p, q in one.projects.items() for s in q.services})
+    errors = [f"{where}: {why}" for where, why in selection.errors.items() if host in {"", where}]
+    message, remedy = f"no service or project {name!r}", f"choose one of: {listed(known)}"
+    if errors:
+        message += f" (hosts not inspected: {listed(errors)})"
+        again = "repeat the command when these hosts can be inspected"
+        remedy = f"{again}, or {remedy}" if known else again
+    return UnknownName(message, remedy=remedy)
+
+
 def _matching(name: str, selection: Selection) -> list[tuple[str, str, str]]:
     """Host, project and service of each service that has this name."""
     host, colon, rest = name.rpartition(":")
@@ -217,8 +229,7 @@ def _matching(name: str, selection: Selection) -> list[tuple[str, str, str]]:
             for stack, content in one.projects.items():
                 if content.error and rest in {stack, *(f"{stack}/{s}" for s in content.services), *content.services}:
                     raise UsageError(f"project {stack} on host {where} cannot be restarted: {content.error}")
-        known = sorted({f"{p}/{s}" for one in seen.values() for p, each in one.projects.items() for s in each.services})
-        raise UnknownName(f"no service or project {name!r}", remedy=f"choose one of: {listed(known) or 'none'}")
+        raise _unknown_name(name, selection, host if colon else "")
     if len({key[1] for key in found}) > 1:
         several = ", ".join(f"{key[1]}/{key[2]}" for key in found)
         raise UsageError(f"several projects have a service {name!r} ({several})", remedy="name one: PROJECT/SERVICE")

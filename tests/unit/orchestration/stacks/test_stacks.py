@@ -193,6 +193,34 @@ def test_names_select_services_and_projects() -> None:
             actions(*names)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("shop/wbe", "no service or project 'shop/wbe' (hosts not inspected: web2: no worker answered, web3: drained)"),
+        ("web2:shop/web", "no service or project 'web2:shop/web' (hosts not inspected: web2: no worker answered)"),
+        ("web1:shop/wbe", "no service or project 'web1:shop/wbe'"),
+    ],
+)
+def test_unknown_name_names_the_hosts_that_were_not_inspected(name: str, says: str) -> None:
+    errors = {"web2": "no worker answered", "web3": "drained"}
+    selection = choose(StackRules(), world(shop=shop(web=service(replica()))), errors)
+
+    with pytest.raises(UnknownName) as caught:
+        named([name], selection)
+
+    assert caught.value.message == says
+    assert "choose one of: shop/web" in caught.value.remedy
+    assert caught.value.remedy.startswith("repeat the command when these hosts can be inspected") == ("(" in says)
+
+
+def test_name_without_any_inspected_host_names_the_hosts() -> None:
+    with pytest.raises(UnknownName) as caught:
+        named(["shop/web"], choose(StackRules(), {}, {"web2": "no worker answered"}))
+
+    assert "hosts not inspected: web2: no worker answered" in caught.value.message
+    assert caught.value.remedy == "repeat the command when these hosts can be inspected"
+
+
 def test_rules_for_unknown_stacks_are_reported() -> None:
     values = StackRules.model_validate({"stacks": {"shop": {"services": {"wbe": {}}}, "ghost": {}}})
     seen = world(shop=Project(after=["infra"], services={"web": service(replica())}))
