@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
     "--owner",
     type=int,
     metavar="UID",
-    help="User id that owns the files, such as that of the containers. With --rotate, give the id again.",
+    help="User id that owns the files, such as that of the containers. Default: you, or with --rotate the present "
+    "owner of each file.",
 )
 @global_options
 @click.pass_context
@@ -208,13 +210,17 @@ def _create_secrets(
 
 
 def _write(path: Path, text: str, owner: int | None) -> None:
-    """Write a file atomically, readable by its owner only."""
+    """Write a file atomically. A replaced file keeps its owner and mode; only its owner can read a new one."""
+    former = path.stat() if path.exists() else None
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    if former is not None:
+        os.chown(temporary, former.st_uid, former.st_gid)
+        temporary.chmod(stat.S_IMODE(former.st_mode))
     if owner is not None:
         os.chown(temporary, owner, -1)
     temporary.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,25 @@ def test_init_creates_secrets_once_with_private_modes(tmp_path: Any, monkeypatch
     (folder / "worker/keys.json").chmod(0o644)
     with pytest.raises(ConfigError, match="can be read by other users"):
         signing.ring(Settings(keys=str(folder / "worker/keys.json")))
+
+
+def test_rotation_keeps_owner_and_mode_of_the_key_files(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    assert CliRunner().invoke(cli, ["init", str(folder)]).exit_code == 0
+    path, is_root = folder / "worker/keys.json", os.geteuid() == 0
+    path.chmod(0o640)
+    if is_root:
+        os.chown(path, 1234, 4321)
+    before = path.stat()
+
+    assert CliRunner().invoke(cli, ["init", str(folder), "--rotate"]).exit_code == 0
+
+    after = path.stat()
+    assert after.st_ino != before.st_ino
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    if is_root:
+        assert CliRunner().invoke(cli, ["init", str(folder), "--rotate", "--owner", "999"]).exit_code == 0
+        assert (path.stat().st_uid, path.stat().st_gid) == (999, 4321)
 
 
 @pytest.mark.parametrize(
