@@ -44,10 +44,14 @@ class Options:
         return self.output == "json"
 
     def console(self, *, error: bool = False) -> PlainConsole:
-        """The console for people: stderr where stdout carries JSON."""
+        """The console for people: stderr where stdout carries JSON.
+
+        Like `print_line`, the console also prints with --quiet: callers leave out progress and confirmations, and print
+        what the command exists to print.
+        """
         from longshore.orchestration.cli.console import PlainConsole  # noqa: PLC0415 - rich takes 70 ms; --help has none
 
-        return PlainConsole(stderr=error or self.json, quiet=self.quiet and not error)
+        return PlainConsole(stderr=error or self.json)
 
     def show(self, value: Any) -> None:
         """Print a value as JSON."""
@@ -139,7 +143,8 @@ _GLOBAL: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         {
             "is_flag": True,
             "callback": _store_option("quiet"),
-            "help": "Print errors, but no progress, confirmations and reports.",
+            "help": "Print requested data and errors, but no progress and confirmations. `run` prints nothing if "
+            "the run succeeds.",
         },
     ),
     (
@@ -192,7 +197,7 @@ def command(group: click.Group, name: str | None = None) -> Callable[[F], click.
 
 
 def print_result(line: str, **facts: Any) -> None:
-    """Print the result of a command, or of its dry run; with `-o json` the facts, and the line as `message`."""
+    """Print the confirmation of a command, or its dry run; with `-o json` the facts, and the line as `message`."""
     options = current_options()
     if options.json:
         options.show({**facts, "dry_run": options.dry_run, "message": line})

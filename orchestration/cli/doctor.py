@@ -19,7 +19,7 @@ def doctor() -> None:
     """Diagnose the installation.
 
     The command checks Redis, queues, workers, hosts, stored plans and waiting runs, and prints a remedy for each
-    problem.
+    problem. With -q, the command prints only errors.
 
     \b
     Exit codes:

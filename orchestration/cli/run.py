@@ -77,9 +77,8 @@ def start_and_watch(
 def watch_started(started: Run, *, detach: bool, show: bool = False, follow: str = "") -> None:
     """Watch a run that was just started, or with `detach` print its id; ends the command."""
     options = current_options()
-    console = options.console()
-    if started.attached:
-        console.print(f"run {started.id} exists already; nothing was started", style="yellow")
+    if started.attached and not options.quiet:
+        options.console().print(f"run {started.id} exists already; nothing was started", style="yellow")
     elif not options.quiet and (missing := started.unserved()):
         queues = ",".join(missing)
         print_line(f"run {started.id}: no worker serves {queues}: start longshore worker -Q {queues}", err=True)
@@ -109,10 +108,6 @@ def show_dry_run(plan: Plan, params: dict[str, Any]) -> int:
     impossible = [answer for answer in answers if answer["impossible"]]
     if options.json:
         options.show({"dry_run": True, "plan": plan.name, "possible": not impossible, "steps": answers})
-        return 1 if impossible else 0
-    if options.quiet:
-        for answer in impossible:
-            print_line(f"error: {answer['step']} on {answer['host']} cannot succeed: {answer['impossible']}", err=True)
         return 1 if impossible else 0
     console = options.console()
     console.print(f"dry run of {plan.name}: nothing is changed", style="bold")
@@ -144,7 +139,7 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
         return stop_watching(run)
     print_outcome(report, report.exit_code or 0)
     print_next(run, report)
-    if show and not options.json and not options.quiet:
+    if show and not options.json:
         for step in report.steps:
             if step.data:
                 options.show(step.data)

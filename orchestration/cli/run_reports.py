@@ -14,11 +14,12 @@ from longshore.orchestration.cli.common import (
     print_json,
     print_line,
     print_lines,
+    print_report,
 )
 from longshore.orchestration.cli.inputs import client
 from longshore.orchestration.cli.names import complete_run, complete_step
 from longshore.orchestration.cli.next_commands import print_next
-from longshore.orchestration.cli.run import print_outcome, watch_to_end
+from longshore.orchestration.cli.run import watch_to_end
 from longshore.orchestration.client import live
 from longshore.orchestration.client.run import Run
 from longshore.orchestration.language import printable
@@ -99,12 +100,14 @@ def show(run: str) -> None:
     options = current_options()
     found = client().get(run)
     report = found.report()
-    if not options.json and not options.quiet:
+    if options.json:
+        print_report(report)
+    else:
         console = options.console()
         if not console.is_terminal:
             console.width = 1000  # for a pipe, not for a screen
         console.print(live.tree(report), soft_wrap=False)
-    print_outcome(report, report.exit_code or 0)
+        console.print(live.closing(report))
     print_next(found, report, shown=True)
     exit_with(report.exit_code or 0)
 

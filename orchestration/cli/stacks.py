@@ -54,7 +54,8 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
 
     The inventory is stored in Redis, and lists the Compose stacks of each host with their containers, files and images.
     The command changes nothing. `longshore orchestrate` rebuilds an inventory that is not valid. To find services that
-    need a restart, use `longshore select`.
+    need a restart, use `longshore select`. With -q, lines about valid inventories are left out, and the other lines go
+    to stderr.
 
     \b
     Exit codes:
@@ -83,7 +84,7 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
         quiet = current_options().quiet
         for line in _check_lines(checked, stale_only=quiet):
             print_line(line, err=quiet)
-        if found is not None and not quiet:
+        if found is not None:
             _print_selection(found)
     for host, why in checked.errors.items():
         print_line(f"error: {host}: {why}", err=True)
@@ -432,5 +433,6 @@ def _finish(done: Orchestrated) -> None:
         for note in [] if options.quiet else done.selection.notes:
             touched = (note.host, note.project, note.service) in restarted
             print_line(f"{'note' if touched else 'left alone'}: {note}")
-        print_line(done.message, err=done.exit_code != 0)
+        if done.exit_code or not options.quiet:
+            print_line(done.message, err=done.exit_code != 0)
     return exit_with(done.exit_code)

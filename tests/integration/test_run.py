@@ -219,7 +219,7 @@ def test_template_reads_the_host_of_its_step(workers: Installation, tmp_path: Pa
     assert (tmp_path / "host").read_text() == f"longshore {os.uname().machine} True 0"
 
 
-def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
+def test_quiet_commands_print_failures_on_stderr_and_requested_data(
     workers: Installation, failing_plan: Path, tmp_path: Path
 ) -> None:
     # given
@@ -228,12 +228,6 @@ def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
     # when
     failed = workers.longshore("-q", "run", str(failing_plan), "-p", "text=x", "--run-id", "quiet-2")
     commands = {
-        "ops run": (
-            workers.longshore("-q", *command),
-            3,
-            "error[run-failed]: run quiet-1 of plan command.exec.execute",
-        ),
-        "runs show": (workers.longshore("-q", "runs", "show", "quiet-2"), 1, "error[run-failed]: run quiet-2 of plan"),
         "runs watch": (
             workers.longshore("runs", "watch", "quiet-2", "-q"),
             1,
@@ -260,6 +254,8 @@ def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
     step = f"op: file.deploy.execute, with: {{path: {tmp_path}/file/below, content: x}}"
     impossible.write_text(f"name: impossible\nsteps:\n  deploy: {{{step}}}\n")
     predicted = workers.longshore("-q", "run", str(impossible), "--dry-run")
+    operation = workers.longshore("-q", *command)
+    shown = workers.longshore("-q", "runs", "show", "quiet-2")
 
     # then
     assert (failed.code, failed.out) == (1, "")
@@ -270,9 +266,14 @@ def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
     for name, (result, code, line) in commands.items():
         assert (result.code, result.out) == (code, ""), name
         assert result.err.startswith(line), name
-    assert "in doubt: do" in commands["ops run"][0].err
-    assert (predicted.code, predicted.out) == (1, "")
-    assert predicted.err.startswith("error: deploy on ")
+    # requested data is printed
+    assert (operation.code, operation.json["exit_code"]) == (3, 3)
+    assert operation.err.startswith("error[run-failed]: run quiet-1 of plan command.exec.execute")
+    assert "in doubt: do" in operation.err
+    assert (shown.code, shown.err) == (1, "")
+    assert "undone: 5 steps, " in shown.out
+    assert (predicted.code, predicted.err) == (1, "")
+    assert "cannot succeed: " in predicted.out
 
 
 def test_runs_show_prints_the_parameters_of_a_run(workers: Installation, plan: Path, home: Path) -> None:

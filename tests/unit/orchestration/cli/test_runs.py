@@ -1,19 +1,23 @@
-"""Commands to runs: refusals, and the deletion of several runs."""
+"""Commands to runs: refusals, quiet output, and the deletion of several runs."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from longshore.orchestration.cli import breakers, runs
+from longshore.orchestration import Plan
+from longshore.orchestration.cli import breakers, run, run_reports, runs
 from longshore.orchestration.cli.main import call
 from longshore.orchestration.errors import UnknownName, WaitTimeout
+from longshore.orchestration.runs.report import Report
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.breakers import Breakers
+from longshore.orchestration.testing import Sandbox
 from longshore.tasks.simulation.memory_store import MemoryStore
 
 Captured = pytest.CaptureFixture[str]
@@ -93,6 +97,59 @@ def test_reset_of_a_closed_breaker_is_an_error_with_a_code(monkeypatch: pytest.M
     assert call(["breaker", "reset", "paging"]) == 2
     expected = "error[unknown-name]: the breaker of service 'paging' is not open: choose one of: billing\n"
     assert capsys.readouterr().err == expected
+
+
+# --- --quiet --------------------------------------------------------------------------------------
+
+
+class Finished:
+    """A client that has one run, which has failed."""
+
+    def __init__(self) -> None:
+        plan = Plan("shop")
+        plan.step("ship", "noop.execute", fail="out of stock")
+        self._report = Sandbox().run(plan)
+
+    def report(self) -> Report:
+        return self._report
+
+    def get(self, _run_id: str) -> Finished:
+        return self
+
+    def runs(self, _limit: int) -> list[Finished]:
+        return [self]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["ls"], 0), (["show", "r1"], 1)], ids=["ls", "show"])
+def test_quiet_command_prints_what_was_requested(
+    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(run_reports, "client", Finished)
+    monkeypatch.setattr(run_reports, "print_next", lambda *_, **__: None)
+
+    outputs = []
+    for quiet in ([], ["-q"]):
+        assert call(["runs", *arguments, *quiet]) == code
+        outputs.append(tuple(capsys.readouterr()))
+
+    assert outputs[0] == outputs[1]
+    assert "1 failed" in outputs[1][0]
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_quiet_dry_run_prints_its_prediction(
+    possible: bool, monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
+) -> None:
+    answer = {"level": 0, "step": "a", "op": "noop.execute", "host": "web1", "changed": True, "action": "would act"}
+    answer |= {"undo": "", "impossible": "" if possible else "no such file"}
+    monkeypatch.setattr(run, "client", lambda: SimpleNamespace(dry_run=lambda *_: [answer]))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("name: p\nsteps: {a: {op: noop.execute}}\n")
+
+    assert call(["run", str(plan), "--dry-run", "-q"]) == (0 if possible else 1)
+
+    out, err = capsys.readouterr()
+    assert ("would act" in out, "cannot succeed: no such file" in out, err) == (True, not possible, "")
 
 
 # --- prune ----------------------------------------------------------------------------------------
