@@ -17,7 +17,7 @@ _CLAIM = 120
 
 
 class _NotificationTask(SagaTask):
-    """Base of the notification tasks: a failed delivery is retried for about ten minutes."""
+    """Base of the notification tasks: a failed delivery is retried eight times, for about six minutes."""
 
     abstract = True
     may_come_again = True
@@ -25,6 +25,7 @@ class _NotificationTask(SagaTask):
     dont_autoretry_for = (UnknownName,)
     retry_backoff = 2
     retry_backoff_max = 120
+    retry_jitter = False
     max_retries = 8
 
 

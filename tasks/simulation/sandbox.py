@@ -136,7 +136,8 @@ class Sandbox:
     """Runs plans in memory, for tests, without Redis, workers or Docker.
 
     The sandbox runs operations of your own, `noop.execute`, and `docker.*` on the MemoryEngine `engine`. Steps of all
-    other operations are pretended: they succeed, are changed, and return the data that `give` sets.
+    other operations are pretended: they succeed, and return the data that `give` sets. A pretended step is changed,
+    unless the step only reads.
 
     * `hosts` – names of hosts, or a mapping of names to labels
     * `pretend` – pretend all steps, with invented values for secrets
