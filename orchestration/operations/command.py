@@ -63,6 +63,7 @@ class CommandResult(Result):
     exit_code: int | None = None
     duration_ms: int = 0
     truncated: bool = False
+    skipped: str | None = None
 
 
 def is_read_only_command(params: dict[str, Any]) -> bool:

@@ -67,6 +67,12 @@ class UpResult(Result):
     standing: list[dict[str, Any]] = []
 
 
+class RollbackResult(UpResult):
+    """As the result of `compose.up.execute`. `to` is the number of the revision that runs now."""
+
+    to: int
+
+
 class ConfigResult(Result):
     """Each service has `image`, `hash` (of its configuration), `replicas`, `depends_on` and `build`. `sha256` is the
     digest of all resolved files.
@@ -238,7 +244,7 @@ BUILD = _compose(
 ROLLBACK = _compose(
     "rollback.execute",
     RollbackParams,
-    UpResult,
+    RollbackResult,
     "Roll a project back to an earlier revision",
     About(
         changed="a container was created, replaced, started or removed",

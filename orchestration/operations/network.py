@@ -46,6 +46,12 @@ class DnsResult(Result):
     path: str = ""
 
 
+class DnsUpdateResult(DnsResult):
+    """The lists have the order of the file. `path` is /etc/resolv.conf, and `sha256` the digest of the file."""
+
+    sha256: str = ""
+
+
 class DnsUpdateParams(Params):
     """The step writes /etc/resolv.conf. At least one list is required. An omitted list and all other lines stay
     unchanged.
@@ -120,6 +126,7 @@ class HttpResult(Result):
     headers: dict[str, str] = {}
     duration_ms: int = 0
     truncated: bool = False
+    parsed: Any = Field(None, alias="json")
 
 
 class Undoing(Params):
@@ -193,7 +200,7 @@ DNS_GET = _network("dns.get", DnsParams, DnsResult, "Get the name servers and se
 DNS_UPDATE = _network(
     "dns.update",
     DnsUpdateParams,
-    DnsResult,
+    DnsUpdateResult,
     "Set name servers and search domains",
     kind=Kind.CONVERGES,
     undo=Undo.FULL,

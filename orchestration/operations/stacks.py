@@ -82,7 +82,7 @@ class RebuildParams(InspectParams):
 
 class RebuildResult(Result):
     """If this step built `generation`, `built` is true, and `why` is the reason. `projects`, `services` and `stale`
-    count the objects of the inventory.
+    count the objects of the inventory. `age_s` is the age of the inventory in seconds.
     """
 
     cache: str
@@ -90,6 +90,7 @@ class RebuildResult(Result):
     previous: int | None = None
     built: bool = False
     why: str = ""
+    age_s: float = 0.0
     projects: int = 0
     services: int = 0
     stale: int = 0

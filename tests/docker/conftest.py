@@ -22,6 +22,7 @@ from longshore.tasks.operations import docker as docker_tasks
 from tests import servers
 from tests.conftest import get
 from tests.servers import PREFIX, engine_url
+from tests.unit.tasks.operations.fake_step import check_result
 
 if TYPE_CHECKING:
     import docker
@@ -66,7 +67,7 @@ class Step:
     def act(self) -> Outcome:
         outcome = self.operation.act(self.ctx, self.params, self.before)
         self.outcome = Outcome(outcome.changed, json.loads(json.dumps(outcome.data)))
-        self.operation.operation.result.model_validate(self.outcome.data)
+        check_result(self.operation.operation, self.outcome)
         return self.outcome
 
     def act_concurrently(self, times: int = 2) -> list[Outcome]:

@@ -39,8 +39,8 @@ class InspectParams(OfContainer):
 
 
 class InspectResult(Result):
-    """`running` is also true while the container is paused or restarts. `full` is the answer of the engine, without
-    environment variables.
+    """`running` is also true while the container is paused or restarts. `networks` has the names of the networks.
+    `full` is the answer of the engine, without environment variables.
     """
 
     exists: bool
@@ -58,6 +58,7 @@ class InspectResult(Result):
     image_id: str | None = None
     config_hash: str | None = None
     labels: dict[str, str] = {}
+    networks: list[str] = []
     #: The engine's own answer, without the environment, which may contain secrets.
     full: dict[str, Any] = {}
 

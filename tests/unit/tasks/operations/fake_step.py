@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from longshore.orchestration.operations import find
+from longshore.orchestration.operations import Operation, find
 from longshore.tasks.implementation import Context, Outcome, Prediction, implementation
 from longshore.tasks.operations import command, file, noop
 
 #: Importing these modules registers the implementations.
 FAMILIES = (command, file, noop)
+
+
+def check_result(operation: Operation, outcome: Outcome) -> None:
+    """Check that the data match the result of the operation, which lists all fields, unless the plan chooses them."""
+    operation.result.model_validate(outcome.data)
+    if fields := operation.result.model_json_schema().get("properties"):
+        assert set(outcome.data or ()) <= set(fields), f"{operation.name} returns more than its result lists"
 
 
 class Doing:
@@ -33,7 +40,7 @@ class Doing:
     def act(self) -> Outcome:
         done = self.implementation.act(self.ctx, self.params, self.before)
         self.outcome = Outcome(done.changed, json.loads(json.dumps(done.data)))
-        self.implementation.operation.result.model_validate(self.outcome.data)
+        check_result(self.implementation.operation, self.outcome)
         return self.outcome
 
     def predict(self) -> Prediction:
