@@ -242,9 +242,10 @@ ERRORS: dict[str, ErrorText] = {
         _STEP,
         "The operation was completed without success. The step is retried only if the step or the plan has `retry`.",
         "A command or container returned another exit code than 0. Or a service returned a status that is not in "
-        "`ok_codes` of the step.",
+        "`ok_codes` of the step. Or the operation raised an unexpected exception: the error then begins with the type "
+        "of the exception.",
         "Read the output: `longshore runs logs RUN STEP`. If the exit code or status means success, add it to "
-        "`ok_codes` of the step.",
+        "`ok_codes` of the step. After an unexpected exception, the output has the traceback.",
     ),
     "delayed": ErrorText(
         _STEP,
