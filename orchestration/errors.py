@@ -5,7 +5,7 @@
     │   ├── PlanError                 an invalid plan, with step and line
     │   │   └── PlanDenied            a plan refused by policy: too large, a plaintext secret, an unsafe template
     │   ├── ParamsError               values that do not match the plan's `params`
-    │   ├── UnknownName               no such plan, run, step or operation
+    │   ├── UnknownName               no such plan, run, step, operation or host
     │   │   └── JobNotFound           no such job; the message lists the known ones
     │   ├── RunConflict               the run id belongs to a run of another plan
     │   ├── BadIdentifier             a text that is not valid in a key or a path
@@ -139,7 +139,7 @@ class ParamsError(UsageError):
 
 
 class UnknownName(UsageError):
-    """The plan, run, step, operation, host or schedule of this name does not exist."""
+    """The plan, run, step, operation, host, service or schedule of this name does not exist."""
 
     code = "unknown-name"
 

@@ -62,11 +62,11 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "unknown-name": ErrorText(
         "2",
-        "The plan, run, step, operation or schedule of that name does not exist.",
-        "The name is misspelt, or the run was deleted after its retention. Or your value of LONGSHORE_PLANS, "
-        "LONGSHORE_REDIS_URL or LONGSHORE_NAMESPACE differs from that of the workers.",
-        "List the names: `longshore runs ls`, `longshore ops ls`, `longshore schedules ls`. `longshore runs show RUN` "
-        "prints the steps of a run.",
+        "The plan, run, step, operation, host, service or schedule of that name does not exist.",
+        "The name is misspelt, the run was deleted after its retention, or no worker of the host has started. Or your "
+        "value of LONGSHORE_PLANS, LONGSHORE_REDIS_URL or LONGSHORE_NAMESPACE differs from that of the workers.",
+        "List the names: `longshore runs ls`, `longshore ops ls`, `longshore hosts ls`, `longshore schedules ls`. "
+        "`longshore runs show RUN` prints the steps of a run, and `longshore explain` the error codes.",
     ),
     "job-not-found": ErrorText(
         "2",
