@@ -200,9 +200,10 @@ def all_settings() -> str:
         "2. the environment variable",
         "3. a settings file (YAML or TOML), which `--config FILE` or `LONGSHORE_CONFIG` selects. There, the name is in"
         " lower case and without `LONGSHORE_`: `redis_url`", "",
-        "Give all clients, workers and beats of an installation the same values. Only `LONGSHORE_CONNECT_TIMEOUT`, and"
-        " the settings whose meaning says *beat*, *this"
-        " process*, *this host* or *each worker* may differ.", "",
+        "Give all clients, workers and beats of an installation the same values. Only these settings may differ:", "",
+        "* `LONGSHORE_CONNECT_TIMEOUT`",
+        "* settings in the section [Limits of a worker](#limits-of-a-worker)",
+        "* settings whose meaning says *beat*, *this process* or *this host*", "",
         "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. If the default is"
         " empty, the setting is off, unless the meaning gives a default. An invalid value is an error"
         " ([`config-invalid`](errors.md#config-invalid)). The [glossary](../concepts/glossary.md) defines the terms.",
