@@ -113,8 +113,8 @@ _EXIT_CODES = (
     ),
     (
         "1", "The run did not succeed. No effect is"
-        " [left over or in doubt](../concepts/compensation.md#effects-that-remain). Effects of `always` steps and of"
-        " steps with `undo: none` do not count.",
+        " [left over or in doubt](../concepts/compensation.md#effects-that-remain), and no `always` step failed."
+        " Effects that these lists omit, such as those of `always` steps, do not count.",
         "A run is `undone`. A run is `failed`, and no step has acted. A run was cancelled before it began.",
     ),
     (
