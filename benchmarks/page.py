@@ -65,8 +65,8 @@ The 2,000 runs wait for an approval. A *sweep* is the search of a worker for [du
 runs](../concepts/runs.md#how-a-run-continues), once a second.
 """,
     "Many live runs": """\
-The benchmark itself claims the steps, so that the worker only sweeps the runs. The worker has to sweep a run with a
-running step at least every 5 s, a third of a [lease](../concepts/leases.md#lease).
+The benchmark itself claims the steps, so that the worker only checks the runs in its sweeps. The worker has to check a
+run with a running step at least every 5 s, a third of a [lease](../concepts/leases.md#lease).
 """,
     "Rates": """\
 `/s` is steps per second. Each of the 100 runs, Celery chains or workflows has 5 steps, one after the other.
@@ -84,7 +84,7 @@ The plans start on a Redis server without a worker, because a worker would compe
     "Behind runs that wait for a concurrency key": """\
 The benchmark starts 20, 200, 800 or 5,000 runs with one [concurrency
 key](../concepts/recovery.md#concurrency-keys), of which at most two run at the same time. *Unrelated* runs have one
-step and no key. The first unrelated run after each start has a row of its own.
+step and no key. All times are from the start of such a run to its report.
 """,
     "Admission": """\
 One run holds a concurrency key, and all other runs wait for the key. The benchmark releases the key, and admits the

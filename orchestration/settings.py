@@ -204,8 +204,9 @@ class Settings(BaseSettings):
     #: (`s3://NAME`). If a name has a private address, list the address, too. Default: all except link-local addresses
     #: and metadata services of clouds (`169.254.169.254`).
     allowed_hosts: str = ""
-    #: Whether containers may be `privileged`, use devices and namespaces of the host, and have any capability or
-    #: option. If not, only those are allowed that Longshore lists as harmless, such as the network of the host.
+    #: Whether containers and volumes may have any privilege. By default, workers refuse `privileged`, devices,
+    #: namespaces of the host except its network, and [all capabilities and options that are not known to be
+    #: harmless](../concepts/security.md#containers).
     allow_privileged: bool = False
     #: The most bytes of an object (a file in Redis), a cache, or a downloaded file. A step with a larger one fails.
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)

@@ -1,4 +1,4 @@
-"""Waiting runs: their idle cost, and the delay of other runs; and queries of many stored runs."""
+"""Waiting runs: their idle cost, and the time of other runs; and queries of many stored runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WATCHED = 10.0
 #: Seconds within which a sweep has found each new run.
 _NEW = 60.0
 _APPROVALS = 2000
-#: Runs with a step in progress; a worker sweeps each of them every third of a lease.
+#: Runs with a step in progress; a worker checks each of them every third of a lease.
 _LIVE = 5000
 _STORED = 10_000
 #: Milliseconds between two stored runs, so that all runs are younger than the retention.
@@ -75,7 +75,7 @@ def _watched(site: Site, when: str) -> list[Figure]:
 
 
 def live(bench: Bench) -> list[Figure]:
-    """The longest interval between two sweeps of a run, if one worker sweeps many runs with a running step."""
+    """The longest interval between two checks of a run, if one worker checks many runs with a running step."""
     site, client = bench.site, bench.client
     store = client.store
     site.stop()
@@ -101,7 +101,7 @@ def live(bench: Bench) -> list[Figure]:
     interval = postponement(store.settings) + late
     third = at_most(store.settings.lease / 3)
     return [
-        Figure(f"{title}: the longest interval between two sweeps of a run", interval, "s", target=third),
+        Figure(f"{title}: the longest interval between two checks of a run", interval, "s", target=third),
         Figure(f"{title}: processor", 100 * cpu / took, "%"),
         Figure(f"{title}: Redis commands", commands / took, "/s"),
     ]
@@ -133,7 +133,7 @@ def _settle(bench: Bench, reached: Callable[[], bool]) -> None:
 
 
 def behind(bench: Bench) -> list[Figure]:
-    """The delay of a run behind runs that wait for a concurrency key."""
+    """The time of a run behind runs that wait for a concurrency key."""
     site, client = bench.site, bench.client
     site.fresh()
     plan, one, submitted = keyed("a"), grid(1, 1), 0
@@ -159,7 +159,7 @@ def behind(bench: Bench) -> list[Figure]:
     return [
         *figures,
         Figure("slowest p50 behind waiting runs, divided by the p50 without", slowest / alone, target=at_most(1.2)),
-        Figure("the longest delay of an unrelated run, except right after a start", worst, "s", target=at_most(0.5)),
+        Figure("the longest time of an unrelated run, except right after a start", worst, "s", target=at_most(0.5)),
     ]
 
 

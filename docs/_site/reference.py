@@ -113,8 +113,8 @@ _EXIT_CODES = (
     ),
     (
         "1", "The run did not succeed. No effect is"
-        " [left over or in doubt](../concepts/compensation.md#effects-that-remain). Effects of `always` steps and of"
-        " steps with `undo: none` do not count.",
+        " [left over or in doubt](../concepts/compensation.md#effects-that-remain), and no `always` step failed."
+        " Effects that these lists omit, such as those of `always` steps, do not count.",
         "A run is `undone`. A run is `failed`, and no step has acted. A run was cancelled before it began.",
     ),
     (
@@ -200,11 +200,12 @@ def all_settings() -> str:
         "2. the environment variable",
         "3. a settings file (YAML or TOML), which `--config FILE` or `LONGSHORE_CONFIG` selects. There, the name is in"
         " lower case and without `LONGSHORE_`: `redis_url`", "",
-        "Give all clients, workers and beats of an installation the same values. Only `LONGSHORE_CONNECT_TIMEOUT`, and"
-        " the settings whose meaning says *beat*, *this"
-        " process*, *this host* or *each worker* may differ.", "",
-        "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. 0 is"
-        " allowed for LONGSHORE_FAST_RETRY and LONGSHORE_RETRY_SPREAD only. If the default is"
+        "Give all clients, workers and beats of an installation the same values. Only these settings may differ:", "",
+        "* `LONGSHORE_CONNECT_TIMEOUT`",
+        "* settings in the section [Limits of a worker](#limits-of-a-worker)",
+        "* settings whose meaning says *beat*, *this process* or *this host*", "",
+        "A *duration* is a number of seconds, or a text such as `500ms`, `30s`, `10m`, `1h` or `1d`. Only"
+        " `LONGSHORE_FAST_RETRY` and `LONGSHORE_RETRY_SPREAD` may be 0. If the default is"
         " empty, the setting is off, unless the meaning gives a default. An invalid value is an error"
         " ([`config-invalid`](errors.md#config-invalid)). The [glossary](../concepts/glossary.md) defines the terms.",
     ]  # fmt: skip

@@ -55,9 +55,10 @@ def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None,
     \b
     Exit codes:
       0  the run has succeeded
-      1  the run has not succeeded, and no effect is left over or in doubt
+      1  the run has not succeeded, no effect is left over or in doubt, and no
+         `always` step failed
       1  Redis does not answer (the run may continue)
-      3  an effect remains or may remain
+      3  an effect remains or may remain, or an `always` step failed
     """
     loaded = load_plan(plan)
     params = read_params(loaded, pairs, file)

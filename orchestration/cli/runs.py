@@ -59,9 +59,10 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
 
     \b
     Exit codes:
-      0  the run has ended, and no effect is left over or in doubt
+      0  the run has ended, no effect is left over or in doubt, and no `always`
+         step failed
       1  refused, or not executed in 30 seconds (a worker executes it later)
-      3  an effect remains or may remain
+      3  an effect remains or may remain, or an `always` step failed
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -83,9 +84,9 @@ def undo(run: str, reason: str, detach: bool) -> None:
 
     \b
     Exit codes:
-      0  undone
+      0  undone, and no `always` step failed
       1  refused, or not executed in 30 seconds (a worker executes it later)
-      3  an effect remains or may remain
+      3  an effect remains or may remain, or an `always` step failed
     """
     found = client().get(run)
     if current_options().dry_run:

@@ -280,8 +280,18 @@ def restart(
     Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
     healthy, its earlier version is restored.
 
-    Exit codes: the same as `longshore orchestrate`, and 2 for a NAME that no inspected host has. Without NAME, the exit
-    code is 3 if no known host answers.
+    \b
+    Exit codes:
+      0  nothing to do, or all selected stacks are up to date
+      1  no change remains: the run was cancelled, or, with --on-failure undo, a
+         stack failed
+      1  no host is known, or Redis does not answer (the run may continue)
+      2  no inspected host has NAME, also if no host could be inspected
+      3  after a cancellation or failure, a change remains or may remain
+      3  some hosts or stacks could not be inspected; without NAME, also if none
+         could be inspected
+      3  with --on-failure keep (the default), a stack failed, even if its earlier
+         version was restored
     """
     requested = _read_names(names)
     rollout = rollout_from(rollout_options)

@@ -62,8 +62,9 @@ class Plan(_Model):
     params: dict[str, Param] = Field(default_factory=dict, description="The parameters of the plan by name")
     on_error: OnError = Field(
         "stop",
-        description="The `on_error` of steps that do not set it. stop: after a failed step, only `always` steps begin, "
-        "and `on_failure` applies. continue: only the steps that depend on the failed step are skipped",
+        description="The `on_error` of steps that do not set it. stop: after a failed step (except an `always` step), "
+        "only `always` steps begin, and `on_failure` applies. continue: only the steps that depend on the failed step "
+        "are skipped",
     )
     on_failure: OnFailure = Field(
         "undo",

@@ -198,7 +198,9 @@ class Step(_Model):
         "KEY:VALUE: all hosts with this label. By default, the target of the plan",
     )
     on_no_host: OnNoHost = Field(
-        "fail", description="Whether the step fails or is skipped if no host matches the target"
+        "fail",
+        description="If no host matches the target, the start of the run is refused, or the step fails when its level "
+        "opens (fail); or the step is skipped (skip)",
     )
     when_fact: HostFilter | None = Field(
         None,
@@ -226,7 +228,8 @@ class Step(_Model):
     )
     on_error: OnError | None = Field(
         None,
-        description="The `on_error` of this step. By default, the `on_error` of the plan",
+        description="The `on_error` of this step. By default, the `on_error` of the plan. A failed `always` step never "
+        "stops the run",
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         None,
