@@ -267,10 +267,14 @@ def _is_point(step: CompiledStep, record: StepRecord) -> bool:
 
 
 def may_have_acted(step: CompiledStep, record: StepRecord) -> bool:
-    """Whether a step was claimed, and is not proven to have had no effect. Always steps are not compensated."""
+    """Whether a step that a compensation covers may have an effect. No compensation covers `always` steps."""
+    return not step.always and _may_have_effect(step, record)
+
+
+def _may_have_effect(step: CompiledStep, record: StepRecord) -> bool:
+    """Whether a step was claimed, and is not proven to have had no effect."""
     return (
         record.attempts > 0
-        and not step.always
         and not step.read_only
         and not record.no_effect
         and record.status is not StepState.UNCHANGED
@@ -280,6 +284,11 @@ def may_have_acted(step: CompiledStep, record: StepRecord) -> bool:
 def is_untouched(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
     """Whether no step of a run can have had an effect that a compensation would cover."""
     return not any(may_have_acted(step, leaf) for _, step, leaf in leaves(plan, steps))
+
+
+def has_no_effect(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
+    """Whether no step of a run, `always` steps included, can have had an effect."""
+    return not any(_may_have_effect(step, leaf) for _, step, leaf in leaves(plan, steps))
 
 
 def _why_impossible(record: StepRecord) -> str:

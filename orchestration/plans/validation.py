@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from longshore.orchestration.errors import LongshoreError, Problem, UnknownName, plain
 from longshore.orchestration.language import secrets, templates
-from longshore.orchestration.language.guards import LOOKS_AT_FAILURE
+from longshore.orchestration.language.guards import LOOKS_AT_FAILURE, OnlyIf
 from longshore.orchestration.language.targets import ANY, is_several
 from longshore.orchestration.operations import Operation, Params, celery_task, find, known, subplan
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, find_cycle, target_of
@@ -157,14 +157,18 @@ def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
                 path=where,
             )
         yield from _condition(plan, name, expression, where)
-    at_failure = [word for word in step.only_if if word in LOOKS_AT_FAILURE]
-    if at_failure and step.after and not step.always and not any(_may_fail(plan, d) for d in step.after):
-        yield Problem(
-            f"only_if: {at_failure[0]} can never hold, because each dependency ends the run on failure: "
-            "set on_error: continue on one of them",
-            step=name,
-            path=("steps", name, "only_if"),
-        )
+    for word in step.only_if:
+        in_units = word is not OnlyIf.FAILED
+        if word not in LOOKS_AT_FAILURE or not step.after or step.always:
+            continue
+        if not any(_may_fail(plan, dependency, in_units=in_units) for dependency in step.after):
+            yield Problem(
+                f"only_if: {word} can never hold, because each dependency ends the run on failure: "
+                "set on_error: continue on one of them",
+                step=name,
+                path=("steps", name, "only_if"),
+            )
+            break
 
 
 def _condition(plan: Plan, name: str, expression: str, where: tuple[str, ...]) -> Iterator[Problem]:
@@ -185,12 +189,13 @@ def _condition(plan: Plan, name: str, expression: str, where: tuple[str, ...]) -
         )
 
 
-def _may_fail(plan: Plan, name: str) -> bool:
-    """Whether the run can continue after a failure of the step."""
+def _may_fail(plan: Plan, name: str, *, in_units: bool = False) -> bool:
+    """Whether the run can continue after a failure of the step, or with `in_units` of units that it tolerates."""
     step = plan.steps.get(name)
     if step is None:
         return True  # a missing step is reported elsewhere
-    return step.always or step.tolerate is not None or (step.on_error or plan.on_error) == "continue"
+    tolerated = in_units and step.tolerate is not None
+    return step.always or tolerated or (step.on_error or plan.on_error) == "continue"
 
 
 def _fan_out(plan: Plan, name: str, step: Step) -> Iterator[Problem]:

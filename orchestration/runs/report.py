@@ -140,7 +140,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
     doubtful = in_doubt(plan, state, records) if state in TERMINAL else []
     unconfirmed = run.get("doubts", "").splitlines()
     code = _exit_code(plan, state, records, [*left, *doubtful, *unconfirmed]) if state in TERMINAL else None
-    untouched = state in {RunState.FAILED, RunState.CANCELLED} and not unconfirmed and saga.is_untouched(plan, records)
+    untouched = state in {RunState.FAILED, RunState.CANCELLED} and not unconfirmed and saga.has_no_effect(plan, records)
     untouched = untouched and not any(step.changed for step in reports)
     if code is not None:
         code = deployed.exit_code(plan.plan.labels, state, cause, reports) or code

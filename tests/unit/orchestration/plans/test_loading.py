@@ -445,6 +445,10 @@ def test_all_load_errors_are_reported_at_once() -> None:
       b: {op: noop.exec, after: a, foreach: abc, max_parallel: 2}
       c: {op: noop.execute, after: b, only_if: failed}
       d: {op: noop.execute, with: {data: "{{ steps.z.data }}"}, when: "params.x ==", max_parallel: 3}
+      e: {op: noop.execute, foreach: [1, 2], tolerate: 1}
+      f: {op: noop.execute, after: e, only_if: failed}
+      g: {op: noop.execute, after: e, only_if: any_host_failed}
+      h: {op: noop.execute, after: e, when: "steps.e.status == 'failed'"}
     """
     with pytest.raises(PlanError) as caught:
         parse(text)
@@ -461,5 +465,8 @@ def test_all_load_errors_are_reported_at_once() -> None:
         "step 'd': data: the template reads step 'z'",
         "step 'd': when: 'params.x ==' is not a valid expression",
         "step 'd': max_parallel requires a foreach or several hosts",
+        "step 'f': only_if: failed can never hold",
+        "step 'h': when: the condition can never hold",
     ):
         assert any(part in line for line in problems), (part, problems)
+    assert not any("step 'g'" in line for line in problems)

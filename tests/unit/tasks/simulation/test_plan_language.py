@@ -189,6 +189,18 @@ def test_child_that_changed_nothing_leaves_its_parent_untouched() -> None:
     assert report.summary == "nothing was changed; 1 step, 1 failed"
 
 
+def test_failed_always_step_may_have_an_effect() -> None:
+    plan = Plan("p")
+    plan.step("notify", "command.exec.execute", argv=["x"]).always()
+    sandbox = Sandbox()
+    sandbox.fail("notify")
+
+    report = sandbox.run(plan, run_id="r")
+
+    assert (report.state, report.exit_code) == ("failed", 3)
+    assert report.summary == "1 step, 1 failed"
+
+
 def test_child_past_its_point_of_no_return_is_reported_and_not_undone() -> None:
     plan = Plan("p")
     plan.run_plan("sub", child(irreversible=True))
