@@ -274,10 +274,7 @@ def may_have_acted(step: CompiledStep, record: StepRecord) -> bool:
 def _may_have_effect(step: CompiledStep, record: StepRecord) -> bool:
     """Whether a step was claimed, and is not proven to have had no effect."""
     return (
-        record.attempts > 0
-        and not step.read_only
-        and not record.no_effect
-        and record.status is not StepState.UNCHANGED
+        record.attempts > 0 and not step.read_only and not record.no_effect and record.status is not StepState.UNCHANGED
     )
 
 
