@@ -52,7 +52,7 @@ def readme_blocks() -> tuple[list[Block], list[Block]]:
 def test_readme_plan_in_yaml_runs_and_is_undone(environment: dict[str, str], tmp_path: Path) -> None:
     part, _ = readme_blocks()
 
-    Player(README, tmp_path, "", environment).play(part)
+    Player(README, tmp_path, "", environment, installed=True).play(part)
 
     assert (tmp_path / "shop" / "schema").read_text() == "1.1\n", "the undo of the second release removed its line"
 
@@ -66,7 +66,8 @@ def test_readme_plan_in_python_runs_and_is_undone(environment: dict[str, str], r
         Block("sh", "Terminal 3 (stays open)", "longshore worker -c 1", 0),
     ]
 
-    Player(README, tmp_path, redis_url, environment | {"LONGSHORE_REDIS_URL": redis_url}).play([*application, *part])
+    environment |= {"LONGSHORE_REDIS_URL": redis_url}
+    Player(README, tmp_path, redis_url, environment, installed=True).play([*application, *part])
 
     assert (tmp_path / "books.txt").read_text().splitlines()[-1] == "o-9: refunded 42"
 
