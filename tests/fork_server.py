@@ -3,8 +3,8 @@
 The tests start several hundred workers and commands. In a new interpreter, each of them spends a second of processor
 time on imports. `ForkServer` imports the libraries and the modules of Longshore once, and forks for each request. No
 preloaded module reads the environment on import. Each child has its own environment, folder, session and signal
-handlers, and runs the entry point of the installed program. The tests of the README and of the wheel start the installed
-programs instead.
+handlers, and runs the entry point of the installed program. The tests of the README and of the wheel start the
+installed programs instead.
 
 The shell of a test calls the fork server by the program that `ForkServer.write_program` writes.
 """

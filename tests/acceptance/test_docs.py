@@ -34,8 +34,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     yield env
     if pid := embedded.supervisor_pid(folder):
         os.kill(pid, 15)
-        while embedded.supervisor_pid(folder):
-            pass
+        wait_for("the end of the supervisor", lambda: not embedded.supervisor_pid(folder))
 
 
 def run(*arguments: str, cwd: Path, env: dict[str, str], timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
