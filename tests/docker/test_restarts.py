@@ -83,8 +83,9 @@ def test_stacks_are_updated_in_order_after_a_canary(place: Installation, project
     # given a first stack that fails
     old = infra.state()["db-1"][1]
     blog.move_image("db", command=["false"])
-    done = place.longshore("orchestrate", "--canary", "1", *QUICK)
+    done = place.longshore("orchestrate", "--canary", "1", *QUICK, "-o", "json")
     assert done.code == 3
+    assert set(done.json["stacks"]["failed"]) == {shop.name, infra.name, blog.name}
     assert {one.state()["db-1"][1] for one in (shop, infra, blog)} == {old}, "no stack follows the failed canary"
 
 
@@ -187,10 +188,11 @@ def test_invalid_files_of_a_stack_fail_only_this_stack(place: Installation, two:
     (shop.folder / "compose.yml").write_text("services: [")
     now = blog.move_image("db")
 
-    done = place.longshore("orchestrate", *QUICK)
+    done = place.longshore("orchestrate", *QUICK, "-o", "json")
 
     assert done.code == 3
-    assert f"{shop.name}: its files are invalid" in done.err
+    assert done.json["stacks"]["up_to_date"] == [blog.name]
+    assert f"{shop.name}: its files are invalid" in done.json["message"]
     assert blog.state()["db-1"][1] == now, "the other stack is updated"
     assert place.longshore("select").code == 3
     assert place.longshore("restart", f"{shop.name}/db").code == 2
