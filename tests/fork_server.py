@@ -3,8 +3,10 @@
 The tests start several hundred workers and commands. In a new interpreter, each of them spends a second of processor
 time on imports. `ForkServer` imports the libraries and the modules of Longshore once, and forks for each request. No
 preloaded module reads the environment on import. Each child has its own environment, folder, session and signal
-handlers, and runs the entry point of the installed program. The tests of the README, of the examples and of the wheel
-start the installed programs instead.
+handlers, and runs the entry point of the installed program. The tests of the README and of the wheel start the
+installed programs instead.
+
+The shell of a test calls the fork server by the program that `ForkServer.write_program` writes.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -42,6 +45,20 @@ PRELOADED = (
 PACKAGES = ("longshore.tasks", "longshore.orchestration.operations")
 
 _PR_SET_PDEATHSIG = 1
+
+#: A program that runs a command in the fork server, with its own streams, environment and folder.
+_PROGRAM = """#!{python} -IS
+import json, os, signal, socket, sys
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect({address!r})
+request = {{"command": [{program!r}, *sys.argv[1:]], "env": dict(os.environ), "cwd": os.getcwd()}}
+socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
+child = int(server.recv(64))
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: os.kill(child, number))
+status = int(server.recv(64) or b"-9")
+sys.exit(status if status >= 0 else 128 - status)
+"""
 
 
 class Process:
@@ -115,13 +132,24 @@ class ForkServer:
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
+        self._address = f"\0longshore-tests-{uuid.uuid4().hex}"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(self._address)
+        listener.listen()
+        passed = [theirs.fileno(), listener.fileno()]
         # Each request has the complete environment of its child.
-        command = [sys.executable, "-c", "from tests.fork_server import main; main()", str(theirs.fileno())]
+        command = [sys.executable, "-c", "from tests.fork_server import main; main()", *map(str, passed)]
         root = str(Path(__file__).resolve().parents[1])
         self._process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], cwd=root, env=os.environ | {"PYTHONPATH": root}, start_new_session=True
+            command, pass_fds=passed, cwd=root, env=os.environ | {"PYTHONPATH": root}, start_new_session=True
         )
         theirs.close()
+        listener.close()
+
+    def write_program(self, path: Path) -> None:
+        """Write a program with the name and the behaviour of an installed one. Calls of it run in the fork server."""
+        path.write_text(_PROGRAM.format(python=sys.executable, address=self._address, program=path.name))
+        path.chmod(0o755)
 
     def start(
         self,
@@ -169,10 +197,10 @@ class ForkServer:
 
 def main() -> None:
     """Run the fork server. In a child, run the command of the request."""
-    requests = socket.socket(fileno=int(sys.argv[1]))
+    requests, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     _die_with_parent()
     _preload()
-    request = _serve(requests)
+    request = _serve(requests, listener)
     if request is not None:
         _run(request)
 
@@ -192,22 +220,29 @@ def _preload() -> None:
     gc.freeze()
 
 
-def _serve(requests: socket.socket) -> dict[str, Any] | None:
+def _serve(requests: socket.socket, listener: socket.socket) -> dict[str, Any] | None:
     """Fork for each request, and report exit codes. Returns the request in a child, and None after the tests."""
     statuses: dict[int, int] = {}
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     while True:
-        ready, _, _ = select.select([requests, wake_read], [], [])
+        ready, _, _ = select.select([requests, listener, wake_read], [], [])
         if wake_read in ready:
             os.read(wake_read, 4096)
             _report_ended(statuses)
-        if requests not in ready:
+        if requests in ready:
+            text, given, _, _ = socket.recv_fds(requests, 1 << 20, 4)
+            if not text:
+                return None
+            answer = requests.fileno()
+        elif listener in ready:
+            connection, _ = listener.accept()
+            text, given, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+            answer = connection.detach()
+            given.insert(0, answer)  # the exit code is the second answer
+        else:
             continue
-        text, given, _, _ = socket.recv_fds(requests, 1 << 20, 4)
-        if not text:
-            return None
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -215,6 +250,7 @@ def _serve(requests: socket.socket) -> dict[str, Any] | None:
             for descriptor in (wake_read, wake_write, given[0], *statuses.values()):
                 os.close(descriptor)
             requests.close()
+            listener.close()
             for number, descriptor in enumerate(given[1:]):
                 os.dup2(descriptor, number)
             for descriptor in given[1:]:
@@ -224,21 +260,22 @@ def _serve(requests: socket.socket) -> dict[str, Any] | None:
         statuses[pid] = given[0]
         for descriptor in given[1:]:
             os.close(descriptor)
-        requests.send(str(pid).encode())
+        os.write(answer, str(pid).encode())
 
 
 def _report_ended(statuses: dict[int, int]) -> None:
     for pid in list(statuses):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            with os.fdopen(statuses.pop(pid), "wb") as out:
+            # The program of a shell may have ended before.
+            with contextlib.suppress(BrokenPipeError), os.fdopen(statuses.pop(pid), "wb", buffering=0) as out:
                 out.write(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 def _run(request: dict[str, Any]) -> None:
     """Run the command of a request in this process."""
     _die_with_parent()
-    if request["new_session"]:
+    if request.get("new_session"):
         os.setsid()
     # A shell starts background programs with SIGINT ignored, and the tests may be a background program.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.integration.processes import fork_server
 from tests.servers import SOON, free_port, redis_program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,9 +124,14 @@ def missing_line(printed: str, expected: str) -> str | None:
 
 
 class Player:
-    """Plays the blocks of one page in a folder. `redis_url` replaces the URL on the page."""
+    """Plays the blocks of one page in a folder. `redis_url` replaces the URL on the page.
 
-    def __init__(self, page: Path, folder: Path, redis_url: str, env: dict[str, str]) -> None:
+    With `installed`, the page calls the installed program `longshore`. Otherwise, the fork server runs the commands.
+    """
+
+    def __init__(
+        self, page: Path, folder: Path, redis_url: str, env: dict[str, str], *, installed: bool = False
+    ) -> None:
         self.page = page
         self.folder = folder
         self.redis_url = redis_url
@@ -136,6 +142,8 @@ class Player:
         (programs / "pip").write_text(_PIP.format(python=sys.executable, site=folder))
         (programs / "pip").chmod(0o755)
         (programs / "redis-server").symlink_to(redis_program())
+        if not installed:
+            fork_server().write_program(programs / "longshore")
         own = {"PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
         self.env = env | own | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -176,8 +184,9 @@ class Player:
         process.wait()
 
     def _play(self, block: Block) -> None:
-        body = block.body.replace(REDIS, self.redis_url).replace(OWN_PORT, str(self.own_port))
-        body = body.replace(WEB_PORT, str(self.web_port))
+        ours = {REDIS: self.redis_url, OWN_PORT: str(self.own_port), WEB_PORT: str(self.web_port)}
+        # In one pass, because a port of the player may contain a port of the page.
+        body = re.sub("|".join(map(re.escape, ours)), lambda found: ours[found[0]], block.body)
         is_terminal = block.title.startswith("Terminal")
         log, self.log = self.log, None
         if block.title and not is_terminal:

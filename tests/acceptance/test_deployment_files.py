@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from longshore.orchestration.cli.main import cli
 from longshore.orchestration.monitoring.metrics import _COUNTERS, _HISTOGRAMS
-from longshore.orchestration.settings import Settings, get_settings
+from longshore.orchestration.settings import get_settings
 from tests.acceptance.pages import DOCS, blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,10 +72,3 @@ def test_systemd_units_start_existing_commands_and_restart_them(tmp_path: Path) 
     services = yaml.safe_load((ROOT / "compose/compose.yaml").read_text())["services"]
     composed = [services[name]["command"][2].split(",") for name in ("control", "engine", "worker")]
     assert sorted(served) == sorted(queue for queues in composed for queue in queues)
-
-
-def test_reference_describes_every_setting() -> None:
-    text = (ROOT / "docs" / "reference" / "settings.md").read_text()
-    described = re.findall(r"^\| `LONGSHORE_(\w+)` \|.*\| *(\w[^|]*) \|$", text, re.M)
-
-    assert [name for name in Settings.model_fields if name.upper() not in dict(described)] == []

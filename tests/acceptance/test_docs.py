@@ -34,8 +34,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     yield env
     if pid := embedded.supervisor_pid(folder):
         os.kill(pid, 15)
-        while embedded.supervisor_pid(folder):
-            pass
+        wait_for("the end of the supervisor", lambda: not embedded.supervisor_pid(folder))
 
 
 def run(*arguments: str, cwd: Path, env: dict[str, str], timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
@@ -52,7 +51,7 @@ def readme_blocks() -> tuple[list[Block], list[Block]]:
 def test_readme_plan_in_yaml_runs_and_is_undone(environment: dict[str, str], tmp_path: Path) -> None:
     part, _ = readme_blocks()
 
-    Player(README, tmp_path, "", environment).play(part)
+    Player(README, tmp_path, "", environment, installed=True).play(part)
 
     assert (tmp_path / "shop" / "schema").read_text() == "1.1\n", "the undo of the second release removed its line"
 
@@ -66,7 +65,8 @@ def test_readme_plan_in_python_runs_and_is_undone(environment: dict[str, str], r
         Block("sh", "Terminal 3 (stays open)", "longshore worker -c 1", 0),
     ]
 
-    Player(README, tmp_path, redis_url, environment | {"LONGSHORE_REDIS_URL": redis_url}).play([*application, *part])
+    environment |= {"LONGSHORE_REDIS_URL": redis_url}
+    Player(README, tmp_path, redis_url, environment, installed=True).play([*application, *part])
 
     assert (tmp_path / "books.txt").read_text().splitlines()[-1] == "o-9: refunded 42"
 

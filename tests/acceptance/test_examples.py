@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from longshore.orchestration.client import embedded
+from tests.integration.processes import fork_server, result_of
 from tests.servers import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,10 +39,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 def done(env: dict[str, str], *arguments: str) -> tuple[int, str]:
-    command = [sys.executable, *arguments] if arguments[0].endswith(".py") else ["longshore", *arguments]
-    ran = subprocess.run(command, cwd=FEATURES, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert "Traceback" not in ran.stderr, ran.stderr
-    return ran.returncode, ran.stdout
+    if not arguments[0].endswith(".py"):
+        ran = result_of(fork_server().start(["longshore", *arguments], env=env, cwd=FEATURES), 120)
+        assert "Traceback" not in ran.err, ran.err
+        return ran.code, ran.out
+    command = [sys.executable, *arguments]
+    script = subprocess.run(command, cwd=FEATURES, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in script.stderr, script.stderr
+    return script.returncode, script.stdout
 
 
 def report(env: dict[str, str], plan: str, folder: Path | None = None) -> dict[str, Any]:
@@ -272,8 +277,8 @@ def test_celery_tasks(environment: dict[str, str], redis_server: RedisServer, tm
             worker.wait(30)
 
 
-@pytest.mark.parametrize("path", sorted(FEATURES.iterdir()), ids=lambda path: path.name)
-def test_page_of_examples_links_each_example(path: Path) -> None:
-    if path.name != "__pycache__":
-        page = (ROOT / "docs/reference/examples.md").read_text()
-        assert f"[{path.name}](../../examples/features/{path.name})" in page
+def test_page_of_examples_links_each_example() -> None:
+    page = (ROOT / "docs/reference/examples.md").read_text()
+    names = sorted(path.name for path in FEATURES.iterdir() if path.name != "__pycache__")
+    assert len(names) > 15
+    assert [name for name in names if f"[{name}](../../examples/features/{name})" not in page] == []

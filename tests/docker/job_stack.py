@@ -49,9 +49,10 @@ class JobStack:
         services: dict[str, dict[str, Any]] = {
             "db": service
             | {
-                "command": ["sh", "-c", "while true; do date >>/data/log; sleep 0.1; done"],
+                "command": ["sh", "-c", "while true; do echo written >>/data/log; sleep 0.1; done"],
                 "volumes": ["data:/data"],
-                "healthcheck": {"test": test, "interval": "500ms", "retries": 60},
+                # Each check costs processor time, as long as the tests of the module run.
+                "healthcheck": {"test": test, "interval": "1s", "retries": 60},
             },
             "app": service | {"deploy": {"replicas": 2}, "depends_on": {"db": {"condition": "service_healthy"}}},
             "web": service | {"depends_on": ["app"]},

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from tests.docker.stale_stacks import QUICK, MakeProject, place, project, restarts, rules, selected
-from tests.docker.two_stacks import Project
+from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import module_installation
 from tests.integration.processes import Installation
 from tests.servers import IMAGE, Registry
@@ -34,10 +34,10 @@ def test_bad_version_is_not_started_again_until_it_changes(
     shop.engine.tag(good["web-1"][1], f"{registry.host}/{shop.name}", "1")
 
     # When the stack is orchestrated repeatedly
-    codes = [place.longshore("orchestrate", "--registry", *QUICK).code for _ in range(5)]
+    codes = [place.longshore("orchestrate", "--registry", *QUICK).code for _ in range(3)]
 
     # Then there was one outage
-    assert codes == [3, 0, 0, 0, 0]
+    assert codes == [3, 0, 0]
     assert len(set(restarts(place)) - before) == 1
     listed = place.longshore("select", "--registry")
     assert "no services selected" in listed.out
@@ -62,14 +62,19 @@ def test_bad_configuration_is_not_started_again(place: Installation, project: Ma
     shop = project("shop")
     shop.up()
     assert place.longshore("orchestrate", *QUICK).code == 0
+    was = shop.state()
     shop.write(db={"command": ["false"]})
 
-    answers = [place.longshore("orchestrate", *QUICK) for _ in range(3)]
+    answers = [place.longshore("orchestrate", *QUICK) for _ in range(2)]
 
-    assert [answer.code for answer in answers] == [3, 0, 0]
+    assert [answer.code for answer in answers] == [3, 0]
     assert "was reverted" in answers[0].out
     assert "in doubt" not in answers[0].out
+    assert changed(was, shop.state()) == {"db-1"}
+    reverted = shop.engine.inspect_container(shop.container("db"))
+    assert (reverted["State"]["Running"], reverted["Config"]["Cmd"]) == (True, ["sleep", "9999"])
     assert selected(place) == {}
+    assert [text[:6] for text in selected(place, retry=True)[f"{shop.name}/db"]] == ["config"]
     # and a restart by name restarts the running version, and reports the bad one
     before = shop.state()["db-1"]
     named = place.longshore("restart", f"{shop.name}/db", *QUICK)

@@ -29,11 +29,7 @@ assert stack
     ("service", "word"),
     [
         ({"privileged": True}, "privileged: true"),
-        ({"pid": "host"}, "pid: host"),
-        ({"cap_add": ["SYS_ADMIN"]}, "SYS_ADMIN"),
-        ({"volumes": ["/:/host"]}, "root access to the host"),
         ({"volumes": [{"type": "bind", "source": "/srv/..", "target": "/host"}]}, "root access to the host"),
-        ({"volumes": ["/var/run/docker.sock:/var/run/docker.sock"]}, "root access to the host"),
     ],
 )
 def test_up_refuses_a_stack_with_root_access_to_the_host(

@@ -275,11 +275,8 @@ def test_another_worker_continues_after_a_kill_and_flower_shows_the_run(
     assert deployment.flower(f"/runs/{run_id}")[0] == 200
     assert deployment.flower(f"/runs/{run_id}", login="operator:wrong")[0] == 401
 
-    def ended() -> dict[str, Any] | None:
-        report = deployment.longshore("runs", "show", run_id, check=False)
-        return report if isinstance(report, dict) and report["state"] == "succeeded" else None
-
-    report = wait_for("the end of the run on another worker", ended)
+    report = deployment.longshore("runs", "watch", run_id)
+    assert report["state"] == "succeeded", report
     assert report["steps"][0]["attempts"] == 2
     code, page = deployment.flower(f"/runs/{run_id}")
     assert code == 200

@@ -216,11 +216,10 @@ def test_undo_of_down_restores_replicas_with_a_gap_in_their_numbers(stack: Stack
     assert not down.undo().changed
 
 
-@pytest.mark.parametrize("name", ["a___b", "a_-b", "a-"])
 def test_project_name_may_be_an_invalid_repository_name(
-    engine: docker.APIClient, compose_project: ComposeProject, step: MakeStep, name: str
+    engine: docker.APIClient, compose_project: ComposeProject, step: MakeStep
 ) -> None:
-    odd = ComposeProject(f"{compose_project.name}{name}", compose_project.directory)
+    odd = ComposeProject(f"{compose_project.name}a_-b___c-", compose_project.directory)
     plan = {"services": {"web": {"image": IMAGE, "init": True, "command": SLEEP}}}
     (odd.directory / "compose.yml").write_text(json.dumps(plan))
     params: dict[str, Any] = {"project_dir": str(odd.directory), "project": odd.name, "min_healthy_time": 0}

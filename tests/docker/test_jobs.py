@@ -32,7 +32,7 @@ from longshore.tasks.operations.jobs.discovery import workers
 from longshore.workers.job_agent import JobWatch
 from tests.docker.job_stack import COUNT, RUNNING, SOON, JobStack, module_shop, shop
 from tests.integration.conftest import MakeInstallation, module_installation
-from tests.integration.processes import Installation, Worker, wait_for
+from tests.integration.processes import Installation, Worker, fork_server, wait_for
 from tests.servers import IMAGE, engine_url, remove_project
 
 if TYPE_CHECKING:
@@ -140,24 +140,16 @@ def test_stack_is_started_after_a_failed_job_container(place: Installation, work
     assert shop.engine.inspect_container(container)["Name"].endswith("--kept")
 
 
-def test_job_container_is_stopped_at_its_timeout(client: Client, shop: JobStack) -> None:
-    shop.up(sleep=60)
+def test_job_that_exits_with_zero_at_its_timeout_is_timed_out(client: Client, shop: JobStack) -> None:
+    shop.up(labels={"worker.command": "sh -c 'trap \"exit 0\" TERM; sleep 60 & wait'"})
 
     with pytest.raises(JobTimeout) as failed:
         Jobs(client).run(shop.job, timeout="1s")
 
-    assert failed.value.report.job.result == "timed_out"
+    report = failed.value.report
+    assert (report.job.result, report.job.exit_code, report.exit_code) == ("timed_out", 0, 1)
     assert failed.value.exit_code == 1
     assert shop.is_healthy()
-
-
-def test_job_that_exits_with_zero_after_its_timeout_is_timed_out(client: Client, shop: JobStack) -> None:
-    shop.up(labels={"worker.command": "sh -c 'trap \"exit 0\" TERM; sleep 60 & wait'", "timeout": "1s"})
-
-    report = Jobs(client).run(shop.job, check=False)
-
-    assert report.job is not None
-    assert (report.job.result, report.job.exit_code, report.exit_code) == ("timed_out", 0, 1)
 
 
 def test_missing_job_image_causes_no_downtime(place: Installation, client: Client, shop: JobStack) -> None:
@@ -309,6 +301,7 @@ def test_cancel_stops_the_job_container_and_starts_the_stack(
     shop.up(sleep=60)
     run = Jobs(client).start(shop.job)
     wait_for("the start of the job container", shop.job_is_running)
+    assert f"{HOST}/{shop.name}" in json.dumps(place.longshore("locks", "ls", "-o", "json").json)
 
     assert place.longshore("runs", "cancel", run.id).code in {0, 1}
     report = run.wait(SOON)
@@ -405,22 +398,6 @@ def test_job_agent_starts_a_stack_that_a_job_left_down(
     assert container not in shop.job_containers()
 
 
-def test_jobs_of_one_stack_run_one_at_a_time(
-    place: Installation, worker: Worker, client: Client, shop: JobStack
-) -> None:
-    shop.up(sleep=1.5)
-    first, second = (Jobs(client).start(shop.job, run_id=f"{shop.job}-{n}") for n in range(2))
-
-    held = place.longshore("locks", "ls", "-o", "json").json
-    assert f"{HOST}/{shop.name}" in json.dumps(held)
-    reports = [run.wait(SOON) for run in (first, second)]
-
-    assert [report.exit_code for report in reports] == [0, 0]
-    begins = sorted((report.started_at, report.duration_s) for report in reports)
-    assert shop.runs() == 2
-    assert begins[0][1] < begins[1][1] or begins[0][0] < begins[1][0]
-
-
 @pytest.mark.parametrize("policy", ["skip", "cancel-running"])
 def test_overlap_policy_skips_or_replaces_a_run(client: Client, shop: JobStack, policy: str) -> None:
     shop.up(sleep=2, labels={"overlap-policy": policy})
@@ -474,7 +451,9 @@ def test_commands_and_code_of_the_jobs_page_run(
     engine: APIClient, place: Installation, worker: Worker, tmp_path: Path
 ) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    (tmp_path / "bin").mkdir()
+    fork_server().write_program(tmp_path / "bin" / "longshore")
+    path = f"{tmp_path}/bin{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = place.environment | {"IMAGE": IMAGE, "DOCKER_HOST": engine_url(), "PATH": path}
     (shell,), python = blocks("sh"), "\n".join(["from longshore.orchestration import Client", *blocks("python")])
     try:

@@ -92,7 +92,7 @@ def test_only_stale_services_are_selected_and_updated(place: Installation, two: 
 
 def test_unhealthy_image_is_reverted_and_can_be_retried(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
-    old = shop.state()["db-1"][1]
+    old, runs = shop.state()["db-1"][1], set(restarts(place))
     good = blog.move_image("db")
     bad = shop.move_image("db", command=["false"])
 
@@ -104,35 +104,16 @@ def test_unhealthy_image_is_reverted_and_can_be_retried(place: Installation, two
     assert (shop.state()["db-1"][1], shop.state()["db-1"][3]) == (old, "running")
     assert blog.state()["db-1"][1] == good
     assert selected(place, retry=True) == {f"{shop.name}/db": [f"image {old[7:19]} → {bad[7:19]}"]}
-    # and the result in Python is the same
-    again = Stacks(place.client()).orchestrate(min_healthy_time=0.5, retry=True)
-    assert again.exit_code == 3
-    assert list(again.stacks.failed) == [shop.name]
-    assert again.report is not None
-    assert again.report.exit_code == 3
-    assert place.longshore("runs", "show", again.report.run_id).code == 3
-    # and with --on-failure undo, all stacks are undone
+    (run_id,) = set(restarts(place)) - runs
+    assert place.longshore("runs", "show", run_id).code == 3
+    # and with `undo` as the reaction to a failure, all stacks are undone
     other = blog.state()["jobs-1"][1]
     blog.move_image("jobs")
-    undone = place.longshore("orchestrate", "--retry", "--on-failure", "undo", *QUICK)
-    assert undone.code == 1
+    undone = Stacks(place.client()).orchestrate(min_healthy_time=0.5, retry=True, on_failure="undo")
+    assert (undone.exit_code, undone.stacks.up_to_date) == (1, ())
+    assert undone.report is not None
+    assert undone.report.exit_code == 1
     assert (shop.state()["db-1"][1], blog.state()["jobs-1"][1]) == (old, other)
-
-
-def test_orchestration_updates_services_after_a_kill_of_the_worker(
-    place: Installation, two: tuple[Project, Project]
-) -> None:
-    shop, _ = two
-    now = shop.move_image("web")
-    assert place.longshore("rebuild", "--force").code == 0
-    worker = place.workers[0]
-    worker.kill()
-    worker.start()
-
-    done = place.longshore("orchestrate", *QUICK)
-
-    assert done.code == 0, done.err
-    assert shop.state()["web-1"][1] == now
 
 
 def test_orchestration_succeeds_after_a_kill_at_each_crash_point(
@@ -312,24 +293,16 @@ def test_dry_runs_of_the_stack_commands_change_nothing(place: Installation, two:
         blog.file.write_text(f"changed {number}\n")
         before = everything(place, shop, blog)
 
-        outputs = {
-            words: place.longshore(*words, "--dry-run")
-            for words in [
-                ("orchestrate",),
-                ("check",),
-                ("rebuild",),
-                ("select",),
-                ("restart",),
-                ("restart", f"{shop.name}/jobs"),
-            ]
-        }
+        commands: list[tuple[str, ...]] = [("orchestrate",), ("check",), ("select",), ("restart",)]
+        commands += [("rebuild",), ("restart", f"{shop.name}/jobs")] * (number == 0)
+        outputs = {words: place.longshore(*words, "--dry-run") for words in commands}
 
         assert everything(place, shop, blog) == before
         codes = {words: done.code for words, done in outputs.items()}
         assert codes == {words: int(words == ("check",)) for words in outputs}, outputs
         assert f"would repair project {shop.name}: db: up (image " in outputs["orchestrate",].out
         assert f"would repair project {blog.name}: web: redeploy (file " in outputs["restart",].out
-        assert "would build the cache from scratch" in outputs["rebuild",].out
+        assert number or "would build the cache from scratch" in outputs["rebuild",].out
         # and an orchestration makes the predicted changes
         assert place.longshore("orchestrate", *QUICK).code == 0
         now = [shop.state(), blog.state()]
@@ -354,7 +327,7 @@ def test_corrupt_and_forged_cache_entries_are_not_used(place: Installation, two:
     entry.pop("digest")
     forged_with_digest = Entry(**entry).text()
     other_shape = Entry(1, {"projects": []}, "x").text()
-    for wrong in ("rubbish", "{}", "[1]", forged, forged_with_digest, other_shape, good[:-9]):
+    for wrong in (forged, forged_with_digest, other_shape):
         store.client.hset(key, "current", wrong)
         checked = Stacks(place.client()).check()
         assert (checked.exit_code, checked.valid) == (1, False), wrong[:20]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import stat
-import threading
 import time
-from typing import Any
 
 import pytest
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, Transient, Unsuccessful
-from longshore.tasks.host.engine.factory import close_engine
 from longshore.tasks.operations.compose import revisions
 from tests.docker.conftest import MakeStep, Step, prune_own_images
 from tests.docker.stack import Stack, stack, trio
@@ -28,21 +25,30 @@ UNHEALTHY = {"healthcheck": {"test": ["CMD", "false"], "interval": "300ms", "ret
 # --- revisions ----------------------------------------------------------------------------------------
 
 
-def test_five_revisions_are_stored_with_file_and_images(stack: Stack) -> None:
-    for number in range(7):
+def test_number_of_stored_revisions_and_backups_is_limited(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given smaller limits
+    assert revisions.RETAINED == 5
+    monkeypatch.setattr(revisions, "RETAINED", 2)
+    monkeypatch.setattr(revisions, "_STEPS", 2)
+    for number in range(4):
+        stack.new_image()
         stack.write(web={"environment": {"TAG": str(number)}})
         stack.up(services=["web"], grace=0).act()
 
     kept = revisions.history(stack.name)
-    assert [revision.number for revision in kept] == [3, 4, 5, 6, 7]
+    assert [revision.number for revision in kept] == [3, 4]
     assert all(stat.S_IMODE(revision.path(stack.name).stat().st_mode) == 0o600 for revision in kept)
     assert not (revisions.folder(stack.name) / "r2.yml").exists()
     tags = [tag for image in stack.engine.images() for tag in image["RepoTags"] or [] if f"{stack.name}:r" in tag]
-    assert sorted(tag.rpartition(":")[2].partition("-")[0] for tag in tags) == ["r3", "r4", "r5", "r6", "r7"]
+    assert {tag.rpartition(":")[2].partition("-")[0] for tag in tags} == {"r3", "r4"}
+    files = [path.name for path in revisions.folder(stack.name).glob("*.yml")]
+    assert len({name.partition(".step.")[0] for name in files if ".step." in name}) <= 3
+    tags = [tag for image in stack.engine.images() for tag in image["RepoTags"] or [] if stack.name in tag]
+    assert len([tag for tag in tags if ":k-" in tag]) <= 3
     stack.up(services=["web"]).act()
-    assert len(revisions.history(stack.name)) == 5, "an up without changes stores no revision"
+    assert len(revisions.history(stack.name)) == 2, "an up without changes stores no revision"
     listed = stack.step("compose.ps.get", project=stack.name).act().data
-    assert [revision["number"] for revision in listed["revisions"]] == [3, 4, 5, 6, 7]
+    assert [revision["number"] for revision in listed["revisions"]] == [3, 4]
     assert {one["service"] for one in listed["containers"]} == {"db", "web"}
 
 
@@ -73,25 +79,6 @@ def test_rollback_restores_configuration_and_images(trio: Stack) -> None:
         trio.other("rollback", to=9).act()
     with pytest.raises(Preflight, match="no stored revision"):
         trio.step("compose.rollback.execute", project="lst-nothing").act()
-
-
-def test_unhealthy_release_is_reverted(trio: Stack) -> None:
-    # Given three services on their old image
-    trio.up().act()
-    was = trio.state()
-    trio.new_image()
-    trio.write(web=UNHEALTHY, jobs={"environment": {"A": "b"}})
-    up = trio.up(auto_revert=True, healthy_deadline=20)
-
-    with pytest.raises(OperationError, match=r"is unhealthy.*was reverted") as error:
-        up.act()
-
-    assert error.value.data["reverted"] is True
-    after = trio.state()
-    assert after["containers"] == was["containers"]
-    assert trio.running() == {"db", "web", "jobs"}
-    assert not up.undo().changed
-    assert len(revisions.history(trio.name)) == 1, "an unhealthy version is not a revision"
 
 
 def test_max_parallel_stops_the_rollout_at_an_unhealthy_service(trio: Stack) -> None:
@@ -275,33 +262,6 @@ def test_compose_run_runs_once_with_volumes_and_environment(stack: Stack) -> Non
     failing.undo()
     with pytest.raises(OperationError, match="no service 'nothing'"):
         stack.step("compose.run.execute", **params | {"service": "nothing"}).act()
-
-
-# --- concurrency --------------------------------------------------------------------------------------
-
-
-def test_concurrent_ups_of_a_new_stack_run_one_at_a_time(stack: Stack) -> None:
-    outcomes: dict[int, Any] = {}
-
-    def act(number: int, up: Step) -> None:
-        try:
-            outcomes[number] = up.act()
-        except Exception as error:  # noqa: BLE001 - asserted below
-            outcomes[number] = error
-        finally:
-            close_engine()
-
-    ups = [stack.up(min_healthy_time=0.5) for _ in range(2)]
-    assert all(up.before for up in ups)
-    threads = [threading.Thread(target=act, args=(number, up)) for number, up in enumerate(ups)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert not [outcome for outcome in outcomes.values() if isinstance(outcome, Exception)], outcomes
-    assert stack.running() == {"db", "web"}
-    assert len(stack.state()["networks"]) == 1
 
 
 def undo_with_retries(step: Step) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from longshore.orchestration.client import embedded
 from tests import servers
 from tests.conftest import get
-from tests.integration.processes import processes_with_text, wait_for
+from tests.integration.processes import wait_for
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 
@@ -98,7 +99,7 @@ def state(env: dict[str, str]) -> Iterator[Path]:
         env["LONGSHORE_CONCURRENCY"] = "1"
         yield Path(folder)
         # The supervisor ends when it is idle, and still needs the folder.
-        wait_for("the end of the supervisor", lambda: not processes_with_text(folder))
+        wait_for("the end of the supervisor", lambda: not embedded.supervisor_pid(Path(folder)))
 
 
 def plan_file(folder: Path, steps: str) -> Path:

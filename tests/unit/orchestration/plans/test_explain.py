@@ -120,6 +120,16 @@ def test_explain_shows_that_failed_undos_hold_nothing_back() -> None:
     )
 
 
+def test_explain_shows_what_a_release_without_a_way_back_does() -> None:
+    plan = Plan("release")
+    plan.step("refuses", "compose.up.execute", project="shop")
+    plan.step("accepts", "compose.up.execute", project="shop", no_way_back="accept")
+    text = " ".join(" ".join(explained(plan)).split())
+
+    assert "refuses before its first change if what runs could not be brought back" in text
+    assert text.count("WARNING: accepts that what runs may not be brought back") == 1
+
+
 @pytest.mark.parametrize(
     ("retries", "expected"),
     [(0, "tried once"), (1, "up to 2 tries after any error that is not permanent, waiting at most 0s in all")],
