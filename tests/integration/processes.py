@@ -40,8 +40,8 @@ def fork_server() -> ForkServer:
     return server
 
 
-def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE) -> T:
-    """Return the first true result of `look`."""
+def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE, interval: float = 0.05) -> T:
+    """Return the first true result of `look`. A dear `look` needs a longer interval."""
     until = time.monotonic() + timeout
     while True:
         found = look()
@@ -49,7 +49,7 @@ def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE)
             return found
         if time.monotonic() >= until:
             raise AssertionError(f"waited {timeout:g} s for: {what}")
-        time.sleep(0.05)
+        time.sleep(interval)
 
 
 def processes_with_text(text: str) -> dict[int, str]:
@@ -246,6 +246,11 @@ class Installation:
     def popen(self, *arguments: str, **environment: str) -> Process:
         """Start `longshore …`."""
         return fork_server().start(["longshore", *arguments], env=self.environment | environment, cwd=self.folder)
+
+    def beat(self, **environment: str) -> Process:
+        """Start the command that `longshore beat` executes in its place."""
+        command = ["celery", "-A", "longshore.workers", "beat", "--pidfile", "", "-l", "INFO"]
+        return fork_server().start(command, env=self.environment | environment, cwd=self.folder)
 
     def feed(self, text: str, *arguments: str) -> CommandResult:
         """Run `longshore …` with a text on its standard input."""
