@@ -83,7 +83,11 @@ def until(load: Load) -> Callable[[], bool]:
 
 
 def four_workers(place: Installation) -> None:
-    for number in range(4):
+    start_workers(place, 4)
+
+
+def start_workers(place: Installation, count: int) -> None:
+    for number in range(count):
         place.worker(f"w{number}", "--concurrency", "2").start(wait=False)
     for worker in place.workers:
         worker.wait_until_ready()

@@ -23,7 +23,7 @@ from tests.faults.conftest import LONG, Form
 from tests.faults.effects import effect_counts
 from tests.faults.fault_injector import histogram
 from tests.faults.proxy import Proxy
-from tests.faults.test_combined_faults import Load, four_workers, until
+from tests.faults.test_combined_faults import Load, four_workers, start_workers, until
 from tests.integration.processes import Installation, alive, lines, names, wait_for
 from tests.servers import RedisServer
 
@@ -301,7 +301,7 @@ def test_run_stays_consistent_under_random_commands_of_eight_processes(
 ) -> None:
     """For a minute, the processes start, cancel, resume and undo the run. *refuse* counts the refused commands."""
     # given
-    four_workers(place)
+    start_workers(place, form.of(2, 4))
     folder = tmp_path / "effects"
     folder.mkdir()
     plan = Plan("fought-over", on_failure="keep")
@@ -317,7 +317,7 @@ def test_run_stays_consistent_under_random_commands_of_eight_processes(
     arguments = (settings, plan.to_dict(), "one")
     processes = [
         context.Process(target=_command_at_random, args=(*arguments, form.seed + n, form.of(4.0, 60.0)))
-        for n in range(form.of(3, 8))
+        for n in range(form.of(2, 8))
     ]
     for process in processes:
         process.start()

@@ -324,11 +324,11 @@ def stored_text(place: Installation, *more: str) -> str:
 
 def redis_of(installation: Installation) -> dict[bytes, Any]:
     """Every key of the installation with its value, except keys of Celery's remote control, heartbeats of workers,
-    and messages that a worker has received and not yet acknowledged.
+    the clock of the sweepers, and messages that a worker has received and not yet acknowledged.
     """
     client = installation.redis
     prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
-    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":hosts", b":host:", b"unacked")
+    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":hosts", b":host:", b":clock", b"unacked")
     keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
     # Keys with an expiry, such as heartbeats, may disappear at any time.
     keys = [key for key in keys if client.pttl(key) == -1]
