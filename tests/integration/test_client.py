@@ -179,9 +179,9 @@ def test_concurrent_watchers_receive_events_in_order(client: Client) -> None:
     assert [event.name for event in run.events()][-1] == "run_ended"
 
 
-def test_client_is_thread_safe(client: Client) -> None:
+def test_client_is_thread_safe(workers: Installation) -> None:
     """Several threads of a web server can share a client."""
-    ended: list[int | None] = []
+    client, ended = Client(workers.settings), []
 
     def start(number: int) -> None:
         plan = Plan("p")
@@ -193,6 +193,7 @@ def test_client_is_thread_safe(client: Client) -> None:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
+    client.close()
     assert ended == [0] * len(threads)
 
 
