@@ -19,11 +19,12 @@ from selenium.common.exceptions import StaleElementReferenceException, WebDriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from tests.integration.processes import LONGSHORE, Installation, wait_for
+from tests.integration.processes import Installation, fork_server, wait_for
 from tests.servers import free_port
 
 T = TypeVar("T")
 USER, PASSWORD = "ops", "correct-horse"
+CONFIG = Path(__file__).resolve().parents[2] / "workers" / "flower_pages" / "config.py"
 _OPTIONS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --lang=en"
@@ -59,23 +60,29 @@ return faint;
 
 
 class Flower:
-    """A process of Flower, as `longshore flower` starts it."""
+    """A process of Flower. By default, the command is the one that `longshore flower` executes in its place."""
 
     def __init__(
-        self, place: Installation, *options: str, command: tuple[str, ...] = (LONGSHORE, "flower"), **environment: str
+        self,
+        place: Installation,
+        *options: str,
+        command: tuple[str, ...] = ("celery", "-A", "longshore.workers", "flower", f"--conf={CONFIG}"),
+        prefix: str = "",
+        **environment: str,
     ) -> None:
         self.port = free_port()
+        self.prefix = prefix
         self.log = place.folder / f"flower-{self.port}.log"
         given = place.environment | {"FLOWER_BASIC_AUTH": f"{USER}:{PASSWORD}"} | environment
         given = {name: value for name, value in given.items() if value or name != "FLOWER_BASIC_AUTH"}
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [*command, f"--port={self.port}", *options],
-                env=given, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=place.folder,
-            )  # fmt: skip
+        more = [f"--url_prefix={prefix.strip('/')}"] if prefix else []
+        self.log.touch()
+        self.process = fork_server().start(
+            [*command, f"--port={self.port}", *more, *options], env=given, cwd=place.folder, log=self.log
+        )
 
     def __enter__(self) -> Flower:
-        wait_for(f"Flower: {self.log.read_text()}", lambda: self.get("/healthcheck")[0] == 200)
+        wait_for(f"Flower: {self.log.read_text()}", lambda: self.get(f"{self.prefix}/healthcheck")[0] == 200)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -40,8 +40,8 @@ def fork_server() -> ForkServer:
     return server
 
 
-def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE) -> T:
-    """Return the first true result of `look`."""
+def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE, interval: float = 0.05) -> T:
+    """Return the first true result of `look`. A dear `look` needs a longer interval."""
     until = time.monotonic() + timeout
     while True:
         found = look()
@@ -49,7 +49,7 @@ def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE)
             return found
         if time.monotonic() >= until:
             raise AssertionError(f"waited {timeout:g} s for: {what}")
-        time.sleep(0.05)
+        time.sleep(interval)
 
 
 def processes_with_text(text: str) -> dict[int, str]:
@@ -247,6 +247,11 @@ class Installation:
         """Start `longshore …`."""
         return fork_server().start(["longshore", *arguments], env=self.environment | environment, cwd=self.folder)
 
+    def beat(self, **environment: str) -> Process:
+        """Start the command that `longshore beat` executes in its place."""
+        command = ["celery", "-A", "longshore.workers", "beat", "--pidfile", "", "-l", "INFO"]
+        return fork_server().start(command, env=self.environment | environment, cwd=self.folder)
+
     def feed(self, text: str, *arguments: str) -> CommandResult:
         """Run `longshore …` with a text on its standard input."""
         process = fork_server().start(["longshore", *arguments], env=self.environment, cwd=self.folder, stdin=text)
@@ -319,11 +324,11 @@ def stored_text(place: Installation, *more: str) -> str:
 
 def redis_of(installation: Installation) -> dict[bytes, Any]:
     """Every key of the installation with its value, except keys of Celery's remote control, heartbeats of workers,
-    and messages that a worker has received and not yet acknowledged.
+    the clock of the sweepers, and messages that a worker has received and not yet acknowledged.
     """
     client = installation.redis
     prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
-    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":hosts", b":host:", b"unacked")
+    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":hosts", b":host:", b":clock", b"unacked")
     keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
     # Keys with an expiry, such as heartbeats, may disappear at any time.
     keys = [key for key in keys if client.pttl(key) == -1]

@@ -147,7 +147,7 @@ def test_hundred_watchers_share_one_connection(workers: Installation, client: Cl
 
 def test_slow_watcher_receives_every_event(workers: Installation, client: Client) -> None:
     plan = Plan("async-behind")
-    plan.step("many", "noop.execute").foreach(list(range(400)))
+    plan.step("many", "noop.execute").foreach(list(range(160)))
     run_id = client.start(plan).id
 
     async def main() -> tuple[list[str], list[str]]:
@@ -161,7 +161,7 @@ def test_slow_watcher_receives_every_event(workers: Installation, client: Client
     slow, fast = asyncio.run(main())
 
     expected = [event.id for event in client.get(run_id).events()]
-    assert len(expected) > 800
+    assert len(expected) > 256, "the reader keeps all events of the run"
     assert slow == fast == expected
 
 

@@ -68,7 +68,7 @@ class Clockwork:
         return log
 
     def beat(self, **environment: str) -> Process:
-        self.beats.append(self.place.popen("beat", "--loglevel", "INFO", **environment))
+        self.beats.append(self.place.beat(**environment))
         return self.beats[-1]
 
     def end(self, beat: Process) -> None:
@@ -113,7 +113,7 @@ def clock(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_two_beats_start_one_run_for_each_planned_time(clock: Clockwork) -> None:
     log, own = clock.folder / "often.log", clock.folder / "own.log"
-    clock.beat()
+    clock.beats.append(clock.place.popen("beat", "--loglevel", "INFO"))
     clock.beat()
     wait_for("six runs", lambda: len(lines(log)) >= 6)
     found, mine = times_of(log), times_of(own)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from celery import chain, chord, group
 
 from longshore.orchestration import Client, Plan, RunFailed
 from longshore.orchestration.celery import durable
-from tests.integration.processes import PATIENCE, Installation, lines
+from tests.integration.processes import PATIENCE, Installation, fork_server, lines
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +27,9 @@ def sums(workers: Installation, tmp_path_factory: pytest.TempPathFactory) -> Ite
     sys.modules.pop("tests.integration.sums", None)
     from tests.integration import sums
 
-    command = [sys.executable, "-m", "celery", "-A", "tests.integration.sums", "worker", "-c", "2", "-Q", "celery,sums"]
-    with (folder / "sums.log").open("wb") as log:
-        worker = subprocess.Popen(
-            command, env=os.environ | {"PYTHONPATH": workers.pythonpath}, stdout=log, stderr=log, start_new_session=True
-        )
+    command = ["celery", "-A", "tests.integration.sums", "worker", "-c", "2", "-Q", "celery,sums"]
+    environment = os.environ | {"PYTHONPATH": workers.pythonpath}
+    worker = fork_server().start(command, env=environment, cwd=folder, log=folder / "sums.log", new_session=True)
     try:
         yield sums
     finally:

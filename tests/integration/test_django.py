@@ -1,9 +1,8 @@
-"""Longshore in Django projects: a new one from `startproject`, and the example with its server and worker."""
+"""Longshore in the Django example, with its server and worker. A new project: docs/how-to/django.md, in acceptance."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,14 +19,6 @@ from tests.integration.processes import PATIENCE, Installation, wait_for
 from tests.integration.web import call, process, wait_until_served
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "django"
-
-#: The lines that a project adds to its settings.
-LINES = """
-INSTALLED_APPS += ["longshore.orchestration.django", "orders"]
-CELERY_BROKER_URL = "{url}"
-DATABASES["default"]["OPTIONS"] = {{"timeout": 20}}
-LONGSHORE = {{"namespace": "{namespace}", "lease": "1s", "sweep_interval": "300ms", "state_dir": BASE_DIR / "state"}}
-"""
 
 #: Orders in transactions; one is rolled back.
 ORDERS = """
@@ -46,17 +37,17 @@ def place(amount, fails=False):
             raise ValueError("rolled back")
     return order
 
-before = 0
+before = len(client().runs())
 good = place(3)
 before = len(client().runs())
 report = client().get(good.run_id).wait(60)
 good.refresh_from_db()
 print(report.state, good.state)
+before, orders = len(client().runs()), Order.objects.count()
 try:
     place(3, fails=True)
 except ValueError:
-    print(Order.objects.count(), len(client().runs()))
-before = len(client().runs())
+    print(Order.objects.count() - orders, len(client().runs()) - before)
 large = place(500)
 report = client().get(large.run_id).wait(60)
 large.refresh_from_db()
@@ -80,35 +71,6 @@ def manage(project: Path, env: dict[str, str], *arguments: str, text: str = "") 
     return subprocess.run(
         command, cwd=project.parent, env=env, input=text, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
-
-
-def test_new_django_project_needs_four_lines_of_settings(installation: Installation, tmp_path: Path) -> None:
-    # given a new project whose operations import models
-    env, project = environment(installation), tmp_path / "project"
-    project.mkdir()
-    subprocess.run([sys.executable, "-m", "django", "startproject", "site_of_ann", str(project)], check=True, env=env)
-    settings = project / "site_of_ann" / "settings.py"
-    lines = LINES.format(url=installation.redis_url, namespace=installation.namespace)
-    settings.write_text(settings.read_text() + lines)
-    shutil.copytree(EXAMPLE / "orders", project / "orders", ignore=shutil.ignore_patterns("__pycache__"))
-    for arguments in (["migrate"], ["check"], ["makemigrations", "--check"]):
-        done = manage(project, env, *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    # when a worker runs, and orders are placed
-    worker = [sys.executable, str(project / "manage.py"), "longshore", "worker", "-c", "1"]
-    with process(worker, tmp_path, env, tmp_path / "worker.log"):
-        done = manage(project, env, "shell", "-c", ORDERS)
-
-    # then a rolled back order has no run, and a failed order is compensated
-    expected = ["succeeded shipped", "1 1", "undone refunded the order is too large for a lorry"]
-    assert done.stdout.splitlines()[-3:] == expected, done.stderr + (tmp_path / "worker.log").read_text()[-3000:]
-    # and the commands of Longshore use the settings of the project
-    listed = manage(project, env, "longshore", "runs", "ls")
-    assert listed.stdout.count("order-") == 2
-    assert "orders.charge" in manage(project, env, "longshore", "ops", "ls").stdout
-    unknown = manage(project, env, "longshore", "runs", "show", "nobody")
-    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
 
 
 @pytest.fixture
@@ -149,9 +111,18 @@ def test_django_example_runs(served: tuple[str, dict[str, str]], installation: I
     assert status == 200
     assert wait_for("the cancelled order", lambda: ended(order)) == {"state": "refunded", "run": "undone"}
 
-    # the admin lists the runs for users with the permission
-    pages = manage(EXAMPLE, env, "shell", "-c", ADMIN)
-    assert pages.stdout.splitlines()[-3:] == ["200 True True", "200 False", "403 404"], pages.stderr
+    # the admin lists the runs for users with the permission; a rolled back order has no run, and a failed order is
+    # compensated
+    pages = manage(EXAMPLE, env, "shell", "-c", ADMIN + ORDERS)
+    assert pages.stdout.splitlines()[-6:] == [
+        "200 True True", "200 False", "403 404",
+        "succeeded shipped", "0 0", "undone refunded the order is too large for a lorry",
+    ], pages.stderr  # fmt: skip
+    # and the project has all migrations, and the exit codes of the commands
+    migrations = manage(EXAMPLE, env, "makemigrations", "--check")
+    assert migrations.returncode == 0, migrations.stdout
+    unknown = manage(EXAMPLE, env, "longshore", "runs", "show", "nobody")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
 
 
 ADMIN = """

@@ -52,7 +52,7 @@ def test_good_installation_has_no_finding(place: Installation) -> None:
         "name: good\nschedules: {often: {every: 10m}}\nsteps:\n  a: {op: noop.execute}\n"
     )
     place.worker("one", "-c", "1", "-Q", FAMILIES).start()
-    beat = place.popen("beat")
+    beat = place.beat()
     try:
         store = place.client().store
         wait_for("a tick", lambda: store.client.get(store.keys.last_tick))

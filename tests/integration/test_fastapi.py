@@ -19,14 +19,15 @@ from tests.integration.web import call, process, wait_until_served
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fastapi"
 
 
-@pytest.fixture
-def url(install: MakeInstallation, tmp_path: Path) -> Iterator[str]:
-    installation = install(options={"imports": "operations"})
+@pytest.fixture(scope="module")
+def url(module_installation: MakeInstallation) -> Iterator[str]:
+    installation = module_installation(options={"imports": "operations"})
+    folder = installation.folder
     installation.worker("shop", "-c", "1", PYTHONPATH=str(EXAMPLE)).start()
     port = servers.free_port()
     command = [sys.executable, "-m", "uvicorn", "application:app", "--port", str(port), "--app-dir", str(EXAMPLE)]
-    with process(command, tmp_path, installation.environment, tmp_path / "server.log"):
-        wait_until_served(f"http://127.0.0.1:{port}/orders/none", tmp_path / "server.log")
+    with process(command, folder, installation.environment, folder / "server.log"):
+        wait_until_served(f"http://127.0.0.1:{port}/orders/none", folder / "server.log")
         yield f"http://127.0.0.1:{port}"
 
 

@@ -182,9 +182,8 @@ def test_task_of_a_killed_worker_is_not_executed_after_its_refund(till: Callable
     assert expected in (report.step("charge").error or "")
 
 
-@FENCED
-def test_own_retry_due_after_the_time_limit_is_not_executed(till: Callable[[bool], Till], fenced: bool) -> None:
-    bank = till(fenced)
+def test_own_retry_due_after_the_time_limit_is_not_executed(till: Callable[[bool], Till]) -> None:
+    bank = till(True)
     bank.worker()
     plan = Plan("order")
     plan.celery("charge", bank.tasks.charge_later.s(42, 4), undo=bank.tasks.refund.s(42), timeout=2.0)
@@ -194,7 +193,7 @@ def test_own_retry_due_after_the_time_limit_is_not_executed(till: Callable[[bool
     assert_ledger_unchanged(bank)
     assert (report.state, report.step("charge").status) == ("undone", "unknown")
     assert bank.ledger == ["no charge yet", "refund 42"]
-    assert (report.exit_code, report.in_doubt) == ((1, []) if fenced else (3, ["charge"]))
+    assert (report.exit_code, report.in_doubt) == (1, [])
 
 
 def test_lost_worker_of_an_idempotent_task_is_replaced(till: Callable[[bool], Till]) -> None:

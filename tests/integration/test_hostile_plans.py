@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,13 +21,13 @@ from longshore.orchestration import Client, LongshoreError, Param, Plan, Run
 from longshore.orchestration.settings import Settings
 from tests import servers
 from tests.conftest import get
-from tests.integration.processes import LONGSHORE, PATIENCE, Installation, Worker, tree
+from tests.integration.processes import PATIENCE, Installation, Worker, fork_server, tree
 from tests.unit.tasks.operations.test_http import Service
 
 pytestmark = [pytest.mark.operations, pytest.mark.timeout(1800)]
 
-#: The number of plans.
-COUNT = 200
+#: The number of plans. Tests of the allow lists have each case.
+COUNT = 105
 #: The limit of processor time of a worker for one plan, in seconds; an ordinary plan takes about 0.05 s.
 PROCESSOR = 5.0
 
@@ -278,7 +277,8 @@ def place(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploymen
     """An installation by `longshore init` with one worker, which allows one folder, one program and one server."""
     secrets = target.folder / "secrets"
     server = get(lambda: servers.RedisServer("--appendfsync", "always"))
-    subprocess.run([LONGSHORE, "-q", "init", secrets, "--redis", server.url], check=True)
+    command = ["longshore", "-q", "init", str(secrets), "--redis", server.url]
+    assert fork_server().start(command, env=os.environ, cwd=target.folder, log=target.folder / "init.log").wait() == 0
     access = dict(line.split("=", 1) for line in (secrets / "env").read_text().splitlines())
     server.options = (*server.options, "--aclfile", str(secrets / "redis" / "users.acl"))
     server.url = f"redis://admin:{access['REDIS_ADMIN_PASSWORD']}@127.0.0.1:{server.port}/0"

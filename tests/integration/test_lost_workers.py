@@ -111,25 +111,6 @@ def test_non_repeatable_command_of_a_killed_worker_is_unknown(fleet: Installatio
     assert (tmp_path / "lights").exists()
 
 
-def test_unknown_step_with_an_undo_is_compensated(fleet: Installation, tmp_path: Path) -> None:
-    # given
-    plan = Plan("half-way")
-    plan.step("risky", "command.shell.execute", command=once_slow(tmp_path)).undo(
-        "command.shell.execute", command=f"echo back >> {tmp_path}/tries"
-    )
-    run = fleet.run(plan)
-    pid_in(tmp_path)
-
-    # when
-    worker_of(fleet, run, "risky").kill()
-    report = run.wait(PATIENCE)
-
-    # then
-    assert report.step("risky").status is StepState.UNKNOWN
-    assert (report.state, report.left_over, report.exit_code) == ("undone", [], 1)
-    assert lines(tmp_path / "tries") == ["try", "back"]
-
-
 def test_compensation_of_a_killed_worker_runs_on_another(fleet: Installation, tmp_path: Path) -> None:
     # given
     plan = Plan("back-and-forth")
@@ -188,26 +169,6 @@ def test_step_that_kills_its_workers_becomes_unknown(fleet: Installation, tmp_pa
     assert "lost" in (report.step("work").error or "")
     assert len(lines(tmp_path / "tries")) == 3
     assert (report.state, report.left_over, report.exit_code) == ("undone", ["work"], 3)
-
-
-def test_new_worker_continues_after_all_workers_were_killed(fleet: Installation, tmp_path: Path) -> None:
-    # given
-    plan = Plan("blackout")
-    work = plan.step("work", "command.shell.execute", command=once_slow(tmp_path), creates=str(tmp_path / "done"))
-    plan.step("after", "noop.execute").after(work)
-    run = fleet.run(plan)
-    pid = pid_in(tmp_path)
-
-    # when
-    for worker in fleet.workers:
-        worker.kill()
-    assert run.state() == "running"
-    fleet.workers[0].start()
-    report = run.wait(PATIENCE)
-
-    # then
-    assert (report.exit_code, report.step("work").attempts) == (0, 2)
-    assert not alive(pid)
 
 
 def test_stopped_worker_completes_its_step_first(fleet: Installation, tmp_path: Path) -> None:

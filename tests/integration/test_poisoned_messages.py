@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from longshore.orchestration import Plan
 from tests.integration.conftest import MakeInstallation
-from tests.integration.processes import PATIENCE, Installation, wait_for
+from tests.integration.processes import PATIENCE, Installation, fork_server, result_of, wait_for
 
 
 def message(body: Any = None, headers: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -108,12 +106,10 @@ def test_invalid_message_becomes_a_dead_letter_and_the_worker_continues(place: I
 
 def test_worker_answers_remote_control(place: Installation) -> None:
     """The answers to `celery inspect` and Flower are messages in a queue, too."""
-    result = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "longshore.workers", "inspect", "ping", "--timeout", "3"],
-        env=place.environment, cwd=place.folder, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    command = ["celery", "-A", "longshore.workers", "inspect", "ping", "--timeout", "3"]
+    result = result_of(fork_server().start(command, env=place.environment, cwd=place.folder))
 
-    assert "pong" in result.stdout, result.stdout + result.stderr
+    assert "pong" in result.out, result.out + result.err
     assert not any("pidbox" in entry["queue"] for entry in place.client().store.dead_letters())
 
 

@@ -118,13 +118,15 @@ def test_start_without_redis_fails_within_the_timeout_in_one_line(tmp_path: Path
         plan = tmp_path / "plan.yaml"
         plan.write_text(noop().to_yaml())
         for port in (1, silent.getsockname()[1]):
-            place = Installation(f"redis://127.0.0.1:{port}/0", tmp_path, options=dict(QUICK))
+            place = Installation(f"redis://:s3cret-word@127.0.0.1:{port}/0", tmp_path, options=dict(QUICK))
             began = time.monotonic()
             result = place.longshore("run", str(plan))
             assert time.monotonic() - began < 30.0
             assert result.code == 1
             assert len(result.err.splitlines()) == 1
             assert f"Redis at redis://127.0.0.1:{port}/0" in result.err
+            assert "LONGSHORE_REDIS_URL" in result.err
+            assert "s3cret-word" not in result.err
 
 
 def test_sentinel_names_the_redis(redis_server: servers.RedisServer, tmp_path: Path) -> None:

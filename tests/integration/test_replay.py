@@ -16,10 +16,10 @@ from tests.integration.processes import PATIENCE, Installation, lines, tree
 OWN = "tests.integration.own_operations"
 
 
-@pytest.fixture
-def fleet(install: MakeInstallation) -> Iterator[Installation]:
+@pytest.fixture(scope="module")
+def fleet(module_installation: MakeInstallation) -> Iterator[Installation]:
     """An installation with two hosts."""
-    made = install(options={"imports": OWN})
+    made = module_installation(options={"imports": OWN})
     for host in ("web1", "web2"):
         made.worker(host, "--concurrency", "2", LONGSHORE_HOST=host, PYTHONPATH=made.pythonpath).start(wait=False)
     for worker in made.workers:
@@ -89,7 +89,7 @@ def test_replay_rebuilds_a_wiped_host(fleet: Installation, tmp_path: Path) -> No
 
 
 def test_replay_repeats_the_calls_of_a_service(fleet: Installation, tmp_path: Path) -> None:
-    plan = Plan("bills")
+    plan = Plan("bills", target="web2")
     plan.step("bill", "own.bill", folder=str(tmp_path))
     plan.step("other", "noop.execute")
     for _ in range(2):

@@ -26,21 +26,6 @@ def plan(tmp_path: Path, counter: Path) -> Path:
     return file
 
 
-def test_second_start_with_a_run_id_is_the_same_run(workers: Installation, plan: Path, counter: Path) -> None:
-    # given
-    first = workers.longshore("run", str(plan), "--run-id", "twice-2.1@web")
-    assert first.code == 0, first.err
-
-    # when
-    second = workers.longshore("run", str(plan), "--run-id", "twice-2.1@web")
-
-    # then
-    assert second.code == 0
-    assert "twice-2.1@web exists already; nothing was started" in second.out + second.err
-    assert "nothing was started" not in first.out + first.err
-    assert sorted(lines(counter)) == ["first", "left", "right"]
-
-
 def test_eight_concurrent_starts_with_one_id_are_one_run(workers: Installation, plan: Path, counter: Path) -> None:
     # when
     started = [workers.popen("run", str(plan), "--run-id", "at-once", "-o", "json") for _ in range(8)]
@@ -57,32 +42,27 @@ def test_eight_concurrent_starts_with_one_id_are_one_run(workers: Installation, 
     assert [event["event"] for event in events].count("step_started") == 3
 
 
-def test_another_plan_with_a_used_run_id_is_refused(workers: Installation, plan: Path, counter: Path) -> None:
+def test_start_with_a_used_run_id_is_the_same_run_or_is_refused(
+    workers: Installation, plan: Path, counter: Path
+) -> None:
     # given
-    assert workers.longshore("run", str(plan), "--run-id", "taken").code == 0
-    plan.write_text(plan.read_text().replace("echo first", "echo another"))
+    run_id = "twice-2.1@web"
+    first = workers.longshore("run", str(plan), "--run-id", run_id, "-p", "tag=one")
+    assert first.code == 0, first.err
 
     # when
-    refused = workers.longshore("run", str(plan), "--run-id", "taken")
+    same = workers.longshore("run", str(plan), "--run-id", run_id)  # the default equals the value of the first start
+    other_parameters = workers.longshore("run", str(plan), "--run-id", run_id, "-p", "tag=two")
+    plan.write_text(plan.read_text().replace("echo first", "echo another"))
+    other_plan = workers.longshore("run", str(plan), "--run-id", run_id)
 
     # then
-    assert refused.code == 2
-    assert refused.out == ""
-    assert len(refused.err.splitlines()) == 1
-    assert "'taken'" in refused.err
-    assert "longshore runs show taken" in refused.err
-    assert "another" not in lines(counter)
-
-
-def test_other_parameters_with_a_used_run_id_are_refused(workers: Installation, plan: Path, counter: Path) -> None:
-    # given
-    assert workers.longshore("run", str(plan), "--run-id", "taken-too", "-p", "tag=one").code == 0
-
-    # when
-    refused = workers.longshore("run", str(plan), "--run-id", "taken-too", "-p", "tag=two")
-    same = workers.longshore("run", str(plan), "--run-id", "taken-too")
-
-    # then the default equals the value of the first start
-    assert refused.code == 2
     assert same.code == 0
-    assert len(lines(counter)) == 3
+    assert f"{run_id} exists already; nothing was started" in same.out + same.err
+    assert "nothing was started" not in first.out + first.err
+    for refused in (other_parameters, other_plan):
+        assert (refused.code, refused.out) == (2, "")
+        assert len(refused.err.splitlines()) == 1
+        assert f"'{run_id}'" in refused.err
+        assert f"longshore runs show {run_id}" in refused.err
+    assert sorted(lines(counter)) == ["first", "left", "right"]

@@ -76,8 +76,8 @@ def test_full_queue_does_not_delay_undo_and_always_steps(install: MakeInstallati
     others.cancel("enough")
 
 
-def test_child_runs_complete_with_one_worker_process(install: MakeInstallation) -> None:
-    place = install()
+def test_child_runs_complete_with_one_worker_process_and_one_admitted_run(install: MakeInstallation) -> None:
+    place = install(options={"max_runs": "1"})
     place.worker("only", "--concurrency", "1").start()
     grandchild = Plan("grandchild")
     grandchild.step("work", "noop.execute")

@@ -11,8 +11,7 @@ import pytest
 
 from longshore.orchestration import Plan
 from tests.integration.conftest import MakeInstallation
-from tests.integration.processes import Installation, stored_text, wait_for
-from tests.servers import SOON
+from tests.integration.processes import Installation, stored_text
 
 VALUE = 'correct-"horse\\battery'
 REFERENCE = "{{ secret('env:LONGSHORE_SECRET_DB') }}"
@@ -138,17 +137,3 @@ def test_ops_run_is_a_run_of_one_step(place: Installation, tmp_path: Path) -> No
     listed = place.longshore("ops", "ls", "file.")
     assert "file.upload" in listed.out
     assert '"parameters"' in place.longshore("ops", "show", "file.upload", "-o", "json").out
-
-
-def test_cancelled_command_ends_soon(place: Installation) -> None:
-    run = place.client().run_operation("command.shell.execute", command="sleep 321 & sleep 321")
-
-    def is_running() -> bool:
-        return "sleep 321" in subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
-
-    wait_for("the command to run", is_running)
-    began = time.monotonic()
-    run.cancel()
-    wait_for("the command to end", lambda: not is_running())
-    assert time.monotonic() - began < SOON
-    assert run.wait().exit_code in {1, 3}

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,7 +28,7 @@ from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import Admission
 from tests import servers
 from tests.integration.conftest import QUICK
-from tests.integration.processes import PATIENCE, Installation, Worker, wait_for
+from tests.integration.processes import PATIENCE, Installation, Worker, fork_server, wait_for
 from tests.integration.test_poisoned_messages import message
 from tests.unit.conftest import own_registry
 from tests.unit.tasks.operations.test_http import Service
@@ -440,10 +439,9 @@ def test_application_worker_without_a_key_reports_its_outcomes(
     sys.modules.pop("tests.integration.bank", None)
     from tests.integration import bank
 
-    command = [sys.executable, "-m", "celery", "-A", "tests.integration.bank", "worker", "-c", "1"]
-    command += ["-Q", "celery,shipping"]
-    with (tmp_path / "bank.log").open("wb") as log:
-        worker = subprocess.Popen(command, env=os.environ | environment, cwd=tmp_path, stdout=log, stderr=log)
+    command = ["celery", "-A", "tests.integration.bank", "worker", "-c", "1", "-Q", "celery,shipping"]
+    log = tmp_path / "bank.log"
+    worker = fork_server().start(command, env=os.environ | environment, cwd=tmp_path, log=log)
     try:
         plan = Plan("order")
         plan.celery("charge", bank.charge.s(42), undo=bank.refund.s(42), timeout=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,18 +139,34 @@ class Embedded(Installation):
         return processes_with_text(str(self.state))
 
     def wait_for_end(self) -> None:
-        wait_for(f"an end of {self.processes()}", lambda: not self.processes(), timeout=40.0)
+        wait_for(f"an end of {self.processes()}", lambda: not self.processes(), 40.0, 0.3)
+
+    def kill(self) -> None:
+        """Kill all processes, as a power failure does."""
+        for pid in self.processes():
+            subprocess.run(["kill", "-KILL", str(pid)], check=False)
 
 
 @pytest.fixture
 def embedded(short_folder: Path) -> Iterator[Embedded]:
-    options = {"idle_timeout": "2s", "concurrency": "2", "lease": "1s"}
-    made = Embedded("", short_folder, options=options)
+    """A new installation, whose server ends after two idle seconds."""
+    made = Embedded("", short_folder, options={"idle_timeout": "2s", "concurrency": "2", "lease": "1s"})
     try:
         yield made
     finally:
-        for pid in made.processes():
-            subprocess.run(["kill", "-KILL", str(pid)], check=False)
+        made.kill()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Embedded]:
+    """An installation whose server continues from test to test."""
+    with tempfile.TemporaryDirectory(prefix="ls-") as folder:
+        made = Embedded("", Path(folder), options={"idle_timeout": "60s", "concurrency": "2", "lease": "1s"})
+        try:
+            yield made
+        finally:
+            made.kill()
+            made.wait_for_end()
 
 
 def test_embedded_server_survives_ctrl_c_and_keeps_runs_after_its_idle_end(embedded: Embedded, tmp_path: Path) -> None:
@@ -179,10 +196,25 @@ def test_embedded_server_survives_ctrl_c_and_keeps_runs_after_its_idle_end(embed
     assert {path.name for path in embedded.folder.iterdir()} == {"state"}
 
 
-def test_second_ctrl_c_cancels_a_run_on_the_embedded_server(embedded: Embedded, tmp_path: Path) -> None:
+def test_four_commands_at_once_share_one_embedded_server(shared: Embedded, tmp_path: Path) -> None:
+    # given
+    plan, log = write(tmp_path, 0.0)
+
+    # when
+    started = [shared.popen("run", str(plan), "--run-id", f"number-{n}") for n in range(4)]
+    ended = [result_of(process) for process in started]
+
+    # then
+    assert [one.code for one in ended] == [0] * 4, [one.err for one in ended]
+    servers = [command for command in shared.processes().values() if "server" in command.split()[0]]
+    assert len(servers) == 1
+    assert sorted(lines(log)) == ["after"] * 4 + ["before"] * 4
+
+
+def test_second_ctrl_c_cancels_a_run_on_the_embedded_server(shared: Embedded, tmp_path: Path) -> None:
     # given
     plan, log = write(tmp_path, 60.0)
-    process = embedded.popen("run", str(plan), "--run-id", "regretted")
+    process = shared.popen("run", str(plan), "--run-id", "regretted")
 
     # when
     interrupt_during_the_first_step(process, log)
@@ -191,71 +223,56 @@ def test_second_ctrl_c_cancels_a_run_on_the_embedded_server(embedded: Embedded, 
     result_of(process)
 
     # then
-    shown: CommandResult = embedded.longshore("runs", "watch", "regretted", "-o", "json")
+    shown: CommandResult = shared.longshore("runs", "watch", "regretted", "-o", "json")
     assert (shown.code, shown.json["cause"], shown.json["state"]) == (1, "cancel", "undone")
     assert lines(log) == ["before", "taken back"]
 
 
-def test_embedded_run_continues_after_all_processes_were_killed(embedded: Embedded, tmp_path: Path) -> None:
+def test_embedded_run_continues_after_all_processes_were_killed(shared: Embedded, tmp_path: Path) -> None:
     # given a run with a running step
-    plan, log = write(tmp_path, 5.0)
-    started = embedded.longshore("run", str(plan), "--run-id", "unplugged", "--detach")
+    plan, log = write(tmp_path, 4.0)
+    started = shared.longshore("run", str(plan), "--run-id", "unplugged", "--detach")
     assert started.code == 0, started.err
-    wait_for("the second step to start", lambda: _is_running(embedded, "unplugged", "sleep"))
+    wait_for("the second step to start", lambda: _is_running(shared, "unplugged", "sleep"), interval=0.5)
 
     # when all processes are killed, as by a power failure
-    for pid in embedded.processes():
-        subprocess.run(["kill", "-KILL", str(pid)], check=False)
-    embedded.wait_for_end()
+    shared.kill()
+    shared.wait_for_end()
 
     # then the next command completes the run
-    watched = embedded.longshore("runs", "watch", "unplugged", "-o", "json")
+    watched = shared.longshore("runs", "watch", "unplugged", "-o", "json")
     assert watched.code == 0, watched.err
     assert [step["attempts"] for step in watched.json["steps"]] == [1, 2, 1]
     assert lines(log) == ["before", "after"]
 
 
-def _is_running(embedded: Embedded, run_id: str, step: str) -> bool:
-    steps = embedded.longshore("runs", "show", run_id, "-o", "json").json["steps"]
+def _is_running(shared: Embedded, run_id: str, step: str) -> bool:
+    steps = shared.longshore("runs", "show", run_id, "-o", "json").json["steps"]
     return any(one["name"] == step and one["status"] == "running" for one in steps)
 
 
 @pytest.mark.parametrize("survivor", ["server", "embedded@"])
 def test_next_command_restarts_a_killed_part_of_the_embedded_server(
-    embedded: Embedded, tmp_path: Path, survivor: str
+    shared: Embedded, tmp_path: Path, survivor: str
 ) -> None:
     # given a run with a running step
-    plan, log = write(tmp_path, 5.0)
-    started = embedded.longshore("run", str(plan), "--run-id", "orphaned", "--detach")
+    plan, log = write(tmp_path, 4.0)
+    run_id = f"orphaned-{survivor.strip('@')}"
+    started = shared.longshore("run", str(plan), "--run-id", run_id, "--detach")
     assert started.code == 0, started.err
-    wait_for("the second step to start", lambda: _is_running(embedded, "orphaned", "sleep"))
+    wait_for("the second step to start", lambda: _is_running(shared, run_id, "sleep"), interval=0.5)
 
     # when all processes but the server, or all but the worker, are killed
-    spared = [pid for pid, command in embedded.processes().items() if survivor in command]
+    spared = [pid for pid, command in shared.processes().items() if survivor in command]
     assert spared
-    for pid in embedded.processes().keys() - set(spared):
+    for pid in shared.processes().keys() - set(spared):
         subprocess.run(["kill", "-KILL", str(pid)], check=False)
 
     # then the next command completes the run, with one server and one worker
-    watched = embedded.longshore("runs", "watch", "orphaned", "-o", "json")
+    watched = shared.longshore("runs", "watch", run_id, "-o", "json")
     assert watched.code == 0, watched.err
     assert lines(log) == ["before", "after"]
-    assert not set(spared) & embedded.processes().keys(), "a process of the earlier start is left"
-
-
-def test_four_commands_at_once_share_one_embedded_server(embedded: Embedded, tmp_path: Path) -> None:
-    # given
-    plan, log = write(tmp_path, 0.0)
-
-    # when
-    started = [embedded.popen("run", str(plan), "--run-id", f"number-{n}") for n in range(4)]
-    ended = [result_of(process) for process in started]
-
-    # then
-    assert [one.code for one in ended] == [0] * 4, [one.err for one in ended]
-    servers = [command for command in embedded.processes().values() if "server" in command.split()[0]]
-    assert len(servers) == 1
-    assert sorted(lines(log)) == ["after"] * 4 + ["before"] * 4
+    assert not set(spared) & shared.processes().keys(), "a process of the earlier start is left"
 
 
 def test_version_and_help_start_nothing(embedded: Embedded) -> None:

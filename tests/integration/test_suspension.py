@@ -13,7 +13,7 @@ import pytest
 from longshore.orchestration import Plan, Run
 from longshore.orchestration.store.breakers import Breakers
 from tests.integration.conftest import MakeInstallation
-from tests.integration.processes import PATIENCE, Installation, Worker, lines, names, statuses, wait_for
+from tests.integration.processes import PATIENCE, Installation, lines, names, statuses, wait_for
 
 OWN = "tests.integration.own_operations"
 
@@ -177,6 +177,7 @@ def test_delayed_outcome_is_unknown_after_the_timeout(shop: Installation, tmp_pa
 
 
 def risky(folder: Path) -> Plan:
+    folder.mkdir()
     plan = Plan("risky", on_unknown="ask")
     first = plan.step("first", "file.deploy.execute", path=f"{folder}/conf", content="new")
     act = plan.step("act", "command.shell.execute", command=f"echo x >> {folder}/tries; sleep 60").after(first)
@@ -184,49 +185,34 @@ def risky(folder: Path) -> Plan:
     return plan
 
 
-def run_with_unknown_step(shop: Installation, worker: Worker, folder: Path) -> Run:
-    """A suspended run whose worker was killed during a step."""
-    run = shop.run(risky(folder))
-    wait_for("the command to run", lambda: lines(folder / "tries"))
-    worker.kill()
-    worker.start()
-    wait_for_state(run, "suspended")
-    return run
-
-
-@pytest.mark.parametrize(
-    ("word", "state", "exit_code", "status"),
-    # Tests of the sandbox cover the other options.
-    [("--done", "succeeded", 0, "changed"), ("--undone", "undone", 1, "failed")],
-)
-def test_resolve_decides_an_unknown_step(
-    shop: Installation, tmp_path: Path, word: str, state: str, exit_code: int, status: str
-) -> None:
-    # given
-    run = run_with_unknown_step(shop, shop.workers[0], tmp_path)
-    refused = shop.longshore("runs", "resume", run.id)
+def test_person_or_cancel_decides_an_unknown_step(shop: Installation, tmp_path: Path) -> None:
+    # given suspended runs whose worker was killed during a step
+    words = ("done", "undone", "cancel")  # tests of the sandbox cover the other words
+    runs = {word: shop.run(risky(tmp_path / word)) for word in words}
+    wait_for("the commands to run", lambda: all(lines(tmp_path / word / "tries") for word in words))
+    shop.workers[0].kill()
+    shop.workers[0].start()
+    for run in runs.values():
+        wait_for_state(run, "suspended")
+    refused = shop.longshore("runs", "resume", runs["done"].id)
     assert (refused.code, "longshore runs resolve" in refused.err) == (1, True)
 
     # when
-    result = shop.longshore("runs", "resolve", run.id, "act", word, "--note", "looked")
+    for word in ("done", "undone"):
+        result = shop.longshore("runs", "resolve", runs[word].id, "act", f"--{word}", "--note", "looked")
+        assert result.code == 0, result.err
+    runs["cancel"].cancel()
 
     # then
-    assert result.code == 0, result.err
-    report = run.wait(PATIENCE)
-    assert (report.state, report.exit_code, report.step("act").status) == (state, exit_code, status)
-    assert lines(tmp_path / "tries") == ["x"]
-    assert (tmp_path / "conf").exists() == (state == "succeeded")
-    again = shop.longshore("runs", "resolve", run.id, "act", "--done")
-    assert again.code == 1
-
-
-def test_cancel_decides_an_unknown_step(shop: Installation, tmp_path: Path) -> None:
-    run = run_with_unknown_step(shop, shop.workers[0], tmp_path)
-
-    run.cancel()
-    report = run.wait(PATIENCE)
-
-    assert (report.state, report.step("act").status, report.left_over) == ("undone", "unknown", ["act"])
+    reports = {word: run.wait(PATIENCE) for word, run in runs.items()}
+    found = {word: (str(r.state), r.exit_code, str(r.step("act").status), r.left_over) for word, r in reports.items()}
+    assert found["done"][:3] == ("succeeded", 0, "changed")
+    assert found["undone"] == ("undone", 1, "failed", [])
+    assert found["cancel"] == ("undone", 3, "unknown", ["act"])
+    for word in words:
+        assert lines(tmp_path / word / "tries") == ["x"]
+        assert (tmp_path / word / "conf").exists() == (word == "done")
+    assert shop.longshore("runs", "resolve", runs["done"].id, "act", "--done").code == 1
 
 
 def flaky(folder: Path, **more: object) -> Plan:
@@ -243,9 +229,10 @@ def test_resume_continues_a_kept_run_at_the_failed_step(shop: Installation, tmp_
     # given
     run = shop.run(flaky(tmp_path, on_failure="keep"))
     assert run.wait(PATIENCE).state == "failed"
-    (tmp_path / "ok").touch()
 
-    # when
+    # when the step fails again, and then succeeds
+    assert shop.longshore("runs", "resume", run.id).code == 3
+    (tmp_path / "ok").touch()
     would = shop.longshore("--dry-run", "runs", "resume", run.id).out
     result = shop.longshore("runs", "resume", run.id)
 
@@ -253,20 +240,11 @@ def test_resume_continues_a_kept_run_at_the_failed_step(shop: Installation, tmp_
     assert "middle, last, up" in would
     assert result.code == 0, result.err
     assert result.out.splitlines()[0] == "resumed", "the output repeats the earlier failure"
-    assert lines(tmp_path / "log") == ["first", "up", "middle", "last", "up"]
+    assert lines(tmp_path / "log") == ["first", "up", "up", "middle", "last", "up"]
     report = run.report()
     assert (report.state, report.error, report.cause) == ("succeeded", None, None)
-    assert (report.step("first").attempts, report.step("middle").attempts) == (1, 2)
+    assert (report.step("first").attempts, report.step("middle").attempts) == (1, 3)
     assert shop.longshore("runs", "resume", run.id).code == 1
-
-
-def test_run_can_be_resumed_after_each_failure(shop: Installation, tmp_path: Path) -> None:
-    run = shop.run(flaky(tmp_path, on_failure="keep"))
-    run.wait(PATIENCE)
-
-    assert shop.longshore("runs", "resume", run.id).code == 3
-    (tmp_path / "ok").touch()
-    assert shop.longshore("runs", "resume", run.id).code == 0
 
 
 def test_resume_skips_a_step_resolved_as_done(shop: Installation, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, Worker, lines, names, wait_for
 
 
-@pytest.fixture
-def pair(install: MakeInstallation) -> Iterator[Installation]:
-    made = install()
+@pytest.fixture(scope="module")
+def pair(module_installation: MakeInstallation) -> Iterator[Installation]:
+    made = module_installation()
     for name in ("one", "two"):
         made.worker(name, "--concurrency", "1").start(wait=False)
     for worker in made.workers:
@@ -55,6 +55,7 @@ def test_zombie_has_no_effect_after_the_compensation_of_its_step(pair: Installat
 
     # then
     assert (report.state, report.step("work").status) == ("undone", "unknown")
+    assert (report.left_over, report.exit_code) == ([], 1)
     time.sleep(max(0.0, 4.5 - (time.monotonic() - ended)))
     assert lines(tmp_path / "log") == ["begun", "undone"]
 

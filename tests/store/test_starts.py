@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import Client, Plan, Settings
+from longshore.orchestration import Client, Plan, RunConflict, Settings
 from longshore.orchestration.client import client as client_module
 from longshore.orchestration.store.admission import Admission
 from tests.servers import RedisServer
@@ -53,3 +53,30 @@ def test_repeated_request_of_a_start_is_one_run(client: Client, monkeypatch: pyt
     assert not run.attached
     assert [found.id for found in client.runs()] == [run.id]
     assert client.store.client.llen(f"{client.settings.broker_prefix()}control") == 1
+
+
+def test_events_of_a_large_run_are_read_in_pages(client: Client) -> None:
+    # given a record with more events than one read returns
+    run = client.start(plan())
+    stream = client.store.keys.of(run.id).events
+    with client.store.client.pipeline() as pipe:
+        for number in range(2100):
+            pipe.xadd(stream, {"event": "step_started", "at": number, "step": "0"})
+        pipe.xadd(stream, {"event": "run_ended", "at": 2100, "state": "succeeded"})
+        pipe.execute()
+
+    # then
+    found = run.events()
+    assert [event.name for event in found].count("step_started") == 2100
+    assert found[-1].name == "run_ended"
+
+
+def test_start_with_a_used_id_returns_its_run_or_refuses_another_plan(client: Client) -> None:
+    client.start(plan(), run_id="used")
+    other = plan()
+    other.step("b", "noop.execute")
+
+    assert client.start(plan(), run_id="used").attached
+    with pytest.raises(RunConflict) as refused:
+        client.start(other, run_id="used")
+    assert refused.value.exit_code == 2

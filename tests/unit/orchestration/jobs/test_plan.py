@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longshore.orchestration import Plan, validate
@@ -92,6 +92,7 @@ def test_scope_selects_the_stopped_containers(scope: Any) -> None:
 
 
 @given(st.text(), st.text())
+@settings(max_examples=30)
 def test_label_values_are_not_rendered(value: str, more: str) -> None:
     text = f"{value}{{{{ params }}}}{more}{{% if %}}"
     plan = job_plan(Job("j", "i", env={"A": text}, command=(text,)))

@@ -22,8 +22,8 @@ def test_wide_fan_out_beside_many_steps_is_dispatched_at_once(monkeypatch: pytes
 
     monkeypatch.setattr(Store, "dispatch_units", record_units)
     plan = Plan("wide")
-    for number in range(300):
+    for number in range(20):
         plan.step(f"s{number}", "noop.execute")
-    plan.step("each", "noop.execute").foreach(list(range(1200)))
+    plan.step("each", "noop.execute").foreach(list(range(1010)))
     assert Sandbox().run(plan).state == "succeeded"
-    assert parts == [200, 0]
+    assert parts == [10, 0]

@@ -191,14 +191,15 @@ def test_command_has_no_undo_of_its_own() -> None:
 
 
 def test_binary_output_without_newlines_is_bounded() -> None:
-    count = 0
+    sizes: list[int] = []
 
     def printed(_stream: str, lines: Sequence[str]) -> None:
-        nonlocal count
-        count += len(lines)
+        sizes.extend(len(line) for line in lines)
 
     data = shell("head -c 33554432 /dev/zero; printf '\\377 end'", {"printed": printed}).act().data
 
     assert data["truncated"]
     assert len(data["stdout"]) <= 64 * 1024
     assert data["stdout"].endswith("\ufffd end")
+    assert max(sizes) <= 8192, "a line without end was kept whole"
+    assert len(sizes) < 2000, "the log has all lines"
