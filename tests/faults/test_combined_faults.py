@@ -13,7 +13,7 @@ import pytest
 
 from longshore.orchestration import LongshoreError, Run
 from tests.faults import rules
-from tests.faults.conftest import LONG, Form
+from tests.faults.conftest import Form
 from tests.faults.fault_injector import FaultInjector, Messages
 from tests.integration.processes import Installation
 from tests.servers import RedisServer
@@ -93,9 +93,6 @@ def start_workers(place: Installation, count: int) -> None:
         worker.wait_until_ready()
 
 
-@pytest.mark.skipif(
-    not LONG, reason="only in the long form (make faults); short form: test_runs_survive_all_faults_at_once"
-)
 def test_runs_survive_killed_workers_a_redis_restart_and_duplicated_messages(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
@@ -143,13 +140,8 @@ def test_runs_survive_all_faults_at_once(
         injector.kill_pool_process,
         lambda: injector.stop_worker(3.0),
     ]
-    restarted = form.long  # in the short form, Redis is restarted once
 
     def fault() -> None:
-        nonlocal restarted
-        if not restarted and len(load.runs) > load.count // 2:
-            restarted = True
-            injector.restart_redis()
         injector.rng.choice(faults)()
 
     # when

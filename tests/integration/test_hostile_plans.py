@@ -27,7 +27,7 @@ from tests.unit.tasks.operations.test_http import Service
 pytestmark = [pytest.mark.operations, pytest.mark.timeout(1800)]
 
 #: The number of plans. Tests of the allow lists have each case.
-COUNT = 105
+COUNT = 200
 #: The limit of processor time of a worker for one plan, in seconds; an ordinary plan takes about 0.05 s.
 PROCESSOR = 5.0
 
