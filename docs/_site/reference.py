@@ -114,7 +114,7 @@ _EXIT_CODES = (
     (
         "1", "The run did not succeed. No effect is"
         " [left over or in doubt](../concepts/compensation.md#effects-that-remain), and no `always` step failed."
-        " Effects that these lists omit, such as those of `always` steps, do not count.",
+        " Effects that the report omits, such as those of `always` steps, do not count.",
         "A run is `undone`. A run is `failed`, and no step has acted. A run was cancelled before it began.",
     ),
     (
@@ -128,7 +128,7 @@ _EXIT_CODES = (
     ),
     (
         "3", "An effect of the run remains or may remain.",
-        "A run is `partial` or `undo_failed`. An effect is left over or in doubt.",
+        "Each run that is `partial` or `undo_failed`. A run with an effect that is left over or in doubt.",
     ),
     (
         "3", "An `always` step of the run failed.",

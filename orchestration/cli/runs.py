@@ -272,7 +272,7 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
 
     \b
     Exit codes:
-      0  each run was deleted or skipped
+      0  each RUN was deleted, or skipped because of --older-than or --plan
       1  a run was refused: it has not ended, or is a child run
       1  a run was not deleted in 30 seconds (a worker deletes it later)
       2  wrong usage or an unknown run (nothing was deleted)

@@ -68,8 +68,8 @@ class Collector:
             yield _histogram(totals, metric, name, what, label)
         uncounted = GaugeMetricFamily(
             "longshore_runs_uncounted",
-            "Ended runs that are not counted yet, because a scrape counts for a short time only. Counters and "
-            "histograms are empty until this gauge has been 0 once",
+            "Ended runs that later scrapes will count: each scrape has a time limit. After the first scrape of an "
+            "installation, counters and histograms are empty until this gauge is 0 for the first time",
         )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted
