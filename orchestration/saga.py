@@ -202,6 +202,10 @@ def _can_be_cancelled(leaf_id: StepId, step: CompiledStep, leaf: StepRecord) -> 
     return leaf.status in _QUEUED or held_back or parked
 
 
+#: Reason of the refusal to undo a run that is past its point of no return.
+PAST_RETURN = "the run is past its point of no return and cannot be undone"
+
+
 def past_return(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
     """Whether an irreversible step has succeeded, so that completed steps are not undone."""
     return any(_is_point(step, steps[step.index]) for step in plan.steps)
@@ -286,6 +290,17 @@ def is_untouched(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
 def has_no_effect(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
     """Whether no step of a run, `always` steps included, can have had an effect."""
     return not any(_may_have_effect(step, leaf) for _, step, leaf in leaves(plan, steps))
+
+
+def undoable(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> list[str]:
+    """The names of the steps that an undo of an ended run would undo, in the order of the plan."""
+    open_ones = (None, UndoState.UNDO_FAILED, UndoState.HELD_BACK)
+    found = [
+        step.name
+        for _, step, leaf in leaves(plan, steps)
+        if step.has_undo and leaf.undo in open_ones and may_have_acted(step, leaf)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _why_impossible(record: StepRecord) -> str:

@@ -352,6 +352,15 @@ class Settings(BaseSettings):
         """The socket of the embedded server."""
         return self.state_dir / "redis.sock"
 
+    @property
+    def ledger_name(self) -> str:
+        """The folder of this installation's receipts on a host, in `receipts` of the state folder.
+
+        The receipts of the embedded server have a folder of their own. In its Redis, all runs of another installation
+        with the same state folder are missing, so that their backups would be deleted.
+        """
+        return f"{self.namespace}~embedded" if self.url() == f"unix://{self.embedded_socket}" else self.namespace
+
     def url(self) -> str:
         """The URL of Redis, embedded or not."""
         return self.redis_url or f"unix://{self.embedded_socket}"

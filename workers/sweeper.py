@@ -89,7 +89,7 @@ class Sweeper(bootsteps.StartStopStep):
         coordinator = Coordinator(worker.app, store, Plans(store), node=str(worker.hostname))
         sweep_runs = Sweep(coordinator)
         jobs = JobWatch(store, registration.host, registration.queues)
-        ledger = Ledger(store.settings.state_dir, store.settings.namespace)
+        ledger = Ledger(store.settings.state_dir, store.settings.ledger_name)
         agent = HostAgent(store, coordinator.plans, ledger, registration.host, registration.queues)
         next_cleaning = next_check = 0.0
 

@@ -24,8 +24,8 @@ from longshore.orchestration.plans.model import single
 @click.option(
     "--every-run",
     is_flag=True,
-    help="Also delete backups that may belong to another installation on the same Docker engine. The other "
-    "installation can then no longer undo its runs.",
+    help="Also delete backups of runs without receipts on the host. Another installation on the same Docker engine "
+    "may own them, and can then no longer undo its runs.",
 )
 @global_options
 def gc(older_than: str | None, host: str, every_run: bool) -> None:
@@ -35,6 +35,8 @@ def gc(older_than: str | None, host: str, every_run: bool) -> None:
     saved configurations of stacks, and receipts. Workers with a Docker engine do the same once an hour.
 
     A run that Redis does not have counts as deleted. After a loss of Redis, restore Redis before you use the command.
+    Installations that share a state folder need different name spaces. Otherwise, one deletes the
+    backups of the other.
     """
     params: dict[str, object] = {"every_run": True} if every_run else {}
     if older_than is not None:

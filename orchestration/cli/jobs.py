@@ -116,6 +116,7 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
          (with --keep-stopped: down)
       1  the job container failed or did not run, and the stack is up
          (with --keep-stopped: up or down)
+      1  Redis does not answer, or has lost the run (the job may continue)
       3  the stack is not fully up, even if the job container succeeded
     """
     connected = client()

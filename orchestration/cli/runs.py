@@ -28,7 +28,7 @@ from longshore.orchestration.client.replay import Replay
 from longshore.orchestration.client.run import Resolution, Run
 from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.runs.search import time_or_age
-from longshore.orchestration.states import TERMINAL, UNDO_OPEN
+from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store.run_store import Store
 
 _DETACH = click.option(
@@ -90,8 +90,10 @@ def undo(run: str, reason: str, detach: bool) -> None:
     """
     found = client().get(run)
     if current_options().dry_run:
-        report = found.report()
-        names = [s.name for s in report.steps if s.changed and (s.undo is None or s.undo.status in UNDO_OPEN)]
+        records = found.store.step_records(found.id, range(len(found.plan)))
+        if saga.past_return(found.plan, records):
+            raise CommandRefused(f"would be refused: run {run}: {saga.PAST_RETURN}")
+        names = saga.undoable(found.plan, records)
         states = {"succeeded", "partial", "failed", "undo_failed"}
         _print_dry_run(found, states, f"undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
         return

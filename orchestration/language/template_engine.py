@@ -296,6 +296,10 @@ def _joined(parts: list[Any]) -> str:
     return "".join(map(str, parts))
 
 
+class _Missing(jinja2.ChainableUndefined, jinja2.StrictUndefined):
+    """A missing value, with missing fields: `default` covers a missing parent. Any other use of the value fails."""
+
+
 class Environment(ImmutableSandboxedEnvironment):
     """The template environment of plans. Keys take precedence over methods: `params.items` is the parameter."""
 
@@ -303,7 +307,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            undefined=jinja2.StrictUndefined,
+            undefined=_Missing,
             keep_trailing_newline=True,
             autoescape=False,
             finalize=_output,

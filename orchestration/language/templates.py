@@ -283,7 +283,7 @@ def _as_data(value: Any, text: str) -> Any:
 
 def _data(value: Any, text: str) -> Any:
     if isinstance(value, jinja2.Undefined):
-        raise TemplateProblem(f"{_shown(text)}: the value is undefined")
+        str(value)  # raises UndefinedError, which names the missing value
     if value is None or isinstance(value, bool | int | str):
         return str(value) if isinstance(value, StrEnum) else value
     if isinstance(value, float) and math.isfinite(value):

@@ -110,6 +110,7 @@ def _step(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Probl
             step=name,
             path=at,
         )
+    yield from _result_fields(plan, name, step)
     if isinstance(step.undo, UndoSpec):
         undo_at = (*at, "undo")
         roots = templates.ROOTS | {"data", "before"} | item
@@ -123,6 +124,27 @@ def _step(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Probl
             )
         if step.always:
             yield Problem("an always step is never undone: remove undo", step=name, path=undo_at)
+
+
+def _result_fields(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
+    """Problems of templates that read a field of a task's result which the data of its step cannot have."""
+    undo = step.undo.with_ if isinstance(step.undo, UndoSpec) else {}
+    try:
+        read = [("steps", name, *path) for path in templates.paths(undo) if path[0] == "data"]
+        read += templates.paths([step.with_, undo])
+    except templates.TemplateProblem:
+        return  # reported elsewhere
+    for path in read:
+        task = plan.steps.get(path[1]) if len(path) > 3 and path[0] == "steps" and path[2] == "data" else None
+        if task is None or task.op != celery_task.CELERY.name or not task.with_.get("as_result"):
+            continue
+        if path[3] != "result":
+            yield Problem(
+                f"data.{path[3]} does not exist, because step {path[1]!r} stores the whole result of its task: "
+                f"write data.result.{path[3]}",
+                step=name,
+                path=("steps", name),
+            )
 
 
 def _item(step: Step) -> set[str]:

@@ -74,5 +74,11 @@ class ScheduleMarks:
         self._store.call(self._store.client.hset, self._store.keys.paused_schedules, key, who)
 
     def resume(self, key: str) -> bool:
-        """Resume a schedule; returns whether it was paused."""
+        """Resume a schedule; returns whether it was paused.
+
+        Planned times of the pause are handled, also those that no tick has seen.
+        """
+        mark, now = self.marks().get(key), self._store.now()
+        if mark is not None and mark.until < now and key in self.paused():
+            self.put(key, Mark(now, mark.schedule))
         return bool(self._store.call(self._store.client.hdel, self._store.keys.paused_schedules, key))

@@ -90,7 +90,7 @@ class Fence:
     @cached_property
     def _ledger(self) -> Ledger:
         settings = self._delivery.store.settings
-        return Ledger(settings.state_dir, settings.namespace)
+        return Ledger(settings.state_dir, settings.ledger_name)
 
 
 class NoFence(Fence):

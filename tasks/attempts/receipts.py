@@ -258,9 +258,10 @@ def _read_closed(folder: Path) -> _Closed:
 class Ledger:
     """The receipts in this host's state folder, with the last version of each run that this host has seen."""
 
-    def __init__(self, state_dir: Path, namespace: str) -> None:
+    def __init__(self, state_dir: Path, name: str) -> None:
+        """`name` is `Settings.ledger_name`."""
         self._state_dir = state_dir
-        self._folder = state_dir / "receipts" / namespace
+        self._folder = state_dir / "receipts" / name
 
     def _of(self, run_id: str, instance_id: str) -> Path:
         return self._folder / f"{identifiers.run_id(run_id)}~{identifiers.instance(instance_id)}"

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from longshore.orchestration import saga
 from longshore.orchestration.plans.compiled import CompiledStep, StepId
 from longshore.orchestration.runs import report
 from longshore.orchestration.settings import MAX_DATA_BYTES
@@ -13,7 +14,6 @@ from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoSt
 from longshore.orchestration.store.records import stream_order
 from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
-from longshore.tasks.control.commands import PAST_RETURN
 from longshore.tasks.external_wait import MakeCanvas
 from longshore.tasks.loaded_runs import Plans
 
@@ -107,8 +107,8 @@ class ChildWait:
             return self._end(UndoState.NOT_UNDOABLE, error=why)
         if state is RunState.UNDO_FAILED and int(fields.get("epoch", 0)) > asked_at:
             return self._end(UndoState.UNDO_FAILED, error=f"the undo of run {child_id} failed")
-        if state in TERMINAL and fields.get("answer") == PAST_RETURN:
-            return self._end(UndoState.UNDO_FAILED, error=f"run {child_id}: {PAST_RETURN}")
+        if state in TERMINAL and fields.get("answer") == saga.PAST_RETURN:
+            return self._end(UndoState.UNDO_FAILED, error=f"run {child_id}: {saga.PAST_RETURN}")
         if self.late:
             return self._end(UndoState.UNDO_FAILED, error=f"run {child_id} was not undone in time")
         # A child that is still live, because its parent's worker died while starting it, is cancelled first.

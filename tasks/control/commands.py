@@ -20,7 +20,6 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.loaded_runs import Loaded, NotOurs
 
 #: Why a run is not compensated.
-PAST_RETURN = "the run is past its point of no return and cannot be undone"
 #: Commands after which an ended run may be live.
 _REOPENS = frozenset({"resume", "undo", "resolve"})
 #: Refusal of a resume while the run waits for a decision about a step of unknown outcome.
@@ -163,7 +162,7 @@ class Commands:
         if kind == "undo":
             points = [step.index for step in plan.steps if step.step.irreversible]
             if points and saga.past_return(plan, self.store.step_records(run_id, range(len(plan)), units=False)):
-                return PAST_RETURN
+                return saga.PAST_RETURN
         return ""
 
     def _wrong_part(self, run_id: str, plan: CompiledPlan, step_id: StepId, *, whole: bool) -> str:

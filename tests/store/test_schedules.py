@@ -59,6 +59,20 @@ def test_pause_and_resume_report_whether_they_changed_the_schedule(client: Clien
     assert sorted(noted) == [("pause schedule", "nightly"), ("resume schedule", "nightly")]
 
 
+def test_resumed_schedule_has_handled_the_times_of_its_pause(client: Client) -> None:
+    """No tick ran during the pause, for example because all workers were stopped."""
+    schedules, marks = Schedules(client), ScheduleMarks(client.store)
+    marks.put("nightly", Mark(5_000, "0 3 * * * UTC"))
+    schedules.pause("nightly")
+
+    assert schedules.resume("nightly")
+
+    assert client.store.now() - marks.marks()["nightly"].until < 60_000
+    marks.put("nightly", Mark(5_000, "0 3 * * * UTC"))
+    assert not schedules.resume("nightly")
+    assert marks.marks()["nightly"].until == 5_000
+
+
 def test_schedule_declared_elsewhere_can_be_paused(client: Client) -> None:
     ScheduleMarks(client.store).put("copy@web1", Mark(5_000, "every 60s"))
 

@@ -54,7 +54,7 @@ class _Runs:
 
     def __init__(self, every_run: bool) -> None:
         settings = get_settings()
-        self.folder = settings.state_dir / "receipts" / settings.namespace
+        self.folder = settings.state_dir / "receipts" / settings.ledger_name
         self.receipts = list(self.folder.iterdir()) if self.folder.is_dir() else []
         runs = {path: path.name.rpartition("~")[0] for path in self.receipts}
         self.ours = set(runs.values())

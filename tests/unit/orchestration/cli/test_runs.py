@@ -87,6 +87,36 @@ def test_dry_run_of_a_refused_command_is_an_error_with_a_code(undone_run: None, 
     assert (error["code"], error["message"]) == ("refused", "would be refused: run r1 is undone")
 
 
+@pytest.mark.parametrize("irreversible", [False, True])
+def test_dry_run_of_an_undo_names_the_steps_that_are_undone(
+    irreversible: bool, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    plan, undo = Plan("p"), {"path": "/x", "content": "y"}
+    plan.step("write", "file.deploy.execute", **undo)
+    plan.step("show", "command.exec.execute", argv=["x"])
+    point = plan.step("log", "command.exec.execute", argv=["x"]).always()
+    if irreversible:
+        point = plan.step("send", "command.exec.execute", argv=["x"]).irreversible()
+    point.after("write", "show")
+    sandbox = Sandbox()
+    assert sandbox.run(plan, run_id="r1").state == "succeeded"
+    found = SimpleNamespace(
+        id="r1", plan=sandbox.plans.get("r1").plan, store=sandbox.store, state=lambda: RunState.SUCCEEDED
+    )
+    monkeypatch.setattr(runs, "client", lambda: SimpleNamespace(get=lambda _run_id: found))
+
+    code = call(["runs", "undo", "r1", "--dry-run"])
+
+    out, err = capsys.readouterr()
+    if irreversible:
+        assert (code, out) == (1, "")
+        assert err == (
+            "error[refused]: would be refused: run r1: the run is past its point of no return and cannot be undone\n"
+        )
+    else:
+        assert (code, out) == (0, "would undo, in reverse: write (the run is succeeded)\n")
+
+
 def test_reset_of_a_closed_breaker_is_an_error_with_a_code(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     class Client:
         store = MemoryStore(Settings())

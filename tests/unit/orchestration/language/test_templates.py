@@ -200,6 +200,14 @@ def test_parameter_may_share_a_dict_methods_name(name: str) -> None:
     assert render(f"{{{{ params.{name} }}}}", {"params": {name: [1, 2]}}) == [1, 2]
 
 
+def test_default_covers_a_missing_parent() -> None:
+    assert render("{{ data.result.receipt | default(none) }}", {"data": {}}) is None
+    assert render("{{ data.result['items'].first | default('none') }}", {"data": {}}) == "none"
+    for template in ("{{ data.result.receipt }}", "{{ data.result.receipt == 1 }}", "a{{ data.result.receipt }}"):
+        with pytest.raises(TemplateProblem, match="has no attribute 'result'"):
+            render(template, {"data": {}})
+
+
 @pytest.mark.parametrize(
     "template", ["{{ [params.nope] }}", "{{ {'a': params.nope} }}", "{{ [[steps.pull.data.id]] }}"]
 )

@@ -11,7 +11,7 @@ from celery.canvas import Signature, xmap
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from longshore.orchestration import E, Plan, UsageError, validate
+from longshore.orchestration import E, Plan, PlanError, UsageError, validate
 from longshore.orchestration.operations.canvas import COMPENSATIONS, convert
 from longshore.orchestration.testing import Sandbox
 
@@ -227,6 +227,13 @@ def test_compensation_is_a_task_a_name_a_signature_or_none() -> None:
     assert own["undo"]["with"] == {"task": "unit.undo_add", "args": ["{{ data.result | default(none) }}"]}
     assert step_of(add.s(1, 2), undo={add: "none"})["undo"] == "none"
     assert "undo" not in step_of(add.s(1, 2))
+
+
+def test_template_of_a_missing_field_of_a_result_is_a_problem() -> None:
+    plan = Plan.from_canvas(total.s([1]), undo={total: undo_total.s("{{ data.total | default(none) }}")})
+    with pytest.raises(PlanError, match=r"data\.total does not exist.*write data\.result\.total"):
+        validate(plan)
+    validate(Plan.from_canvas(total.s([1]), undo={total: undo_total.s("{{ data.result.total | default(none) }}")}))
 
 
 def test_registered_compensation_needs_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
