@@ -108,10 +108,11 @@ def test_service_that_waited_for_a_broken_one_is_no_bad_version(place: Installat
     was = shop.state()
     assert release("2", "false") == 1
     assert shop.state()["poller-1"][1] == was["poller-1"][1]
-    # only the api has a bad version
+    # only the api has a bad version, and its note names the only file that has changed
     noted = place.longshore("select")
     assert f"left alone: {shop.name}/api" in noted.out
     assert f"left alone: {shop.name}/poller" not in noted.out
+    assert f"({shop.folder / '.env'} changed): this version failed its health check on" in noted.out
 
     # When the api alone is corrected
     (shop.folder / ".env").write_text("TAG=2\nCHECK=true\n")
