@@ -7,6 +7,7 @@ import uuid
 
 import pytest
 
+from longshore.orchestration.plans.model import Plan
 from tests.docker.stale_stacks import QUICK, MakeProject, place, project, restarts, rules, selected
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import module_installation
@@ -84,6 +85,44 @@ def test_bad_configuration_is_not_started_again(place: Installation, project: Ma
     shop.write(db={"command": ["sleep", "9998"]})
     assert place.longshore("orchestrate", *QUICK).code == 0
     assert shop.engine.inspect_container(shop.container("db"))["Config"]["Cmd"] == ["sleep", "9998"]
+
+
+def test_service_that_waited_for_a_broken_one_is_no_bad_version(place: Installation, project: MakeProject) -> None:
+    # Given a release whose api is broken, so that Compose creates the poller and does not start it
+    shop = project("shop")
+    health = {"test": ["CMD", "${CHECK}"], "interval": "300ms", "retries": 1}
+    versioned = {"image": f"{shop.name}:${{TAG}}"}
+    api = versioned | {"healthcheck": health}
+    shop.write(api=api, poller=versioned | {"depends_on": {"api": {"condition": "service_healthy"}}})
+    for tag in ("1", "2"):
+        shop.move_image(tag)
+    plan = Plan("release")
+    folder = str(shop.folder)
+    plan.step("up", "compose.up.execute", project=shop.name, project_dir=folder, min_healthy_time=0, pull="never")
+
+    def release(tag: str, check: str) -> int:
+        (shop.folder / ".env").write_text(f"TAG={tag}\nCHECK={check}\n")
+        return place.client().start(plan).wait(90).exit_code
+
+    assert release("1", "true") == 0
+    was = shop.state()
+    assert release("2", "false") == 1
+    assert shop.state()["poller-1"][1] == was["poller-1"][1]
+    # only the api has a bad version, and its note names the only file that has changed
+    noted = place.longshore("select")
+    assert f"left alone: {shop.name}/api" in noted.out
+    assert f"left alone: {shop.name}/poller" not in noted.out
+    assert f"({shop.folder / '.env'} changed): this version failed its health check on" in noted.out
+
+    # When the api alone is corrected
+    (shop.folder / ".env").write_text("TAG=2\nCHECK=true\n")
+    done = place.longshore("restart", shop.name, *QUICK)
+
+    # Then both services run the new version
+    assert done.code == 0, done.err
+    assert "failed its health check" not in done.out
+    now = shop.state()
+    assert {now[name][1] for name in ("api-1", "poller-1")} == {shop.engine.inspect_image(f"{shop.name}:2")["Id"]}
 
 
 def push_other(shop: Project, ref: str, check: list[str]) -> None:

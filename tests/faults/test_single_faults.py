@@ -143,7 +143,7 @@ def test_runs_of_a_blocked_service_resume_at_different_times(
 ) -> None:
     """Each run calls a service that is down. The runs wait `suspended` or `pending` until the service is back."""
     # given
-    count = form.of(20, 50)
+    count = 50
     place.options |= {"slow_retry": "5s", "retry_spread": "3s"}
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "4").start()

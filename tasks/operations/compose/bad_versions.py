@@ -1,6 +1,7 @@
 """The versions of a project's services that have failed their health wait, stored on its host.
 
-A version is an image and a configuration hash. An orchestration does not try it again until one of the two changes.
+A version is an image and a configuration hash. An orchestration does not try it again until one of the two changes. The
+version of a service that was not started, because a dependency had failed, is not stored.
 """
 
 from __future__ import annotations

@@ -16,6 +16,14 @@ from longshore.tasks.operations.compose.cli import Source
 #: Larger files are identified by size and time.
 _LARGE = 16 * 1024 * 1024
 _DEEPEST = 20
+#: The files that Compose reads if none is named: the first that exists, and the first override that exists.
+_NAMES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+_OVERRIDES = (
+    "compose.override.yml",
+    "compose.override.yaml",
+    "docker-compose.override.yml",
+    "docker-compose.override.yaml",
+)
 
 
 def digest_of_file(path: str) -> str:
@@ -34,7 +42,8 @@ def digest_of_file(path: str) -> str:
 def inputs_of(source: Source) -> tuple[set[str], bool]:
     """The paths of all files that Compose reads, including missing ones; and whether the list is complete.
 
-    The list is incomplete if a path contains a variable or refers to a remote file.
+    The list is incomplete if a path contains a variable or refers to a remote file, or if Compose finds its files
+    outside of the project's folder.
     """
     reading = _Reading()
     directory = source.directory or "/"
@@ -42,6 +51,8 @@ def inputs_of(source: Source) -> tuple[set[str], bool]:
         reading.paths |= set(source.env_files)
     else:
         reading.paths.add(os.path.join(directory, ".env"))
+    if not source.files:
+        reading.read_default(directory)
     for file in source.files:
         reading.read(file, directory, 0)
     return reading.paths, reading.known
@@ -52,6 +63,20 @@ class _Reading:
         self.paths: set[str] = set()
         self.known = True
         self._read: set[tuple[str, str]] = set()
+
+    def read_default(self, directory: str) -> None:
+        """Read the files of a folder that Compose reads if none is named."""
+        if not self._read_first(_NAMES, directory) or any(map(_names_files, self.paths)):
+            self.known = False
+        self._read_first(_OVERRIDES, directory)
+
+    def _read_first(self, names: tuple[str, ...], directory: str) -> bool:
+        for file in (os.path.join(directory, name) for name in names):
+            self.paths.add(file)  # a file that is created later takes precedence
+            if os.path.isfile(file):
+                self.read(file, directory, 0)
+                return True
+        return False
 
     def read(self, file: str, directory: str, depth: int) -> None:
         self.paths.add(file)
@@ -108,6 +133,14 @@ class _Reading:
             return
         for folder in folders:
             yield os.path.normpath(os.path.join(folder, os.path.expanduser(text)))
+
+
+def _names_files(env_file: str) -> bool:
+    """Reports whether a file of variables names other Compose files."""
+    try:
+        return "COMPOSE_FILE" in Path(env_file).read_text()
+    except (OSError, ValueError):
+        return False
 
 
 def _entries(value: Any) -> list[Any]:

@@ -18,8 +18,18 @@ from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.config_inputs import note_inputs
 from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
 from longshore.tasks.operations.compose.project import members_of, project_lock
-from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, is_well, members, to_do
+from longshore.tasks.operations.compose.state import (
+    HealthWaiter,
+    Member,
+    containers,
+    has_failed,
+    is_well,
+    members,
+    to_do,
+    was_held_back,
+)
 from longshore.tasks.operations.docker.evidence import collect, evidence_of, reason_of
+from longshore.tasks.operations.docker.levels import HealthCheck
 
 P = TypeVar("P", bound=Params)
 
@@ -100,7 +110,7 @@ class Rollout:
             raise  # the undo or the next attempt continues from here
         except OperationError as error:
             self._add_evidence(error)
-            self._remember()
+            self._remember(waiter)
             if not self.params.auto_revert:
                 raise
             self._revert(error)
@@ -109,15 +119,20 @@ class Rollout:
         bad_versions.forget(project, now)
         return now
 
-    def _remember(self) -> None:
-        """Store the new versions that did not become healthy, for `stacks.restart`."""
+    def _remember(self, waiter: HealthWaiter) -> None:
+        """Store the new versions that have failed, for `stacks.restart`.
+
+        Other services may still become healthy, or were not started because a dependency has failed.
+        """
         project, scope = self.before["project"], self.before["services"]
         old = {(m.service, m.hash, m.image_id) for m in members_of(self.before)}
-        now = [m for m in members(self.docker, project) if m.service in scope and not is_well(m)]
-        new = [m for m in now if (m.service, m.hash, m.image_id) not in old]
-        for member in new:
-            found = evidence_of(self.ctx, self.docker, member.id)
-            bad_versions.remember(self.docker, project, [member], reason_of(found) if found else "")
+        now = [m for m in members(self.docker, project) if m.service in scope and m.key not in waiter.stopped]
+        failed = [m for m in now if not was_held_back(m) and (has_failed(m) or m.id in waiter.failed)]
+        for member in failed:
+            if (member.service, member.hash, member.image_id) not in old:
+                found = evidence_of(self.ctx, self.docker, member.id)
+                why = (reason_of(found) if found else "") or HealthCheck(0.0).problem(member)
+                bad_versions.remember(self.docker, project, [member], why)
 
     def _up(
         self, waiter: HealthWaiter, source: Source, named: list[str], touched: list[str], options: list[str]
@@ -179,8 +194,10 @@ class Rollout:
         if "evidence" in error.data:
             return
         scope = self.before["services"]
-        ill = [m.id for m in members(self.docker, self.before["project"]) if m.service in scope and not is_well(m)]
-        found = collect(self.ctx, self.docker, ill)
+        ill = [m for m in members(self.docker, self.before["project"]) if m.service in scope and not is_well(m)]
+        # The message quotes the first container: a failed one, rather than one that was held back.
+        ill.sort(key=lambda member: not has_failed(member))
+        found = collect(self.ctx, self.docker, (member.id for member in ill))
         error.data["evidence"] = found
         if found and (reason := reason_of(found[0])):
             error.message += f" ({found[0]['container']}: {reason})"

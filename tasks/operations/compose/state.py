@@ -103,6 +103,16 @@ def is_well(member: Member) -> bool:
     return member.running and member.status != "restarting" and member.health in {None, "healthy"}
 
 
+def was_held_back(member: Member) -> bool:
+    """Reports whether a container was created but not started: a failed start leaves an exit code."""
+    return member.status == "created" and not member.exit_code
+
+
+def has_failed(member: Member) -> bool:
+    """Reports whether a container is unhealthy, restarts, has ended with an error, or could not start."""
+    return member.restarting or (member.health == "unhealthy" if member.running else bool(member.exit_code))
+
+
 def fingerprint(found: Iterable[Member]) -> Counter[tuple[str, str, str, bool]]:
     """The state that an undo restores, without container ids, numbers and start times."""
     return Counter((one.service, one.hash, one.image_id, one.running) for one in found)
@@ -200,6 +210,8 @@ class HealthWaiter:
     stopped: set[tuple[str, int]] = field(default_factory=set)
     #: The start times of containers that ran before, by id: these need no settling.
     steady: dict[str, str | None] = field(default_factory=dict)
+    #: The ids of the containers for which the wait has failed: the failed one, or all that were late.
+    failed: set[str] = field(default_factory=set)
 
     def wait(self, services: Iterable[str]) -> list[Member]:
         """The members, all healthy. Raises OperationError with the unhealthy containers and their last output."""
@@ -215,6 +227,7 @@ class HealthWaiter:
                 return found
             if now >= end:
                 late, reasons = [member for member, _ in waiting], [f"{member.name} {why}" for member, why in waiting]
+                self.failed |= {member.id for member in late}
                 raise self._failure(late, f"not healthy after {self.deadline:g} s: {{}}", reasons)
             self.ctx.sleep(min(_POLL, max(0.01, end - now)))
 
@@ -235,6 +248,7 @@ class HealthWaiter:
         return "" if member.health is None and self.steady.get(member.id) == member.started_at else why
 
     def _failed(self, member: Member, how: str) -> OperationError:
+        self.failed.add(member.id)
         others = [one for one in members(self.docker, self.project) if not is_well(one) and one.id != member.id]
         return self._failure([member, *others], "{}", [f"container {member.name} {how}"])
 

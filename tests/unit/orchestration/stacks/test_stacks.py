@@ -321,6 +321,30 @@ def test_compose_input_files_are_known(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_default_files_of_a_folder_are_known(tmp_path: Path) -> None:
+    # Given the folder of a project, as a plan names it, and its files, as labels of containers name them
+    file, override = tmp_path / "compose.yml", tmp_path / "docker-compose.override.yaml"
+    file.write_text("services: {web: {env_file: a.env}}")
+    override.write_text("services: {web: {env_file: b.env}}")
+    (tmp_path / "docker-compose.yml").write_text("services: {}")
+
+    found, known = inputs_of(Source(None, str(tmp_path)))
+
+    there = {path for path in found if Path(path).exists()}
+    named, _ = inputs_of(Source("shop", str(tmp_path), (str(file), str(override))))
+    assert known
+    assert there == {str(file), str(override)}
+    assert found >= named | {str(tmp_path / "compose.yaml")}
+
+
+def test_default_files_outside_of_the_folder_are_reported(tmp_path: Path) -> None:
+    assert not inputs_of(Source(None, str(tmp_path)))[1]
+    (tmp_path / "compose.yaml").write_text("services: {}")
+    assert inputs_of(Source(None, str(tmp_path)))[1]
+    (tmp_path / ".env").write_text("COMPOSE_FILE=other.yaml\n")
+    assert not inputs_of(Source(None, str(tmp_path)))[1]
+
+
 @pytest.mark.parametrize("include", ["${PART}/db.yaml", "oci://docker.io/acme/part", "https://git.local/x.git"])
 def test_undeterminable_input_files_are_reported(tmp_path: Path, include: str) -> None:
     (tmp_path / "compose.yaml").write_text(f"include: ['{include}']\nservices: {{}}\n")
