@@ -195,7 +195,7 @@ def all_settings() -> str:
     """Each setting with its variable, type, default and description, by section."""
     lines = [
         "# Settings", "",
-        "The first of these places that has a value for a setting counts:", "",
+        "Three places can have the value of a setting. The first of them that has a value counts:", "",
         "1. a flag of the command, if there is one: `longshore --actor NAME`",
         "2. the environment variable",
         "3. a settings file (YAML or TOML), which `--config FILE` or `LONGSHORE_CONFIG` selects. There, the name is in"

@@ -16,8 +16,8 @@ HEAD = """\
 # Fault injection
 
 `make faults` injects faults into real workers, messages, connections and Redis, and writes this page. Each section has
-the latest results of one test. `make help` names the variable that repeats the random choices of a seed. `make test` runs
-a short form of the tests.
+the latest results of one test. `make help` names the variable that repeats the random choices of a seed. `make test`
+runs a short form of the tests.
 
 The operations of the runs write each effect into a log outside of Redis. A *broken rule* is a report that contradicts
 this log, or a run that has not ended. A *doubled* message is sent twice.

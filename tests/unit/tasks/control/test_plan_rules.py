@@ -272,15 +272,20 @@ class Rules:
 def reachable(drawn: list[Spec], on_error: str) -> bool:
     """Report whether each failure guard can hold; otherwise the plan is refused."""
     names = {spec.name: spec for spec in drawn}
-    family = {"failed", "any_host_failed", "all_hosts_failed"}
 
-    def may_fail(name: str) -> bool:
-        return names[name].always or names[name].items or (names[name].on_error or on_error) == "continue"
+    def may_fail(name: str, *, in_units: bool = False) -> bool:
+        spec = names[name]
+        return spec.always or (in_units and spec.items) or (spec.on_error or on_error) == "continue"
+
+    def can_hold(spec: Spec, word: str) -> bool:
+        if word not in {"failed", "any_host_failed", "all_hosts_failed"} or not spec.after:
+            return True
+        return any(may_fail(name, in_units=word != "failed") for name in spec.after)
 
     return all(
         spec.always
         or (
-            (not spec.after or not family & set(spec.only_if) or any(map(may_fail, spec.after)))
+            all(can_hold(spec, word) for word in spec.only_if)
             and ("== 'failed'" not in spec.when or may_fail(spec.when.split(".")[1]))
         )
         for spec in drawn
