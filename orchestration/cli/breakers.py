@@ -71,6 +71,6 @@ def reset(service: str) -> None:
     if current_options().dry_run:
         print_result(f"would close the breaker of service {service}", service=service)
         return
-    breakers.close(service)
     reset_results(store, service)
+    breakers.close(service)
     print_result(f"reset: {service}", service=service)

@@ -202,7 +202,10 @@ def record_result(store: Store, key: str, run_id: str, result: str, ended: int) 
 
 
 def reset_results(store: Store, name: str) -> None:
-    """Delete the stored results of the job whose breaker has this service name."""
+    """Begin the count of failures anew for the job whose breaker has this service name.
+
+    The reset counts as a success. The end of an earlier run, even if recorded again, is before the reset.
+    """
     key = name.removeprefix(service(""))
     if key != name:
-        store.call(store.client.delete, store.keys.job(key))
+        store.call(store.client.zadd, store.keys.job(key), {"reset succeeded": store.now()})

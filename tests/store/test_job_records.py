@@ -196,12 +196,15 @@ def test_late_job_end_counts_in_its_order(store: Store) -> None:
 def test_breaker_reset_restarts_the_count(store: Store) -> None:
     breakers = Breakers(store)
     record_ends(store, 1, 2, 3)
-    breakers.close(service(KEY))
     reset_results(store, service(KEY))
     reset_results(store, "another service")
-    record_ends(store, 4, 5)
+    breakers.close(service(KEY))
+    record_ends(store, 1, 2, 3)
+    assert not breakers.is_open(service(KEY)), "ends that are recorded again open the breaker after its reset"
+    later = store.now() + 1_000
+    record_ends(store, later + 4, later + 5)
     assert not breakers.is_open(service(KEY))
-    record_ends(store, 6)
+    record_ends(store, later + 6)
     assert breakers.is_open(service(KEY))
 
 
