@@ -57,7 +57,8 @@ def broken(report: Report, folder: Path, *, fails: bool) -> Iterator[str]:
     elif report.state == "undone":
         yield from _undone(report, done)
     else:
-        yield f"{run}: the run ended {report.state}: {report.error}"
+        undo = {step.name: str(step.undo.error) for step in report.steps if step.undo and step.undo.error}
+        yield f"{run}: the run ended {report.state}: {report.error}, errors of undo steps: {undo}"
     if fails and report.state == "succeeded":
         yield f"{run}: the run succeeded, although a step fails"
     if not fails and report.state == "undone" and not _has_unknown_step(report):
