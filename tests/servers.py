@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -211,6 +211,7 @@ def connect_engine() -> docker.APIClient:
         raise MissingError(f"the Docker engine at {url} does not respond: {error}") from None
 
 
+@cache
 def require_compose() -> None:
     command = ["docker", "compose", "version", "--short"]
     try:
