@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from longshore.orchestration.store import lua
@@ -19,11 +20,16 @@ HEAD = """\
 the latest results of one test. `make help` names the variable that repeats the random choices of a seed. `make test`
 runs a short form of the tests.
 
-The operations of the runs write each effect into a log outside of Redis. A *broken rule* is a report that contradicts
-this log, or a run that has not ended. A *doubled* message is sent twice.
+The operations of the runs write each effect into a log outside of Redis. The sections have these terms:
+
+- A *broken rule* is, for example, a run that has not ended, or a report that contradicts this log.
+- A *stopped* worker or process gets SIGSTOP, and continues a few seconds later. The *main process* of a worker renews
+  the leases, and a *pool process* runs the steps. A stopped worker is stopped with all of its processes.
+- A *doubled* message is sent twice. A *reordered* message becomes the last one of its queue.
 
 In sections with the final states of many runs, every third run fails on purpose and ends `undone`. A run with a step of
-unknown outcome ends `undone`, too. The random plans are an exception: they end in all states.
+unknown outcome ends `undone`, too. The section on random plans is an exception: its runs end in any state except
+`undo_failed`, because the test resumes a run in this state.
 
 """
 CRASHES = """\
@@ -31,8 +37,9 @@ CRASHES = """\
 
 The process of a worker is killed at each point of a step or run in `tasks/crash_points.py`, once for each kind of step.
 For example, at `step.acted`, the operation has acted, and the outcome is not recorded yet. *recovered*: the run then
-ends in the right state, without a lost or doubled effect. An empty cell: this kind of step does not reach the point.
-The last three points are tried in one run that is suspended, fails and is resumed.
+ends in the right state, without a lost or repeated effect. An empty cell was not tried, because this kind of step does
+not reach the point. The last column is an exception: only the last three points were tried in a run that is suspended,
+fails and is resumed.
 
 """
 GUARDS = """\
@@ -42,19 +49,28 @@ A [guard](../contributing.md#guards-of-the-scripts) is a condition that keeps a 
 change in Redis. `tests/store/test_guards.py` removes each guard in turn. The test with the name of the guard then
 fails. The guards are listed by script (`orchestration/store/lua`), with these terms:
 
-- A *reopened* run has ended, and a command continues or undoes the run. The command begins a new *epoch*.
+- A *reopened* run has ended, and a command continues or undoes the run. The command begins a new *epoch*. An *older
+  decision* is a transition that a worker chose in an earlier epoch.
 - A *released* run is no longer suspended.
 - A *parked* step waits without a worker: for a person, a time, a child run or a task of an application.
 - A *task* is a Celery task of an application.
 - A *held back* unit waits for other units of its step.
+- A *delivery* is one arrival of a Celery message at a worker.
+- A *question* asks hosts for their receipts of a run.
+- An attempt or task is *lost* if its lease has expired.
+- An *unrecorded* attempt has a receipt on a host. The record does not know the attempt, because Redis has lost writes.
+- The record notes that a step *had no effect*, for example if its only attempt failed before it acted. Such a step is
+  not compensated.
+- An outcome is *not known yet* while the operation raises [`Delayed`](errors.md#transient).
 
-The [glossary](../concepts/glossary.md) defines the other terms.
+The [glossary](../concepts/glossary.md) defines the other terms, and [the page on states](../concepts/states.md) the
+states.
 """
 #: The headings of the tests, by name of the test.
 TITLES = {
     "killed client leaves a complete run or none": "Clients are killed while they start runs",
     "random plans survive lost writes stopped workers and clock jumps": (
-        "Random plans outlive lost writes, sleeping workers and clock jumps"
+        "Random plans outlive lost writes, stopped workers and clock jumps"
     ),
     "rolling restart of workers under load repeats no step": "A rolling restart of all workers repeats no step",
     "run ends after its only worker is killed and restarted": "The only worker is killed in a step and started again",
@@ -85,7 +101,7 @@ def figures(folder: Path) -> str:
             crashes.update({point: {"a suspended or resumed run": what} for point, what in stored["figures"].items()})
             continue
         rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in stored["figures"].items())
-        about = f"{stored['about']}\n\n" if stored["about"] else ""
+        about = f"{_wrapped(stored['about'])}\n\n" if stored["about"] else ""
         title = TITLES.get(stored["test"], stored["test"].capitalize())
         parts.append(f"## {title}\n\n{about}| seed | {stored['seed']} |\n|---|---|\n{rows}\n")
     return "\n".join([*parts, *_matrix(crashes)])
@@ -99,6 +115,10 @@ def _matrix(crashes: dict[str, dict[str, str]]) -> list[str]:
     rows = [f"| `{point}` | {' | '.join(row.get(kind, '') for kind in kinds)} |" for point, row in crashes.items()]
     head = f"| a process dies at | {' | '.join(kinds)} |\n|{'---|' * (len(kinds) + 1)}"
     return [CRASHES + "\n".join([head, *rows]) + "\n"]
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _cell(value: object) -> str:

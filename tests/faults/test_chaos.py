@@ -196,7 +196,10 @@ class Chaos:
 def test_random_plans_survive_lost_writes_stopped_workers_and_clock_jumps(
     place: Installation, own_redis: servers.RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """A fault happens every two seconds. The test resumes `suspended` and `undo_failed` runs."""
+    """Every two seconds, the test kills or stops a worker or one of its processes, kills Redis, or sets Redis's clock.
+    Messages are doubled, lost and reordered all the time. The test resumes `suspended` and `undo_failed` runs. A killed
+    Redis loses its latest acknowledged writes, and with them some runs. These runs no longer exist, and break no rule.
+    """
     # given
     place.options["lease"] = "2s"
     for number in range(form.of(2, 4)):

@@ -130,7 +130,7 @@ def test_runs_survive_killed_workers_a_redis_restart_and_duplicated_messages(
 def test_runs_survive_all_faults_at_once(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
 ) -> None:
-    """A worker or process is stopped or killed every second. Messages are doubled and lost."""
+    """Every second, a worker is stopped or killed, or a pool process is killed. Messages are doubled and lost."""
     # given
     # On a slow machine, one compensation may lose its worker more often than the default allows.
     place.options["max_lost"] = "1000"

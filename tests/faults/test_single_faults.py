@@ -299,7 +299,7 @@ def _command_at_random(settings: dict[str, Any], plan: dict[str, Any], run_id: s
 def test_run_stays_consistent_under_random_commands_of_eight_processes(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
-    """For a minute, the processes start, cancel, resume and undo the run. *refuse* counts the refused commands."""
+    """For a minute, the processes cancel, resume and undo the run. *refuse* counts the refused commands."""
     # given
     start_workers(place, form.of(2, 4))
     folder = tmp_path / "effects"

@@ -15,16 +15,16 @@ end
 for n = 5, #ARGV, 6 do
   local i, fence, status = ARGV[n], ARGV[n + 1], ARGV[n + 2]
   local forward, backward, before = unpack(redis.call('HMGET', steps, 'fence:' .. i, 'ufence:' .. i, 'status:' .. i))
-  -- guard: an attempt that the record knows changes nothing; without it: true
+  -- guard: the receipt of a recorded attempt changes no step; without it: true
   if tonumber(fence) > math.max(tonumber(forward) or 0, tonumber(backward) or 0) then
     -- A recorded outcome of an earlier attempt stands, unless the outcome proves that there was no effect.
-    -- guard: the recorded outcome of an earlier attempt stands; without it: true
+    -- guard: an unrecorded attempt does not replace an outcome with a possible effect; without it: true
     if before ~= 'changed' and before ~= 'failed' and before ~= 'unknown' then
       redis.call('HSET', steps, 'status:' .. i, status, 'outcome:' .. i, ARGV[n + 3], 'ended:' .. i, now)
     end
     redis.call('HSET', steps, 'fence:' .. i, fence, 'done_at:' .. i, ARGV[2], 'journalled:' .. i, 1)
     redis.call('HSETNX', steps, 'attempts:' .. i, 1)
-    -- guard: an unrecorded attempt removes the proof that a step had no effect
+    -- guard: an unrecorded attempt removes the note that its step had no effect
     redis.call('HDEL', steps, 'no_effect:' .. i, 'reason:' .. i)
     if ARGV[n + 4] ~= '' then
       redis.call('HSETNX', steps, 'rendered:' .. i, ARGV[n + 4])
@@ -38,7 +38,7 @@ end
 if ARGV[4] ~= '' then
   redis.call('HSET', run, 'doubts', (doubts and doubts .. '\n' or '') .. ARGV[4])
 end
--- guard: the record takes over a higher version that a host has seen
+-- guard: the version of the record rises to the highest one that a host has seen
 if (tonumber(redis.call('HGET', run, 'version')) or 0) < tonumber(ARGV[3]) then
   redis.call('HSET', run, 'version', ARGV[3])
 end

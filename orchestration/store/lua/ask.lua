@@ -6,7 +6,7 @@
 -- EVENTS   hosts_asked
 local state, epoch, asking = unpack(redis.call('HMGET', run, 'state', 'epoch', 'asking'))
 if not state
-    -- guard: a reopened run asks no question of an older decision
+    -- guard: an older decision asks no host about a reopened run
     or (epoch or '0') ~= ARGV[1]
     -- guard: a question is recorded once
     or asking == ARGV[2] then

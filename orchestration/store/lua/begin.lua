@@ -14,7 +14,7 @@ if held ~= fence then
   return {'no', 'another attempt took its place'}
 end
 -- The message is sent before the step is parked.
--- guard: a task whose step is not parked yet is not refused
+-- guard: a task waits until its step is parked
 if status == (p == '' and 'running' or 'undoing') then
   return {'early', 'its step is not parked yet'}
 end
@@ -30,7 +30,7 @@ end
 if p == ''
     -- guard: a task of an always step begins in an aborting run
     and ARGV[7] ~= '1'
-    -- guard: a task of an aborting run does not begin; without it: false
+    -- guard: no other task begins in an aborting run; without it: false
     and doing() == 'aborting' then
   return {'no', 'its run is being ended'}
 end

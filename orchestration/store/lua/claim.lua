@@ -23,7 +23,7 @@ if state == 'suspended'
     and ARGV[6] == '1' then
   state = was
 end
--- guard: a step begins only in a running or finishing run
+-- guard: no step begins in an aborting or undoing or ended run
 if p == '' and state ~= 'running' and state ~= 'finishing' then
   return {'no', 'run ' .. (state or 'gone')}
 end

@@ -27,7 +27,7 @@ if fence ~= '' then
   if was ~= busy and was ~= 'waiting' then
     -- The reply to the first call was lost, and with it the claim of the next link.
     local link, owner = unpack(redis.call('HMGET', steps, 'status:' .. ARGV[9], 'owner:' .. ARGV[9]))
-    -- guard: a repeated outcome gets the claim of the next link again
+    -- guard: a worker that repeats an outcome gets the claim of the next link again
     if ARGV[12] ~= '' and link == 'running' and owner == ARGV[12] then
       return {'dup', 0, '', claim_step(ARGV[9], '', ARGV[12], ARGV[13], tonumber(ARGV[10]), ARGV[14], ARGV[15] == '1',
                                        version, epoch)}
@@ -65,11 +65,11 @@ else
   emit_as(version, kind(p, i) .. 'ended', 'step', i, 'host', '', 'status', status, 'error', err)
 end
 if ARGV[9] ~= ''
-    -- guard: the next link of the chain waits for the end of the previous level
+    -- guard: the next link of a chain waits for the end of the previous level
     and tonumber(left) <= 0
-    -- guard: an aborting run does not open the next link of the chain
+    -- guard: the next link of a chain does not begin in an aborting run
     and state == 'running'
-    -- guard: a failure does not open the next link of the chain
+    -- guard: the next link of a chain does not begin after a failure
     and (status == 'changed' or status == 'unchanged') then
   -- Celery sends the message of the next link after this success; the sweeper resends it only after the grace.
   local opened = {'left', 1, 'level', level + 1}

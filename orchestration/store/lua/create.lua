@@ -32,7 +32,7 @@ if created then
   end
 end
 -- The live run is swept from now on. A command that was stored since has another score.
--- guard: a command keeps its entry in the inbox; without it: ARGV[2] ~= ''
+-- guard: a run with a new command stays in the inbox; without it: ARGV[2] ~= ''
 if ARGV[2] ~= '' and tonumber(redis.call('ZSCORE', inbox, ARGV[1]) or -1) == tonumber(ARGV[2]) then
   redis.call('ZREM', inbox, ARGV[1])
 end

@@ -1,4 +1,4 @@
--- Dispatch further units of a wide fan-out, which one script would not have dispatched in a short time.
+-- Dispatch further units of a step with many units, which one script would not have dispatched in a short time.
 --
 -- FROM     running or finishing
 -- ARGV[1]  index of the step

@@ -5,7 +5,7 @@
 -- ARGV     id, '1' for an always step, for each
 -- RETURNS  1 where no attempt runs any more, else 0
 -- EVENTS   step_ended | item_ended (cancelled, unknown) for each
--- guard: a drain cancels nothing in a run that continues
+-- guard: a drain cancels nothing in a run that is not aborting
 if redis.call('HGET', run, 'state') ~= 'aborting' then
   return 0
 end
@@ -29,18 +29,18 @@ for n = 1, #ARGV, 2 do
         why = 'the run was aborted while the step waited'
       elseif redis.call('HEXISTS', steps, 'attempts:' .. i) == 1 then
         local tried, in_vain = unpack(redis.call('HMGET', steps, 'attempts:' .. i, 'blocked:' .. i))
-        -- guard: a step whose service was down had no effect
+        -- guard: a step whose service was down at each attempt had no effect
         if status == 'retrying' and tried == in_vain then
           redis.call('HSET', steps, 'no_effect:' .. i, 1)  -- its service was down: nothing was ever begun
         end
         why = 'the run was aborted before the step was retried'
-        -- guard: an attempt that was lost before the abort is fenced
+        -- guard: a drained step with a lost attempt is closed
         if status == 'ready' then
           redis.call('HINCRBY', run, 'lost', 1)
         end
-        -- guard: a lost step becomes unknown and not cancelled
+        -- guard: a step with a lost attempt becomes unknown instead of cancelled
         if status == 'ready'
-            -- guard: a step with an open outcome becomes unknown and not cancelled
+            -- guard: a step whose outcome is not known yet becomes unknown instead of cancelled
             or redis.call('HEXISTS', steps, 'delayed:' .. i) == 1 then
           final, why = 'unknown', (status == 'ready' and 'its worker was lost' or 'its outcome was not known yet') .. ', and ' .. why
         end

@@ -22,26 +22,26 @@ emit('lease_lost', 'step', i, 'host', at(i), 'undo', p, 'owner', redis.call('HGE
   'lost', lost)
 -- Under a new fence, any later write of the lost attempt is refused.
 local fence = tonumber(redis.call('HGET', steps, p .. 'fence:' .. i) or 0)
--- guard: an expired attempt is fenced off at once
+-- guard: the fence rises when a lease expires
 redis.call('HSET', steps, p .. 'fence:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])))
 -- guard: an expired lease is removed
 redis.call('ZREM', leases, p .. i)
 -- The time limit of an application's task, whose step waits while the task runs.
 local limit = redis.call('ZSCORE', waits, p .. i)
--- guard: a lost task has no external wait
+-- guard: the external wait of a lost task is removed
 redis.call('ZREM', waits, p .. i)
 local state = doing()
 -- guard: a step that must not be repeated becomes unknown
 if ARGV[3] == '1'
-    -- guard: a step that loses too many workers becomes unknown
+    -- guard: a step with too many lost attempts becomes unknown
     and lost < tonumber(ARGV[4])
     -- guard: a task that is lost after its time limit is not repeated
     and not (limit and tonumber(limit) <= now) then
-  -- guard: a lost step of an aborting run is not repeated; without it: true
+  -- guard: an aborting run does not repeat a lost attempt; without it: true
   if state ~= 'aborting' then
     redis.call('HSET', steps, p .. 'status:' .. i, 'ready', p .. 'sent_until:' .. i, 0, p .. 'sent:' .. i, now)
     return {'again', ''}
-  -- guard: a lost always step of an aborting run runs later
+  -- guard: an always step with a lost attempt runs again in the finishing run
   elseif ARGV[8] == '1' then
     redis.call('HDEL', steps, 'status:' .. i, 'sent_until:' .. i)
     if not whole_of(i) then
@@ -50,13 +50,13 @@ if ARGV[3] == '1'
     return {'again', ''}
   end
 end
--- guard: a lost compensation is fenced by the next one; without it: true
+-- guard: a lost attempt at a compensation closes no step; without it: true
 if p == '' then
   -- The lost attempt may resume on its host, where no later attempt of the step will fence it off.
   redis.call('HINCRBY', run, 'lost', 1)
 end
 if p == ''
-    -- guard: a person decides about a step that may have acted; without it: false
+    -- guard: a plan can let a person decide about a step that may have acted; without it: false
     and ARGV[9] ~= ''
     -- guard: a person is asked only in a running run
     and state == 'running' then
@@ -73,7 +73,7 @@ if not total then
   return {'unknown', next_units(i)}
 end
 if ARGV[7] == '1'
-    -- guard: a lost step does not abort a finishing run
+    -- guard: a lost attempt does not abort a finishing run
     and state == 'running'
     and (total == 'failed' or total == 'unknown') then
   stop(i, err)

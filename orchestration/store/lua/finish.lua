@@ -17,11 +17,11 @@ if state ~= ARGV[1]
   return 0
 end
 -- A run that was reopened may have returned to the same state, in another epoch.
--- guard: a reopened run is not ended by an older decision
+-- guard: an older decision does not end a reopened run
 if (epoch or '0') ~= ARGV[3] then
   return 0
 end
--- guard: a run does not end while a step of its level is left
+-- guard: a run does not end while a step of its level has not ended
 if ARGV[1] ~= 'aborting' and tonumber(left) > 0 then
   return 0
 end
@@ -41,9 +41,9 @@ redis.call('ZREM', admitted, ARGV[4])
 for k = 6, #apart do
   redis.call('SREM', apart[k], ARGV[4])
 end
--- guard: a run stays live until the runs that wait for its place are admitted; without it: false
+-- guard: an ended run is swept until the runs that wait for its place are admitted; without it: false
 if redis.call('ZCARD', queue) > 0
-    -- guard: a run stays live until its end was handled; without it: false
+    -- guard: an ended run is swept until its parent run and its hooks know the end; without it: false
     or ARGV[5] ~= '1' then
   return 2
 end

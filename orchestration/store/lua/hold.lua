@@ -5,9 +5,9 @@
 -- RETURNS  1 recorded, 0 recorded before, or the run has begun
 -- EVENTS   run_held
 local state, held = unpack(redis.call('HMGET', run, 'state', 'hold_reason'))
--- guard: a run that has begun gets no reason to wait
+-- guard: a run that has begun gets no pending reason
 if state ~= 'pending'
-    -- guard: a reason to wait is recorded once
+    -- guard: a pending reason is recorded once
     or held == ARGV[1] then
   return 0
 end

@@ -17,11 +17,11 @@
 --          (fanned out), item_skipped, run_aborting
 local state, level, epoch, open, version, timeout = unpack(redis.call('HMGET', run, 'state', 'level', 'epoch', 'left',
   'version', 'timeout'))
--- guard: a cancelled run opens no level
+-- guard: a level opens only in the state that the worker has read
 if state ~= ARGV[1]
     -- guard: a level opens once
     or level ~= ARGV[2]
-    -- guard: a reopened run is not finished by an older decision
+    -- guard: an older decision opens no level of a reopened run
     or (epoch or '0') ~= ARGV[5] then
   return 0
 end
@@ -29,13 +29,13 @@ end
 if state ~= 'aborting' and tonumber(open) > 0 then
   return 0
 end
--- guard: always steps wait for running attempts
+-- guard: the always steps of an aborting run wait for running attempts
 if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
   return 0
 end
 for n = 8, 7 + 3 * tonumber(ARGV[7]), 3 do
   local known, stored = unpack(redis.call('HMGET', steps, 'fan_out:' .. ARGV[n], 'fan_out_stored:' .. ARGV[n]))
-  -- guard: a level opens only with all items of one decision; without it: false
+  -- guard: a level opens only with all items of one guard decision; without it: false
   if not known and stored ~= ARGV[n + 1] .. ' ' .. ARGV[n + 2] then
     return 0
   end
@@ -133,7 +133,7 @@ while n <= #ARGV do
     begun[#begun + 1], left, n = i, left + 1, n + 3
   elseif what == 's' then
     redis.call('HSET', steps, 'status:' .. i, 'skipped', 'reason:' .. i, ARGV[n + 2])
-    -- guard: a skipped step leaves no unit open
+    -- guard: the remaining units of a skipped step are skipped
     close_units(i, 'skipped', ARGV[n + 2])
     if ARGV[n + 3] == '1' then
       redis.call('HSET', steps, 'tainted:' .. i, 1)
@@ -142,7 +142,7 @@ while n <= #ARGV do
     n = n + 4
   elseif what == 'f' then
     redis.call('HSET', steps, 'status:' .. i, 'failed', 'outcome:' .. i, ARGV[n + 2], 'ended:' .. i, now)
-    -- guard: a step that fails before it begins leaves no unit open
+    -- guard: the remaining units of a step that fails before it begins do not run
     close_units(i, 'not_run', ARGV[n + 3])
     later[#later + 1] = {'step_ended', 'step', i, 'status', 'failed', 'error', ARGV[n + 3]}
     if i == ARGV[6] then

@@ -11,7 +11,7 @@ local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'undo_level
 if state ~= ARGV[1]
     -- guard: a level of the compensation opens once
     or (level or '') ~= ARGV[2]
-    -- guard: a reopened run is not compensated by an older decision
+    -- guard: an older decision does not compensate a reopened run
     or (epoch or '0') ~= ARGV[#ARGV] then
   return 0
 end

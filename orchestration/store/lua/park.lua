@@ -7,7 +7,7 @@
 -- EVENTS   step_waiting | item_waiting | undo_waiting
 local i, p = ARGV[1], ARGV[2]
 local status, fence = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))
--- guard: a superseded attempt does not park its step
+-- guard: a stale attempt does not park its step
 if fence ~= ARGV[3] then
   return 0
 end

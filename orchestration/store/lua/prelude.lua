@@ -1,4 +1,5 @@
--- The code before every script: its keys, Redis's clock, and shared functions; `emit` and `emit_as` alone write events.
+-- The code at the beginning of every script: its keys, Redis's clock, and shared functions; `emit` and `emit_as` alone
+-- write events.
 --
 -- The id of a step is its index; that of a unit of a fanned-out step is `<index>.<unit>`.
 --
@@ -299,8 +300,8 @@ local function claim_step(i, p, owner, task_id, lease_ms, host, stays, version, 
   local busy = p == '' and 'running' or 'undoing'
   local highest = tonumber(fence) or 0
   -- The same delivery claims again where the reply to its first call was lost.
-  -- guard: a repeated delivery gets its claim again; without it: true
-  -- guard: only the same delivery gets its claim again; without it: status ~= busy
+  -- guard: a delivery that repeats its claim gets the same fence; without it: true
+  -- guard: no other delivery gets the fence of a running attempt; without it: status ~= busy
   if not (status == busy and held == owner) then
     -- guard: only a dispatched step is claimed
     if status ~= 'ready' and status ~= 'retrying' then
@@ -313,14 +314,14 @@ local function claim_step(i, p, owner, task_id, lease_ms, host, stays, version, 
     if stays
         -- guard: a step without a journal may begin on another host
         and (journalled or p == 'u')
-        -- guard: a journalled step is claimed only on its host; without it: false
+        -- guard: a step with a journal is claimed only on its host; without it: false
         and done_at and done_at ~= host then
       return {'no', 'begun on ' .. done_at}
     end
     -- A fence grows with every claim, forward or backward, and does not repeat even if Redis lost its last writes.
     -- guard: a compensation has a higher fence than its step
     highest = math.max(highest, tonumber(other) or 0)
-    -- guard: a fence grows although the clock went back; without it: string.format('%.0f', clock[1] * 1000000 + clock[2])
+    -- guard: a fence grows even if the clock went back; without it: string.format('%.0f', clock[1] * 1000000 + clock[2])
     -- guard: a fence that redis has lost is not granted again; without it: string.format('%.0f', highest + 1)
     fence = string.format('%.0f', math.max(highest + 1, clock[1] * 1000000 + clock[2]))
     attempt, started = (attempt or 0) + 1, started or now
@@ -334,7 +335,7 @@ local function claim_step(i, p, owner, task_id, lease_ms, host, stays, version, 
     redis.call('HSET', steps, unpack(fields))
     if resent then
       -- The message has arrived, so the resends of the next attempt are counted from zero; their grace doubles each time.
-      -- guard: the count of messages begins again with each attempt
+      -- guard: a claim resets the delay of repeated messages
       redis.call('HDEL', steps, p .. 'resent:' .. i)
     end
     version = (version or 0) + 1

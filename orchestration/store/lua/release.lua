@@ -8,9 +8,9 @@
 -- EVENTS   none
 local i, p = ARGV[1], ARGV[2]
 local held, holder, begun = unpack(redis.call('HMGET', steps, p .. 'fence:' .. i, p .. 'owner:' .. i, p .. 'begun:' .. i))
--- guard: a superseded delivery releases no lease
+-- guard: a delivery of a stale attempt releases no lease
 if held ~= ARGV[3]
-    -- guard: only the owner releases the lease of a task
+    -- guard: only the delivery that began a task releases its lease
     or holder ~= ARGV[4] then
   return 0
 end

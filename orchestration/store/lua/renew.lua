@@ -10,7 +10,7 @@ for n = 2, #ARGV, 2 do
   local p, i = string.match(member, '^(u?)([%d.]+)$')
   local owner = redis.call('HGET', steps, p .. 'owner:' .. i)
   if owner
-      -- guard: a lease is renewed only by its owner
+      -- guard: a lease is renewed only by the worker of its attempt
       and string.sub(owner, 1, #who) == who
       -- guard: an expired lease is not renewed
       and redis.call('ZSCORE', leases, member) then

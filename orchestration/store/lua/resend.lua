@@ -12,7 +12,7 @@ local claims = {}
 for n = 4, #ARGV, 3 do
   local i, host, queued = ARGV[n], ARGV[n + 1], ARGV[n + 2]
   -- A step is not refused while the same workers claim other steps of the run.
-  -- guard: a claim on another host does not extend the claim timeout; without it: 'claimed'
+  -- guard: the claim timeout of a step bound to a host ignores claims on other hosts; without it: 'claimed'
   local last = host == '' and 'claimed' or 'claimed@' .. host
   claims[last] = claims[last] or tonumber(redis.call('HGET', run, last) or 0)
   local claimed = claims[last]

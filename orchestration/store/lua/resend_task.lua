@@ -7,9 +7,9 @@
 local i, p, grace = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local status, fence, begun, due, delay = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i,
   p .. 'begun:' .. i, p .. 'task_sent_until:' .. i, p .. 'delay:' .. i))
--- guard: only a waiting task is sent again
+-- guard: only the task of a waiting step is sent again
 if status ~= 'waiting'
-    -- guard: a superseded attempt sends no task again
+    -- guard: a stale attempt sends no task again
     or fence ~= ARGV[3]
     -- guard: a task that has begun is not sent again
     or string.match(begun or '', '^%d+') == fence then

@@ -22,17 +22,17 @@ if asked then
   if redis.call('HSETNX', steps, 'decision:' .. i, what) == 0 then
     why = 'the step was resolved before: ' .. redis.call('HGET', steps, 'decision:' .. i)
   end
--- guard: a step of a live run is not resolved
+-- guard: in a live run only a step that waits for a resolution is resolved
 elseif not resting then
   why = 'the run is ' .. state .. ', and the step is ' .. status
 elseif what == 'done' or what == 'skip' then
   if state ~= 'failed' and state ~= 'partial' then
     why = 'the run is ' .. state .. ': only a step that is left over can be resolved'
-  -- guard: a step that is done is not resolved; without it: status == 'skipped' and redis.call('HEXISTS', steps, 'tainted:' .. i) == 0
+  -- guard: a step that is done is not resolved as done or skipped; without it: status == 'skipped' and redis.call('HEXISTS', steps, 'tainted:' .. i) == 0
   elseif status == 'changed' or status == 'unchanged' or (status == 'skipped' and redis.call('HEXISTS', steps, 'tainted:' .. i) == 0) then
     why = 'the step is ' .. status
   end
--- guard: a step that was compensated is not resolved
+-- guard: a step that was compensated is not resolved as undone or abandoned
 elseif undo ~= 'undo_failed' and undo ~= 'held_back' and undo ~= 'not_undoable' and not (keeps and not undo and what == 'undone') then
   why = 'the step is ' .. status .. (undo and ' and ' .. undo or ' and has no failed undo')
 elseif what == 'abandon' and undo == 'not_undoable' then

@@ -11,7 +11,7 @@
 -- EVENTS   step_retrying | item_retrying | undo_retrying
 local i, p = ARGV[1], ARGV[2]
 local status, fence = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))
--- guard: a superseded attempt does not retry its step
+-- guard: a stale attempt does not retry its step
 if fence ~= ARGV[3] then
   return 0
 end
@@ -25,14 +25,14 @@ end
 if p == ''
     -- guard: an always step is retried in an aborting run
     and ARGV[7] ~= '1'
-    -- guard: a step of an aborting run is not retried; without it: false
+    -- guard: no other step is retried in an aborting run; without it: false
     and doing() == 'aborting' then
   return -1
 end
 local due = now + tonumber(ARGV[4])
 if ARGV[9] ~= '' then
   redis.call('HSETNX', steps, p .. 'delayed:' .. i, now)
-  -- guard: a step whose outcome stays open becomes unknown
+  -- guard: a step whose outcome is not known in time becomes unknown
   if due - tonumber(redis.call('HGET', steps, p .. 'delayed:' .. i)) > tonumber(ARGV[9]) then
     return -2
   end
@@ -41,7 +41,7 @@ if ARGV[10] ~= '' then
   redis.call('HSET', steps, p .. 'service:' .. i, ARGV[10])
   redis.call('HINCRBY', steps, p .. 'blocked:' .. i, 1)
 end
--- guard: an attempt that did not act does not count
+-- guard: an attempt that did not act does not count for the limit of retries
 if ARGV[8] == '1' then
   redis.call('HINCRBY', steps, p .. 'free_attempts:' .. i, 1)
 end

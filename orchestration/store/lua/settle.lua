@@ -7,14 +7,14 @@
 -- EVENTS   receipts_compared
 local state, epoch, lost, doubts = unpack(redis.call('HMGET', run, 'state', 'epoch', 'lost', 'doubts'))
 if not state
-    -- guard: a question of a reopened run is not ended by an older decision
+    -- guard: an older decision ends no question of a reopened run
     or (epoch or '0') ~= ARGV[1]
-    -- guard: an attempt that was lost meanwhile does not count as fenced
+    -- guard: a question does not end if another attempt was lost meanwhile
     or (lost or '0') ~= ARGV[2] then
   return 0
 end
 redis.call('HSET', run, 'fenced', ARGV[2])
--- guard: the receipts of lost attempts alone are not a full comparison; without it: true
+-- guard: a question about lost attempts does not compare all receipts; without it: true
 if ARGV[3] == '1' then
   redis.call('HSET', run, 'compared', ARGV[1])
 end

@@ -1,4 +1,5 @@
--- Store the items of a wide fan-out before its level opens, a part at a time: one script with all would block Redis.
+-- Store the items of a step with many units before its level opens.
+-- A call stores a part of the items: one script with all would block Redis.
 --
 -- FROM     the state and level that the caller decided from
 -- ARGV[1]  state  ARGV[2]  level  ARGV[3]  epoch  ARGV[4]  index of the step  ARGV[5]  token of the decision
@@ -19,7 +20,7 @@ end
 local units = (#ARGV - 6) / 2
 local before, after = ARGV[5] .. ' ' .. first, ARGV[5] .. ' ' .. first + units
 -- The same part may come twice, where the reply to the first call was lost.
--- guard: the items of two decisions are not mixed
+-- guard: the items of two guard decisions are not mixed
 if first > 0 and stored ~= before and stored ~= after then
   return 0
 end
@@ -36,7 +37,7 @@ end
 writes.add('fan_out_stored:' .. i, after)
 writes.flush()
 if #hostless > 0 then
-  -- guard: no unit keeps the host of another decision
+  -- guard: no unit keeps the host of another guard decision
   redis.call('HDEL', steps, unpack(hostless))
 end
 return 1

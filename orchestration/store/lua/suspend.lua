@@ -10,7 +10,7 @@ local state, epoch = unpack(redis.call('HMGET', run, 'state', 'epoch'))
 if ARGV[4] ~= '' and (epoch or '0') ~= ARGV[4] then
   return 0
 end
--- guard: later versions are higher than all lost ones
+-- guard: new versions are higher than all lost versions
 if ARGV[5] ~= '' and tonumber(redis.call('HGET', run, 'version') or 0) < tonumber(ARGV[5]) then
   -- Later versions are higher than all lost ones.
   redis.call('HSET', run, 'version', ARGV[5])
@@ -22,7 +22,7 @@ end
 if state == 'suspended' and ARGV[1] == 'breaker' then
   return 1
 end
--- guard: an ended or finishing run is not suspended
+-- guard: a pending or finishing or ended run is not suspended
 if state ~= 'running' and state ~= 'aborting' and state ~= 'undoing' and state ~= 'suspended' then
   if ARGV[5] ~= '' and state then
     emit('run_regressed', 'error', ARGV[2])

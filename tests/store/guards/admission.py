@@ -67,7 +67,7 @@ def commands_of_a_deleted_run_with_the_same_id_are_deleted(stored: StoredRun) ->
 
 
 @scenario
-def a_run_gets_its_first_message(stored: StoredRun) -> None:
+def a_run_gets_its_first_message_if_its_concurrency_key_is_free(stored: StoredRun) -> None:
     queue, messages = empty_queue(stored), f"{stored.store.settings.broker_prefix()}control"
     wanted = submit(queue, "a", "k", message=("control", "first of a"))
     assert stored.redis.lrange(messages, 0, -1) == ["first of a"]
@@ -156,7 +156,7 @@ def a_lock_belongs_to_one_run(stored: StoredRun) -> None:
 
 
 @scenario
-def a_command_keeps_its_entry_in_the_inbox(stored: StoredRun) -> None:
+def a_run_with_a_new_command_stays_in_the_inbox(stored: StoredRun) -> None:
     inbox, name = stored.store.keys.inbox, stored.run_id
     stored.redis.delete(inbox)
     stored.redis.zadd(inbox, {name: 7})
@@ -166,7 +166,7 @@ def a_command_keeps_its_entry_in_the_inbox(stored: StoredRun) -> None:
 
 
 @scenario
-def a_sweep_starts_an_admitted_run(stored: StoredRun) -> None:
+def the_next_sweep_starts_an_admitted_run(stored: StoredRun) -> None:
     queue = empty_queue(stored)
     wanted = submit(queue, "a")
     stored.store.look_at("a", stored.store.now() + 60_000)

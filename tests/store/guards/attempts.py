@@ -31,10 +31,11 @@ def a_message_of_an_earlier_run_with_the_same_id_claims_nothing(stored: StoredRu
 
 
 @scenario
-def a_step_begins_only_in_a_running_or_finishing_run(stored: StoredRun) -> None:
+def no_step_begins_in_an_aborting_or_undoing_or_ended_run(stored: StoredRun) -> None:
     stored.begin(0)
-    abort(stored)
-    assert isinstance(stored.ask(0), str)
+    for state in ("aborting", "undoing", "failed"):
+        stored.put(state=state)
+        assert isinstance(stored.ask(0), str)
 
 
 @scenario
@@ -45,7 +46,7 @@ def a_compensation_begins_only_in_an_undoing_run(stored: StoredRun) -> None:
 
 
 @scenario
-def a_repeated_delivery_gets_its_claim_again(stored: StoredRun) -> None:
+def a_delivery_that_repeats_its_claim_gets_the_same_fence(stored: StoredRun) -> None:
     stored.begin(0)
     grant = stored.claim(0)
     assert stored.ask(0) == grant
@@ -53,7 +54,7 @@ def a_repeated_delivery_gets_its_claim_again(stored: StoredRun) -> None:
 
 
 @scenario
-def only_the_same_delivery_gets_its_claim_again(stored: StoredRun) -> None:
+def no_other_delivery_gets_the_fence_of_a_running_attempt(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0, owner="first")
     assert isinstance(stored.ask(0, owner="second"), str)
@@ -74,7 +75,7 @@ def a_retry_begins_no_earlier_than_it_is_due(stored: StoredRun) -> None:
 
 
 @scenario
-def a_journalled_step_is_claimed_only_on_its_host(stored: StoredRun) -> None:
+def a_step_with_a_journal_is_claimed_only_on_its_host(stored: StoredRun) -> None:
     stored.begin(0)
     grant = stored.claim(0, host="web1", stays=True)
     stored.store.journal(stored.run_id, 0, "", grant.fence, "", "{}")
@@ -99,7 +100,7 @@ def a_compensation_has_a_higher_fence_than_its_step(stored: StoredRun) -> None:
 
 
 @scenario
-def a_fence_grows_although_the_clock_went_back(stored: StoredRun) -> None:
+def a_fence_grows_even_if_the_clock_went_back(stored: StoredRun) -> None:
     stored.begin(0)
     ahead = (stored.store.now() + 3_600_000) * 1000
     stored.put(steps={"fence:0": ahead})
@@ -116,7 +117,7 @@ def a_fence_that_redis_has_lost_is_not_granted_again(stored: StoredRun) -> None:
 
 
 @scenario
-def the_count_of_messages_begins_again_with_each_attempt(stored: StoredRun) -> None:
+def a_claim_resets_the_delay_of_repeated_messages(stored: StoredRun) -> None:
     """The delay of a resent message doubles each time, which must not delay the next attempt."""
     stored.begin(0)
     stored.age(LEASE + 1)
@@ -189,14 +190,14 @@ def a_failure_aborts_a_suspended_run(stored: StoredRun) -> None:
 
 
 @scenario
-def the_next_link_of_the_chain_waits_for_the_end_of_the_previous_level(stored: StoredRun) -> None:
+def the_next_link_of_a_chain_waits_for_the_end_of_the_previous_level(stored: StoredRun) -> None:
     stored.begin(0, 2)
     stored.complete(0, stored.claim(0).fence, next_link=1)
     assert stored.step("status:1") is None
 
 
 @scenario
-def a_repeated_outcome_gets_the_claim_of_the_next_link_again(stored: StoredRun) -> None:
+def a_worker_that_repeats_an_outcome_gets_the_claim_of_the_next_link_again(stored: StoredRun) -> None:
     """The reply to the first call was lost, and the caller calls again."""
     stored.begin(0)
     fence, ahead = stored.claim(0).fence, ("task@one.1", "task-1", "one", False)
@@ -209,7 +210,7 @@ def a_repeated_outcome_gets_the_claim_of_the_next_link_again(stored: StoredRun) 
 
 
 @scenario
-def an_aborting_run_does_not_open_the_next_link_of_the_chain(stored: StoredRun) -> None:
+def the_next_link_of_a_chain_does_not_begin_in_an_aborting_run(stored: StoredRun) -> None:
     stored.begin(0)
     fence = stored.claim(0).fence
     abort(stored)
@@ -218,7 +219,7 @@ def an_aborting_run_does_not_open_the_next_link_of_the_chain(stored: StoredRun) 
 
 
 @scenario
-def a_failure_does_not_open_the_next_link_of_the_chain(stored: StoredRun) -> None:
+def the_next_link_of_a_chain_does_not_begin_after_a_failure(stored: StoredRun) -> None:
     stored.begin(0)
     stored.complete(0, stored.claim(0).fence, "failed", next_link=1)
     assert stored.step("status:1") is None
@@ -255,7 +256,7 @@ def the_first_journal_entry_counts(stored: StoredRun) -> None:
 
 
 @scenario
-def a_superseded_attempt_does_not_park_its_step(stored: StoredRun) -> None:
+def a_stale_attempt_does_not_park_its_step(stored: StoredRun) -> None:
     lost = superseded(stored)
     stored.park(0, lost)
     assert stored.step("status:0") == "running"
@@ -281,7 +282,7 @@ def a_parked_step_holds_no_lease(stored: StoredRun) -> None:
 
 
 @scenario
-def a_lease_is_renewed_only_by_its_owner(stored: StoredRun) -> None:
+def a_lease_is_renewed_only_by_the_worker_of_its_attempt(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0, owner="task-1@one/x")
     stored.age(1)  # within one ms a renewal would change nothing
@@ -304,7 +305,7 @@ def an_expired_lease_is_not_renewed(stored: StoredRun) -> None:
 
 
 @scenario
-def a_superseded_attempt_does_not_retry_its_step(stored: StoredRun) -> None:
+def a_stale_attempt_does_not_retry_its_step(stored: StoredRun) -> None:
     lost = superseded(stored)
     assert stored.retry(0, lost) == 0
     assert stored.step("status:0") == "running"
@@ -328,7 +329,7 @@ def an_always_step_is_retried_in_an_aborting_run(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_of_an_aborting_run_is_not_retried(stored: StoredRun) -> None:
+def no_other_step_is_retried_in_an_aborting_run(stored: StoredRun) -> None:
     stored.begin(0)
     fence = stored.claim(0).fence
     abort(stored)
@@ -336,7 +337,7 @@ def a_step_of_an_aborting_run_is_not_retried(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_whose_outcome_stays_open_becomes_unknown(stored: StoredRun) -> None:
+def a_step_whose_outcome_is_not_known_in_time_becomes_unknown(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 0, 0, "not yet", ask_for=10.0) == 1
     again = stored.claim(0, owner="second")
@@ -345,7 +346,7 @@ def a_step_whose_outcome_stays_open_becomes_unknown(stored: StoredRun) -> None:
 
 
 @scenario
-def an_attempt_that_did_not_act_does_not_count(stored: StoredRun) -> None:
+def an_attempt_that_did_not_act_does_not_count_for_the_limit_of_retries(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 0, 0, "down", counts=False)
     again = stored.claim(0, owner="second")

@@ -97,7 +97,7 @@ def a_resume_is_carried_out_once(stored: StoredRun) -> None:
 
 
 @scenario
-def only_a_run_that_ended_without_success_is_resumed(stored: StoredRun) -> None:
+def only_a_failed_or_partial_or_cancelled_run_is_resumed(stored: StoredRun) -> None:
     failed(stored)
     stored.put(state="succeeded")
     assert resume(stored) != "done"
@@ -132,7 +132,7 @@ def the_first_resolution_of_a_step_counts(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_of_a_live_run_is_not_resolved(stored: StoredRun) -> None:
+def in_a_live_run_only_a_step_that_waits_for_a_resolution_is_resolved(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     stored.put(steps={"ustatus:0": "undo_failed"})
@@ -141,7 +141,7 @@ def a_step_of_a_live_run_is_not_resolved(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_that_is_done_is_not_resolved(stored: StoredRun) -> None:
+def a_step_that_is_done_is_not_resolved_as_done_or_skipped(stored: StoredRun) -> None:
     failed(stored)
     stored.put(steps={"status:0": "unchanged"})
     assert resolve(stored, "skip") != "done"
@@ -149,7 +149,7 @@ def a_step_that_is_done_is_not_resolved(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_that_was_compensated_is_not_resolved(stored: StoredRun) -> None:
+def a_step_that_was_compensated_is_not_resolved_as_undone_or_abandoned(stored: StoredRun) -> None:
     failed(stored)
     stored.put(state="undone", steps={"ustatus:0": "undone"})
     assert resolve(stored, "abandon") != "done"
@@ -160,14 +160,14 @@ def a_step_that_was_compensated_is_not_resolved(stored: StoredRun) -> None:
 
 
 @scenario
-def a_run_that_has_begun_gets_no_reason_to_wait(stored: StoredRun) -> None:
+def a_run_that_has_begun_gets_no_pending_reason(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.hold(stored.run_id, "the run waits for admission")
     assert stored.run("hold_reason") is None
 
 
 @scenario
-def a_reason_to_wait_is_recorded_once(stored: StoredRun) -> None:
+def a_pending_reason_is_recorded_once(stored: StoredRun) -> None:
     stored.create()
     for _ in range(2):
         stored.store.hold(stored.run_id, "the run waits for admission")

@@ -13,7 +13,7 @@ from tests.store.stored_run import StoredRun
 
 
 @scenario
-def a_cancelled_run_opens_no_level(stored: StoredRun) -> None:
+def a_level_opens_only_in_the_state_that_the_worker_has_read(stored: StoredRun) -> None:
     stored.lay("running", left=0)
     seen = stored.record()
     abort(stored)
@@ -29,7 +29,7 @@ def a_level_opens_once(stored: StoredRun) -> None:
 
 
 @scenario
-def a_reopened_run_is_not_finished_by_an_older_decision(stored: StoredRun) -> None:
+def an_older_decision_opens_no_level_of_a_reopened_run(stored: StoredRun) -> None:
     seen = reopened(stored)
     assert not stored.open_level(RunState.FINISHING, 1, [1], seen=seen)
 
@@ -41,7 +41,7 @@ def a_level_waits_for_the_previous_level(stored: StoredRun) -> None:
 
 
 @scenario
-def always_steps_wait_for_running_attempts(stored: StoredRun) -> None:
+def the_always_steps_of_an_aborting_run_wait_for_running_attempts(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     abort(stored)
@@ -77,14 +77,14 @@ def canaries_are_dispatched_first(stored: StoredRun) -> None:
 
 
 @scenario
-def a_skipped_step_leaves_no_unit_open(stored: StoredRun) -> None:
+def the_remaining_units_of_a_skipped_step_are_skipped(stored: StoredRun) -> None:
     seen = interrupted(stored)
     assert stored.store.open_level(stored.run_id, seen, RunState.FINISHING, 0, (), {0: "when: false"})
     assert [stored.step(f"status:0.{n}") for n in range(2)] == ["changed", "skipped"]
 
 
 @scenario
-def a_step_that_fails_before_it_begins_leaves_no_unit_open(stored: StoredRun) -> None:
+def the_remaining_units_of_a_step_that_fails_before_it_begins_do_not_run(stored: StoredRun) -> None:
     seen = interrupted(stored)
     assert stored.store.open_level(stored.run_id, seen, RunState.FINISHING, 0, (), {}, failed={0: "no host"})
     assert [stored.step(f"status:0.{n}") for n in range(2)] == ["changed", "not_run"]
@@ -119,7 +119,7 @@ def a_step_that_was_fanned_out_keeps_its_items(stored: StoredRun) -> None:
 
 
 @scenario
-def the_items_of_two_decisions_are_not_mixed(stored: StoredRun) -> None:
+def the_items_of_two_guard_decisions_are_not_mixed(stored: StoredRun) -> None:
     stored.create()
     assert store(stored, "a", 0, ("1", ""))
     assert store(stored, "b", 0, ("2", ""))
@@ -128,7 +128,7 @@ def the_items_of_two_decisions_are_not_mixed(stored: StoredRun) -> None:
 
 
 @scenario
-def no_unit_keeps_the_host_of_another_decision(stored: StoredRun) -> None:
+def no_unit_keeps_the_host_of_another_guard_decision(stored: StoredRun) -> None:
     stored.create()
     assert store(stored, "a", 0, ("1", "one"))
     assert store(stored, "b", 0, ("1", ""))
@@ -136,7 +136,7 @@ def no_unit_keeps_the_host_of_another_decision(stored: StoredRun) -> None:
 
 
 @scenario
-def a_level_opens_only_with_all_items_of_one_decision(stored: StoredRun) -> None:
+def a_level_opens_only_with_all_items_of_one_guard_decision(stored: StoredRun) -> None:
     stored.create()
     assert store(stored, "a", 0, ("1", ""))
     assert not opened(stored, "a", 2)
@@ -164,7 +164,7 @@ def a_level_of_the_compensation_opens_once(stored: StoredRun) -> None:
 
 
 @scenario
-def a_reopened_run_is_not_compensated_by_an_older_decision(stored: StoredRun) -> None:
+def an_older_decision_does_not_compensate_a_reopened_run(stored: StoredRun) -> None:
     seen = reopened(stored)
     assert not stored.open_undo(1, [1], seen=seen)
 
@@ -201,13 +201,13 @@ def a_run_does_not_end_while_an_attempt_runs(stored: StoredRun) -> None:
 
 
 @scenario
-def a_reopened_run_is_not_ended_by_an_older_decision(stored: StoredRun) -> None:
+def an_older_decision_does_not_end_a_reopened_run(stored: StoredRun) -> None:
     seen = reopened(stored)
     assert not stored.store.finish(stored.run_id, RunState.UNDOING, RunState.UNDO_FAILED, [], seen.epoch)
 
 
 @scenario
-def a_run_does_not_end_while_a_step_of_its_level_is_left(stored: StoredRun) -> None:
+def a_run_does_not_end_while_a_step_of_its_level_has_not_ended(stored: StoredRun) -> None:
     stored.begin(0)
     assert not stored.store.finish(stored.run_id, RunState.RUNNING, RunState.SUCCEEDED, [])
 
@@ -262,13 +262,13 @@ def no_more_canaries_are_dispatched_than_the_plan_allows(stored: StoredRun) -> N
 
 
 @scenario
-def a_run_stays_live_until_its_end_was_handled(stored: StoredRun) -> None:
+def an_ended_run_is_swept_until_its_parent_run_and_its_hooks_know_the_end(stored: StoredRun) -> None:
     assert finished(stored, last=False) is Ending.RELEASED
     assert stored.store.live_count() == 1
 
 
 @scenario
-def a_run_stays_live_until_the_runs_that_wait_for_its_place_are_admitted(stored: StoredRun) -> None:
+def an_ended_run_is_swept_until_the_runs_that_wait_for_its_place_are_admitted(stored: StoredRun) -> None:
     stored.redis.zadd(stored.store.keys.queue, {"another": 1})
     assert finished(stored, last=True) is Ending.RELEASED
     assert stored.store.live_count() == 1

@@ -33,7 +33,7 @@ def found(fence: int, status: str = "unknown") -> UnrecordedAttempt:
 
 
 @scenario
-def a_reopened_run_asks_no_question_of_an_older_decision(stored: StoredRun) -> None:
+def an_older_decision_asks_no_host_about_a_reopened_run(stored: StoredRun) -> None:
     aborting(stored)
     stored.put(epoch=1)
     with stored.unchanged():
@@ -61,7 +61,7 @@ def an_answer_to_an_earlier_question_does_not_count(stored: StoredRun) -> None:
 
 
 @scenario
-def an_attempt_that_the_record_knows_changes_nothing(stored: StoredRun) -> None:
+def the_receipt_of_a_recorded_attempt_changes_no_step(stored: StoredRun) -> None:
     """Neither an attempt at the step, nor one at its compensation."""
     aborting(stored)
     stored.put(steps={"status:0": "cancelled", "fence:0": 7, "ufence:0": 9, "no_effect:0": 1})
@@ -72,16 +72,17 @@ def an_attempt_that_the_record_knows_changes_nothing(stored: StoredRun) -> None:
 
 
 @scenario
-def the_recorded_outcome_of_an_earlier_attempt_stands(stored: StoredRun) -> None:
+def an_unrecorded_attempt_does_not_replace_an_outcome_with_a_possible_effect(stored: StoredRun) -> None:
     aborting(stored)
-    stored.put(steps={"status:0": "changed", "outcome:0": "own", "fence:0": 5})
     ask(stored)
-    answer(stored, found(7))
-    assert [stored.step(f"{name}:0") for name in ("status", "outcome", "fence")] == ["changed", "own", "7"]
+    for status in ("changed", "failed", "unknown"):
+        stored.put(steps={"status:0": status, "outcome:0": "own", "fence:0": 5})
+        answer(stored, found(7))
+        assert [stored.step(f"{name}:0") for name in ("status", "outcome", "fence")] == [status, "own", "7"]
 
 
 @scenario
-def an_unrecorded_attempt_removes_the_proof_that_a_step_had_no_effect(stored: StoredRun) -> None:
+def an_unrecorded_attempt_removes_the_note_that_its_step_had_no_effect(stored: StoredRun) -> None:
     aborting(stored)
     stored.put(steps={"status:0": "unchanged", "fence:0": 5, "no_effect:0": 1, "reason:0": "nothing to do"})
     ask(stored)
@@ -90,7 +91,7 @@ def an_unrecorded_attempt_removes_the_proof_that_a_step_had_no_effect(stored: St
 
 
 @scenario
-def the_record_takes_over_a_higher_version_that_a_host_has_seen(stored: StoredRun) -> None:
+def the_version_of_the_record_rises_to_the_highest_one_that_a_host_has_seen(stored: StoredRun) -> None:
     aborting(stored)
     ask(stored)
     answer(stored, version=500)
@@ -101,7 +102,7 @@ def the_record_takes_over_a_higher_version_that_a_host_has_seen(stored: StoredRu
 
 
 @scenario
-def a_question_of_a_reopened_run_is_not_ended_by_an_older_decision(stored: StoredRun) -> None:
+def an_older_decision_ends_no_question_of_a_reopened_run(stored: StoredRun) -> None:
     aborting(stored)
     seen = stored.record()
     stored.put(epoch=1)
@@ -110,7 +111,7 @@ def a_question_of_a_reopened_run_is_not_ended_by_an_older_decision(stored: Store
 
 
 @scenario
-def an_attempt_that_was_lost_meanwhile_does_not_count_as_fenced(stored: StoredRun) -> None:
+def a_question_does_not_end_if_another_attempt_was_lost_meanwhile(stored: StoredRun) -> None:
     aborting(stored)
     seen = replace(stored.record(), lost=0)
     with stored.unchanged():
@@ -118,7 +119,7 @@ def an_attempt_that_was_lost_meanwhile_does_not_count_as_fenced(stored: StoredRu
 
 
 @scenario
-def the_receipts_of_lost_attempts_alone_are_not_a_full_comparison(stored: StoredRun) -> None:
+def a_question_about_lost_attempts_does_not_compare_all_receipts(stored: StoredRun) -> None:
     aborting(stored)
     assert stored.store.settle(stored.run_id, stored.record(), [], ending=False)
     assert (stored.record().fenced, stored.record().compared) == (1, False)
@@ -128,7 +129,7 @@ def the_receipts_of_lost_attempts_alone_are_not_a_full_comparison(stored: Stored
 
 
 @scenario
-def a_lost_compensation_is_fenced_by_the_next_one(stored: StoredRun) -> None:
+def a_lost_attempt_at_a_compensation_closes_no_step(stored: StoredRun) -> None:
     stored.dispatch("u")
     stored.claim(0, "u")
     stored.end_lease("u0")
@@ -137,7 +138,7 @@ def a_lost_compensation_is_fenced_by_the_next_one(stored: StoredRun) -> None:
 
 
 @scenario
-def an_attempt_that_was_lost_before_the_abort_is_fenced(stored: StoredRun) -> None:
+def a_drained_step_with_a_lost_attempt_is_closed(stored: StoredRun) -> None:
     expired(stored)
     abort(stored)
     stored.store.drain(stored.run_id, [(0, False)])

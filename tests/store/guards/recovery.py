@@ -19,7 +19,7 @@ def an_attempt_whose_lease_has_not_expired_keeps_its_step(stored: StoredRun) -> 
 
 
 @scenario
-def an_expired_attempt_is_fenced_off_at_once(stored: StoredRun) -> None:
+def the_fence_rises_when_a_lease_expires(stored: StoredRun) -> None:
     """Before another attempt has claimed the step."""
     lost = expired(stored)
     assert not stored.journal(0, lost, "r", "b")
@@ -42,7 +42,7 @@ def a_step_that_must_not_be_repeated_becomes_unknown(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_that_loses_too_many_workers_becomes_unknown(stored: StoredRun) -> None:
+def a_step_with_too_many_lost_attempts_becomes_unknown(stored: StoredRun) -> None:
     stored.begin(0)
     for n in range(10):
         stored.claim(0, owner=f"owner-{n}")
@@ -53,20 +53,20 @@ def a_step_that_loses_too_many_workers_becomes_unknown(stored: StoredRun) -> Non
 
 
 @scenario
-def a_lost_step_of_an_aborting_run_is_not_repeated(stored: StoredRun) -> None:
+def an_aborting_run_does_not_repeat_a_lost_attempt(stored: StoredRun) -> None:
     lost_while_aborting(stored)
     assert stored.expire(0) == "unknown"
 
 
 @scenario
-def a_lost_always_step_of_an_aborting_run_runs_later(stored: StoredRun) -> None:
+def an_always_step_with_a_lost_attempt_runs_again_in_the_finishing_run(stored: StoredRun) -> None:
     lost_while_aborting(stored)
     assert stored.expire(0, always=True) == "again"
     assert stored.step("status:0") is None
 
 
 @scenario
-def a_person_decides_about_a_step_that_may_have_acted(stored: StoredRun) -> None:
+def a_plan_can_let_a_person_decide_about_a_step_that_may_have_acted(stored: StoredRun) -> None:
     assert ask_a_person(stored) == "asked"
     assert (stored.step("status:0"), stored.run("state"), stored.run("suspended_state")) == (
         "waiting",
@@ -82,7 +82,7 @@ def a_person_is_asked_only_in_a_running_run(stored: StoredRun) -> None:
 
 
 @scenario
-def a_lost_step_does_not_abort_a_finishing_run(stored: StoredRun) -> None:
+def a_lost_attempt_does_not_abort_a_finishing_run(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     stored.put(state="finishing")
@@ -95,7 +95,7 @@ def a_lost_step_does_not_abort_a_finishing_run(stored: StoredRun) -> None:
 
 
 @scenario
-def a_claim_on_another_host_does_not_extend_the_claim_timeout(stored: StoredRun) -> None:
+def the_claim_timeout_of_a_step_bound_to_a_host_ignores_claims_on_other_hosts(stored: StoredRun) -> None:
     stored.begin(0, 1)
     stored.age(stored.store.settings.claim_timeout + 1)
     stored.claim(1, host="web2")
@@ -135,7 +135,7 @@ def a_retry_is_not_sent_before_it_is_due(stored: StoredRun) -> None:
 
 
 @scenario
-def a_drain_cancels_nothing_in_a_run_that_continues(stored: StoredRun) -> None:
+def a_drain_cancels_nothing_in_a_run_that_is_not_aborting(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.drain(stored.run_id, [(0, False)])
     assert stored.step("status:0") == "ready"
@@ -167,7 +167,7 @@ def a_drain_does_not_cancel_an_always_step(stored: StoredRun) -> None:
 
 
 @scenario
-def a_lost_step_becomes_unknown_and_not_cancelled(stored: StoredRun) -> None:
+def a_step_with_a_lost_attempt_becomes_unknown_instead_of_cancelled(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     stored.end_lease("0")
@@ -178,7 +178,7 @@ def a_lost_step_becomes_unknown_and_not_cancelled(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_whose_service_was_down_had_no_effect(stored: StoredRun) -> None:
+def a_step_whose_service_was_down_at_each_attempt_had_no_effect(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 60, 0, "down", counts=False, service="billing")
     abort(stored)
@@ -187,7 +187,7 @@ def a_step_whose_service_was_down_had_no_effect(stored: StoredRun) -> None:
 
 
 @scenario
-def a_step_with_an_open_outcome_becomes_unknown_and_not_cancelled(stored: StoredRun) -> None:
+def a_step_whose_outcome_is_not_known_yet_becomes_unknown_instead_of_cancelled(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 60, 0, "not yet", ask_for=3600.0)
     abort(stored)
@@ -206,7 +206,7 @@ def a_run_is_suspended_only_in_the_epoch_that_the_worker_has_read(stored: Stored
 
 
 @scenario
-def later_versions_are_higher_than_all_lost_ones(stored: StoredRun) -> None:
+def new_versions_are_higher_than_all_lost_versions(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.suspend(stored.run_id, "regressed", "writes were lost", 0, version=100)
     assert int(stored.run("version") or 0) > 100
@@ -228,7 +228,7 @@ def a_breaker_does_not_release_a_run_that_waits_for_a_person(stored: StoredRun) 
 
 
 @scenario
-def an_ended_or_finishing_run_is_not_suspended(stored: StoredRun) -> None:
+def a_pending_or_finishing_or_ended_run_is_not_suspended(stored: StoredRun) -> None:
     stored.begin(0)
     for state in ("pending", "finishing", "failed", "undone"):
         stored.put(state=state)

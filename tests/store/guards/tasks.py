@@ -29,7 +29,7 @@ def sends(stored: StoredRun, fence: str) -> bool:
 
 
 @scenario
-def only_a_waiting_task_is_sent_again(stored: StoredRun) -> None:
+def only_the_task_of_a_waiting_step_is_sent_again(stored: StoredRun) -> None:
     fence = waiting(stored)
     stored.put(steps={"status:0": "cancelled"})
     stored.age(LEASE + 2)
@@ -37,7 +37,7 @@ def only_a_waiting_task_is_sent_again(stored: StoredRun) -> None:
 
 
 @scenario
-def a_superseded_attempt_sends_no_task_again(stored: StoredRun) -> None:
+def a_stale_attempt_sends_no_task_again(stored: StoredRun) -> None:
     fence = waiting(stored)
     stored.age(LEASE + 2)
     assert not sends(stored, str(int(fence) - 1))
@@ -69,7 +69,7 @@ def a_task_begins_only_under_the_current_fence(stored: StoredRun) -> None:
 
 
 @scenario
-def a_task_whose_step_is_not_parked_yet_is_not_refused(stored: StoredRun) -> None:
+def a_task_waits_until_its_step_is_parked(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.begin_task(stored.claim(0).fence) == "early"
 
@@ -87,7 +87,7 @@ def a_task_does_not_begin_after_its_time_limit(stored: StoredRun) -> None:
 
 
 @scenario
-def a_task_of_an_aborting_run_does_not_begin(stored: StoredRun) -> None:
+def no_other_task_begins_in_an_aborting_run(stored: StoredRun) -> None:
     fence = waiting(stored)
     abort(stored)
     assert stored.begin_task(fence) == "no"
@@ -125,7 +125,7 @@ def a_retry_of_a_task_waits_for_the_end_of_the_previous_delivery(stored: StoredR
 
 
 @scenario
-def a_superseded_delivery_releases_no_lease(stored: StoredRun) -> None:
+def a_delivery_of_a_stale_attempt_releases_no_lease(stored: StoredRun) -> None:
     fence = begun(stored)
     stored.put(steps={"fence:0": str(int(fence) + 1)})
     stored.release_task(fence)
@@ -133,7 +133,7 @@ def a_superseded_delivery_releases_no_lease(stored: StoredRun) -> None:
 
 
 @scenario
-def only_the_owner_releases_the_lease_of_a_task(stored: StoredRun) -> None:
+def only_the_delivery_that_began_a_task_releases_its_lease(stored: StoredRun) -> None:
     stored.release_task(begun(stored), "task@till/2")
     assert set(stored.leases()) == {"0"}
 
@@ -142,7 +142,7 @@ def only_the_owner_releases_the_lease_of_a_task(stored: StoredRun) -> None:
 
 
 @scenario
-def a_lost_task_has_no_external_wait(stored: StoredRun) -> None:
+def the_external_wait_of_a_lost_task_is_removed(stored: StoredRun) -> None:
     begun(stored)
     stored.end_lease("0")
     assert stored.expire(0) == "again"

@@ -118,6 +118,6 @@ if limited then
   leave_queues('')
 end
 -- A queued run is swept rarely, so the next sweep is due now.
--- guard: a sweep starts an admitted run
+-- guard: the next sweep starts an admitted run
 redis.call('ZADD', KEYS[6], 'XX', 'LT', now, run)
 return 'ok'

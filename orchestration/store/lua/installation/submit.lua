@@ -32,7 +32,7 @@ if ARGV[7] == '' then
 end
 -- A held key is released later, and then the run at the head of its queue gets a message. A message now would do nothing
 -- but delay the messages of other runs. The inbox makes a sweep create the record.
--- guard: a run gets its first message; without it: ARGV[8] ~= ''
+-- guard: a run gets its first message if its concurrency key is free; without it: ARGV[8] ~= ''
 if ARGV[8] ~= '' and redis.call('SCARD', ARGV[9]) >= tonumber(ARGV[8]) then
   redis.call('ZREM', KEYS[7], ARGV[1])
   redis.call('ZADD', ARGV[10], order, ARGV[1])
