@@ -263,8 +263,8 @@ class Settings(BaseSettings):
     #: Whether a new run waits (`queue`) or is refused (`refuse`, [`service-down`](errors.md#service-down)) if its plan
     #: needs a service whose breaker is open.
     on_blocked: Literal["queue", "refuse"] = "queue"
-    #: Time limit for all compensations of a run, from the first one on. Afterwards, running compensations continue, and
-    #: all others fail.
+    #: Time limit for all compensations of a run together, from the dispatch of the first one. Afterwards, running
+    #: compensations continue, and all others fail.
     undo_timeout: Duration = Field(default=3600.0, gt=0)
 
     # --- Connections and the embedded server
