@@ -212,8 +212,8 @@ class Settings(BaseSettings):
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
 
     # --- Hosts
-    #: Name of this host. Default: the part of the worker's node name after the @, such as `web1` in `worker@web1`. With
-    #: `longshore worker`, this part is `--host`, or else the name of the machine.
+    #: Name of this host. Flag: `longshore worker --host`. Default: the name of the machine. If you start a worker with
+    #: `celery`, the default is the part of its node name after the @, such as `web1` in `worker@web1`.
     host: str = ""
     #: Labels of this host, separated by commas: `role=web,group=web.dev.eu`. The target `role:web` selects hosts with
     #: the label `role=web`.
