@@ -212,8 +212,8 @@ class Settings(BaseSettings):
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
 
     # --- Hosts
-    #: Name of this host. Default: the part of the worker's node name after the @, such as `web1` in `worker@web1`. With
-    #: `longshore worker`, this part is `--host`, or else the name of the machine.
+    #: Name of this host. Flag: `longshore worker --host`. Default: the name of the machine. If you start a worker with
+    #: `celery`, the default is the part of its node name after the @, such as `web1` in `worker@web1`.
     host: str = ""
     #: Labels of this host, separated by commas: `role=web,group=web.dev.eu`. The target `role:web` selects hosts with
     #: the label `role=web`.
@@ -263,8 +263,8 @@ class Settings(BaseSettings):
     #: Whether a new run waits (`queue`) or is refused (`refuse`, [`service-down`](errors.md#service-down)) if its plan
     #: needs a service whose breaker is open.
     on_blocked: Literal["queue", "refuse"] = "queue"
-    #: Time limit for all compensations of a run, from the first one on. Afterwards, running compensations continue, and
-    #: all others fail.
+    #: Time limit for all compensations of a run together, from the dispatch of the first one. Afterwards, running
+    #: compensations continue, and all others fail.
     undo_timeout: Duration = Field(default=3600.0, gt=0)
 
     # --- Connections and the embedded server

@@ -21,8 +21,9 @@ def locks_group() -> None:
 def ls() -> None:
     """List the locks that are held, with holder, reason and lease.
 
-    A run or step that needs a held lock waits. A run holds the lock of a stack (`project HOST/NAME`) until the run
-    ends. A step holds a lock by a lease, which expires unless its worker renews the lease.
+    A run or step that needs a held lock waits. A run whose plan names a stack and its host holds the lock
+    `project HOST/NAME` until the run ends. A step holds a lock, such as `project NAME`, while the step acts. This lock
+    expires if the worker of the step does not renew its lease.
     """
     options, store = current_options(), client().store
     holders, runs = Locks(store).held(), Admission(store).held()

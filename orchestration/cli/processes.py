@@ -123,7 +123,7 @@ def beat(loglevel: str) -> None:
 @click.option(
     "--address",
     default="",
-    help="Address on which Flower listens. Default: 127.0.0.1; any other address needs a login.",
+    help="Address of Flower. Default: 127.0.0.1. Any other address except ::1 and localhost needs a login.",
 )
 @click.option(
     "--read-only",
