@@ -43,8 +43,8 @@ The systems:
 - Longshore and Celery each have a Redis server and a worker with {CONCURRENCY} processes (prefork). Redis writes
   neither an append-only file nor snapshots, except in *Rates with appendfsync always*.
 - Longshore's no-ops are recorded steps of a plan.
-- A *bare Celery task* has no result, and no client waits for the task. *Celery chains* consist of bare tasks.
-- The *Celery chain* and the *Celery round trip* (one task) have results, and a client waits for the last one.
+- *Bare Celery tasks* and *bare Celery chains* have no results, and no client waits for them.
+- For a *Celery chain with results* or a *Celery task with result*, a client waits for the last result.
 - The *Celery canvas* has one chord for each level.
 - *DBOS* runs workflows of no-op steps in one process with several threads. SQLite and PostgreSQL have their default
   settings. PostgreSQL therefore writes each commit to the disk.
@@ -69,11 +69,11 @@ The benchmark itself claims the steps, so that the worker only checks the runs i
 run with a running step at least every 5 s, a third of a [lease](../concepts/leases.md#lease).
 """,
     "Rates": """\
-`/s` is steps per second. Each of the 100 runs, Celery chains or workflows has 5 steps, one after the other.
+`/s` is steps per second. Each of the 100 runs, bare Celery chains or workflows has 5 steps, one after the other.
 """,
     "Latencies": """\
-`Client.start` is the time until this call returns. *From one step of a chain to the next* is the time between the
-starts of two consecutive steps, in a chain of 40 no-ops. Redis records both starts in whole milliseconds.
+`Client.start` is the time until this call returns. *From one step to the next* is the time between the starts of two
+consecutive steps, in a plan of 40 sequential no-ops. Redis records both starts in whole milliseconds.
 """,
     "Starts of large plans": """\
 The plans start on a Redis server without a worker, because a worker would compete for the processor.

@@ -29,7 +29,7 @@ def footprint(bench: Bench) -> list[Figure]:
         ),
         Figure(
             "Redis commands per step, 100 runs of 5",
-            runs[0], peers={"Celery chains": chains[0]}, target=at_most(30),
+            runs[0], peers={"bare Celery chains": chains[0]}, target=at_most(30),
         ),
         Figure("KiB sent to Redis per step, 5 × 40", small[1], "KiB", {"Celery canvas": canvas[1]}, at_most(4)),
         Figure("KiB sent to Redis per step, 40 × 50", large[1], "KiB", target=at_most(4)),

@@ -60,25 +60,25 @@ def _rates(bench: Bench, others: Mapping[str, DbosPeer | str]) -> list[Figure]:
             peers |= beside(work, lambda took: steps / took)
         return Figure(name, steps / seconds[work], "/s", peers, target)
 
-    bare, canvas, chains = "bare Celery tasks", "Celery canvas", "Celery chains"
+    bare, canvas, chains = "bare Celery tasks", "Celery canvas", "bare Celery chains"
     return [
         rate("500 independent no-ops", "wide", 500, bare, "wide Celery", at_least(0.75, bare), dbos=True),
         rate("50 levels × 10", "deep", 500, bare, "wide Celery", at_least(0.6, bare), dbos=False),
         rate("5 levels × 40", "levels", 200, canvas, "levels Celery", at_least(3, canvas), dbos=False),
         rate("100 runs of 5 steps at once", "sagas", 500, chains, "sagas Celery", at_least(0.8, chains), dbos=True),
         Figure(
-            "a chain of 40 steps, time per step",
+            "40 sequential steps, time per step",
             seconds["chain"] * 25,
             "ms",
-            {"Celery chain": seconds["chain Celery"] * 25} | beside("chain", lambda took: took * 25),
-            at_most(1.3, "Celery chain"),
+            {"Celery chain with results": seconds["chain Celery"] * 25} | beside("chain", lambda took: took * 25),
+            at_most(1.3, "Celery chain with results"),
         ),
-        Figure("a chain of 40 steps, from start to report", seconds["chain"], "s", target=at_most(0.25)),
+        Figure("40 sequential steps, from start to report", seconds["chain"], "s", target=at_most(0.25)),
     ]
 
 
 def latencies(bench: Bench) -> list[Figure]:
-    """One step from its start to the report, the start alone, and the delay between two steps of a chain."""
+    """One step from its start to the report, the start alone, and the delay between two sequential steps."""
     client, celery, one = bench.client, bench.celery, grid(1, 1)
     whole: list[float] = []
     starts: list[float] = []
@@ -100,20 +100,20 @@ def latencies(bench: Bench) -> list[Figure]:
     hops = [hop for _ in range(bench.rounds) for hop in _hops(bench)]
 
     def at(share: float) -> dict[str, float | str]:
-        peers: dict[str, float | str] = {"Celery round trip": quantile(trips, share)}
+        peers: dict[str, float | str] = {"Celery task with result": quantile(trips, share)}
         return peers | {
             name: quantile(others[name], share) if others[name] else str(peer) for name, peer in bench.dbos.items()
         }
 
     return [
-        Figure("one step, start to report, p50", quantile(whole, 0.5), "ms", at(0.5), at_most(4, "Celery round trip")),
+        Figure(
+            "one step, start to report, p50", quantile(whole, 0.5), "ms", at(0.5), at_most(4, "Celery task with result")
+        ),
         Figure("one step, start to report, p99", quantile(whole, 0.99), "ms", at(0.99)),
         Figure("Client.start, p50", quantile(starts, 0.5), "ms", target=at_most(1.5)),
         Figure("Client.start, p99", quantile(starts, 0.99), "ms"),
         *(
-            Figure(
-                f"from one step of a chain to the next, {name}", hop, "ms", note="± 1 ms" if hop else "less than 1 ms"
-            )
+            Figure(f"from one step to the next, {name}", hop, "ms", note="± 1 ms" if hop else "less than 1 ms")
             for name, hop in (("p50", quantile(hops, 0.5)), ("p99", quantile(hops, 0.99)))
         ),
     ]

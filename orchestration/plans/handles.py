@@ -111,7 +111,7 @@ class StepHandle:
     def when_fact(self, condition: HostFilter | None = None, /, **conditions: Any) -> Self:
         """Run the step only on the hosts of its target that match the keywords of `HostFilter`.
 
-        A step with the target `_any` runs if any host matches.
+        A step with the target `_any` runs on any host if at least one host matches.
         """
         return self._set(when_fact=condition or conditions)
 

@@ -179,7 +179,8 @@ class Step(_Model):
     after: Annotated[list[str], BeforeValidator(_as_list), _NAMES] = Field(
         default_factory=list,
         description="The dependencies: the steps that must end before this step begins. If one of them fails, this "
-        "step is skipped, except with `always` or a guard that reads failures",
+        "step is skipped. Exceptions are `always` steps and, if the run continues after the failure (`on_error`), "
+        "steps whose `when` or `only_if` reads failures",
     )
     when: Annotated[list[When], BeforeValidator(_as_conditions), PlainSerializer(_shortest), _OneOrSeveral()] = Field(
         default_factory=list, description="Conditions. If one of them is false, the step is skipped"
@@ -199,13 +200,15 @@ class Step(_Model):
     )
     on_no_host: OnNoHost = Field(
         "fail",
-        description="If no host matches the target, the start of the run is refused, or the step fails when its level "
-        "opens (fail); or the step is skipped (skip)",
+        description="The effect of a target without a matching host. fail: the start of the run is refused. If the "
+        "target reads earlier steps, or no host is known at the start, the step instead fails when its level opens. "
+        "skip: the step is skipped",
     )
     when_fact: HostFilter | None = Field(
         None,
-        description="The step is skipped on hosts that do not fulfil these conditions. With the target _any, the step "
-        "runs on any host if at least one host fulfils them",
+        description="Conditions on hosts. The step is skipped on each host of its target that does not fulfil them. "
+        "With the target _any, the step is skipped if no known host fulfils them; otherwise, any host runs the step, "
+        "even one that does not fulfil them",
     )
     in_: Inside | None = Field(
         None,
@@ -233,8 +236,9 @@ class Step(_Model):
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         None,
-        description="Time limit of each attempt, and of the time from the first `Delayed` (outcome not known yet) to "
-        "the outcome. The default is LONGSHORE_STEP_TIMEOUT (1h), except for approvals, timers and child runs",
+        description="Time limit of each attempt. After the error `Delayed` (outcome not known yet), also the limit of "
+        "the time from the first `Delayed` to the outcome. The default is LONGSHORE_STEP_TIMEOUT (1h), except for "
+        "approvals, timers and child runs",
     )
     undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
         None, description="The undo of the step. By default, the undo of the operation; `none`: the step has no undo"

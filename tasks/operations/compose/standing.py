@@ -1,4 +1,4 @@
-"""The version of a project that runs after a step was reverted, undone or has failed, in one sentence."""
+"""The version of a project that runs at the end of a step or of its undo, with a sentence for people."""
 
 from __future__ import annotations
 
