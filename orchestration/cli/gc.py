@@ -32,7 +32,8 @@ def gc(older_than: str | None, host: str, every_run: bool) -> None:
     """Delete backups that no undo needs any more.
 
     On each host, the command deletes the backups of runs whose records were deleted: image tags, replaced containers,
-    saved configurations of stacks, and receipts. Workers with a Docker engine do the same once an hour.
+    saved configurations of stacks, former contents of files, and receipts. Workers with a Docker engine do the same
+    once an hour.
 
     A run that Redis does not have counts as deleted. After a loss of Redis, restore Redis before you use the command.
     Installations that share a state folder need different name spaces. Otherwise, one deletes the

@@ -57,7 +57,8 @@ def ls(
 ) -> None:
     """List hosts with state, labels, facts and workers, one per line.
 
-    Facts are properties that workers detect, such as os, arch and memory, or that LONGSHORE_FACTS sets.
+    Facts are properties that workers detect, such as os, arch and memory, or that LONGSHORE_FACTS sets. A host without
+    a heartbeat for LONGSHORE_RETENTION is forgotten, unless it is drained.
 
     """
     options = current_options()
@@ -128,7 +129,8 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     HOST         the step waits, and fails after LONGSHORE_CLAIM_TIMEOUT
 
     Undo steps and `always` steps still run on the host, as long as its workers run. Before you switch the host off, use
-    --stop, and wait until `longshore hosts ls --all` prints `stopped` for the host. Without --wait, the command returns
+    --stop, and wait until `longshore hosts ls --all` prints `stopped` for the host. If systemd or Docker would start
+    the workers again, use --wait instead of --stop, and then stop their service. Without --wait, the command returns
     once the workers have acknowledged the drain.
 
     \b
@@ -190,7 +192,8 @@ def undrain(host: str) -> None:
 def forget(host: str) -> None:
     """Remove HOST, whose workers have stopped, from the list.
 
-    The command also deletes the cached inventory, the job descriptions and the drain of the host.
+    The command also deletes the cached inventory, the job descriptions and the drain of the host. A host that is not
+    drained is forgotten anyway after LONGSHORE_RETENTION without a heartbeat.
 
     Exit code 2 if the host has a running worker, which would register the host again.
     """

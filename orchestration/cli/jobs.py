@@ -110,6 +110,8 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     If another run of the job is active, the overlap policy of the job decides: the new run waits, is cancelled, or
     cancels the other run. Ctrl-C stops watching; Ctrl-C twice cancels the run.
 
+    After exit code 3, workers try to start the stack again, up to three times within about half an hour.
+
     \b
     Exit codes:
       0  the job container succeeded, and the stack is up again

@@ -187,8 +187,9 @@ def _with_undo_queues(queues: str) -> list[str]:
 def dev() -> None:
     """Start Redis, a worker, beat and Flower in the foreground.
 
-    The command is for development on one machine, and needs no configuration. Ctrl-C stops all processes; the data stay
-    in the state folder (LONGSHORE_STATE_DIR). Flower starts if the package flower is installed.
+    The command is for development on one machine, and needs no configuration. Ctrl-C stops all processes, and kills a
+    step that does not end within 60 seconds; the data stay in the state folder (LONGSHORE_STATE_DIR). Flower starts if
+    the package flower is installed.
 
     Exit code 2 if LONGSHORE_REDIS_URL is set, or if an embedded Redis already runs in this state folder.
     """
@@ -213,7 +214,7 @@ def dev() -> None:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            print_line("stopping after the active step", err=True)
+            print_line("stopping after the active step, at the latest in 60 seconds", err=True)
             process.terminate()  # a signal to this process alone does not reach the server
             continue
         finally:

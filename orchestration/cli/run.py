@@ -58,7 +58,8 @@ def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None,
       1  the run has not succeeded, no effect is left over or in doubt, and no
          `always` step failed
       1  Redis does not answer (the run may continue)
-      3  an effect remains or may remain, or an `always` step failed
+      3  an effect remains or may remain, an `always` step failed, or the run is
+         `partial`
     """
     loaded = load_plan(plan)
     params = read_params(loaded, pairs, file)

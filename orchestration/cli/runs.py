@@ -47,9 +47,9 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
     """Cancel RUN: start no further steps, and undo the finished ones.
 
     Running steps are asked to stop, and are then undone, too. `always` steps still run. The command waits for the end
-    of the run.
+    of the run. If the run already undoes steps, the command is refused.
 
-    Nothing is undone in these cases:
+    Nothing is undone in these cases, not even a step that was stopped half-way:
 
     \b
     * with --keep
@@ -80,7 +80,8 @@ def undo(run: str, reason: str, detach: bool) -> None:
     """Undo the changes of RUN, which has ended, or retry a failed undo.
 
     All steps that may have an effect, also failed ones, are undone in reverse order. `always` steps are not undone. If
-    a step with `irreversible: true` has succeeded, the command is refused.
+    a step with `irreversible: true` has succeeded, the command is refused. The undo of a step can fail if something
+    else has changed the same object since.
 
     \b
     Exit codes:
@@ -176,7 +177,8 @@ def resolve(run: str, step: str, note: str, **flags: bool) -> None:
 
     If the run is suspended for this decision, --done and --skip continue the run. After --undone and --abandon, the
     step counts as failed, and the other steps are undone, unless the plan has `on_failure: keep` or `on_error:
-    continue`.
+    continue`. Without a decision within LONGSHORE_ASK_TIMEOUT, the step counts as failed, too, and its own undo, if it
+    has one, also runs.
 
     To continue a run that has ended, use `longshore runs resume` afterwards.
 
@@ -222,10 +224,10 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
     changes.
 
     Only operations of the kind `converges` (`longshore ops show`), idempotent operations of your own, and commands with
-    `creates` or `unless` are repeated. The command lists the other steps. Steps of deleted runs (LONGSHORE_RETENTION)
-    are neither repeated nor listed.
+    `creates` or `unless` are repeated, also if they changed nothing. The command lists the other steps. Steps of
+    deleted runs (LONGSHORE_RETENTION) are neither repeated nor listed.
 
-    Exit codes: the same as `longshore run`, or 3 if some steps cannot be repeated.
+    Exit codes: the same as `longshore run`, or 3 if some steps cannot be repeated (with --detach: if none can).
     """
     options, connected = current_options(), client()
     created_since = time_or_age(since) if since is not None else None
@@ -348,6 +350,9 @@ def _prune(run: Run) -> Literal["forgotten", "refused"]:
 @click.option("--note", default="", help="Note, recorded in the events of the run with actor and time.")
 def approve(run: str, step: str, reject: bool, note: str) -> None:
     """Approve or reject STEP, which waits for an approval.
+
+    Without a decision within the `timeout` of the step (default: one day), the step fails, or is approved if it has
+    `on_timeout: approve`.
 
     \b
     Exit codes:

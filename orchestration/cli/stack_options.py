@@ -12,7 +12,10 @@ from longshore.orchestration.stacks.plan import RolloutOptions, with_defaults
 
 HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
 REGISTRY = click.option(
-    "--registry", is_flag=True, help="Ask registries for newer images. Default: use stored answers."
+    "--registry",
+    is_flag=True,
+    help="Ask registries for newer images. Answers of the last ten minutes are reused; `longshore rebuild --force "
+    "--registry` asks again at once. Default: use all stored answers.",
 )
 LABEL = click.option(
     "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only services with this label; repeatable."

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,6 @@ from longshore.orchestration.cli.common import (
     global_options,
     print_line,
     print_lines,
-    print_table,
 )
 from longshore.orchestration.cli.inputs import client
 from longshore.orchestration.cli.run import print_outcome, show_dry_run, stop_watching, wait_for_end
@@ -31,10 +29,18 @@ from longshore.orchestration.cli.stack_options import (
     rollout_from,
     rollout_options,
 )
+from longshore.orchestration.cli.stack_output import (
+    check_json,
+    check_lines,
+    finish,
+    print_selection,
+    selection_json,
+    timestamp,
+)
 from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.runs.report import Report
-from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, Stacks, failures
+from longshore.orchestration.stacks.orchestrate import Orchestrated, Stacks, failures
 from longshore.orchestration.stacks.plan import RolloutOptions
 from longshore.orchestration.stacks.selection import Selection, choose, named
 
@@ -73,42 +79,22 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
             found = choose(stacks.rules, checked.seen, {}, image=image, running=True)
     except LongshoreError as error:
         if as_json:
-            failure = {"valid": False, "reason": None, "code": error.code, "error": str(error), "timestamp": _now()}
-            current_options().show(failure | {"exit_code": 2})
+            failure = {"valid": False, "reason": None, "code": error.code, "error": str(error)}
+            current_options().show(failure | {"timestamp": timestamp(), "exit_code": 2})
         else:
             print_line(f"error[{error.code}]: cache check failed: {error}", err=True)
         return exit_with(2)
     if as_json:
-        current_options().show(_check_json(checked, found))
+        current_options().show(check_json(checked, found))
     else:
         quiet = current_options().quiet
-        for line in _check_lines(checked, stale_only=quiet):
+        for line in check_lines(checked, stale_only=quiet):
             print_line(line, err=quiet)
         if found is not None:
-            _print_selection(found)
+            print_selection(found)
     for host, why in checked.errors.items():
         print_line(f"error: {host}: {why}", err=True)
     return exit_with(checked.exit_code)
-
-
-def _check_lines(checked: Checked, *, stale_only: bool = False) -> Iterable[str]:
-    for one in checked.hosts:
-        if one.valid and stale_only:
-            continue
-        if one.valid:
-            yield f"{one.host}: cache valid (generation {one.generation}, {one.age_s or 0:.0f} s old)"
-        elif not one.error:
-            yield f"{one.host}: cache needs rebuild: {one.reason}"
-
-
-def _check_json(checked: Checked, found: Selection | None) -> dict[str, Any]:
-    document: dict[str, Any] = {"valid": checked.valid, "reason": checked.reason or None, "timestamp": _now()}
-    document |= {"hosts": [one.as_json() for one in checked.hosts], "exit_code": checked.exit_code}
-    return document | ({"deployments": _deployments(found)} if found is not None else {})
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 # --- rebuild ----------------------------------------------------------------------------------------
@@ -207,43 +193,18 @@ def select(
         for one in found.chosen:
             print_line(found.name(one))
     elif form in {"json", "yaml"}:
-        document = _selection_json(found)
+        document = selection_json(found)
         if form == "yaml":
             print_lines(yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip())
         else:
             current_options().show(document)
     else:
-        _print_selection(found)
+        print_selection(found)
     for host, why in found.errors.items():
         print_line(f"error: {host}: {why}", err=True)
     for note in found.undetermined:
         print_line(f"error: {note}", err=True)
     return exit_with(0 if not found.incomplete else 3 if found.seen else 2)
-
-
-def _deployments(found: Selection) -> list[dict[str, Any]]:
-    return [one.as_json() | {"name": found.name(one)} for one in found.chosen]
-
-
-def _selection_json(found: Selection) -> dict[str, Any]:
-    notes = [
-        {"host": one.host, "project": one.project, "service": one.service or None, "text": one.text}
-        for one in found.notes
-    ]
-    wrong = {f"{one.host}:{one.project}": one.text for one in found.undetermined}
-    document = {"deployments": _deployments(found), "count": len(found.chosen), "left_alone": notes}
-    return document | {"errors": found.errors | wrong}
-
-
-def _print_selection(found: Selection) -> None:
-    if not found.chosen:
-        print_line("no services selected")
-    else:
-        rows = [("HOST", "PROJECT", "SERVICE", "ACTION", "REASON")]
-        rows += [(o.host, o.project, o.service, o.action, ", ".join(map(str, o.reasons))) for o in found.chosen]
-        print_table(rows)
-    for note in found.notes:
-        print_line(f"left alone: {note}")
 
 
 # --- restart and orchestrate ------------------------------------------------------------------------
@@ -280,6 +241,9 @@ def restart(
     Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
     healthy, its earlier version is restored.
 
+    Ctrl-C stops watching; Ctrl-C twice cancels the run. With --on-failure keep, a stack that is being restarted then
+    stays as it is at that moment: use `longshore runs resume` or `longshore runs undo`.
+
     \b
     Exit codes:
       0  nothing to do, or all selected stacks are up to date
@@ -296,7 +260,7 @@ def restart(
     requested = _read_names(names)
     rollout = rollout_from(rollout_options)
     stacks = _stacks()
-    if not names:
+    if not names and not current_options().dry_run:
         stacks.wait_for_active_runs(hosts)
     # A stale service that is named needs its own action: labels filter after the names.
     among = () if names else labels
@@ -306,11 +270,11 @@ def restart(
     if names:
         found = replace(found, chosen=named(requested, found, labels))
     if not found.chosen:
-        return _finish(_nothing_to_restart(found))
+        return finish(_nothing_to_restart(found))
     if current_options().dry_run:
         return exit_with(show_dry_run(stacks.plan(found, rollout, asked=bool(names)), {}))
     run = stacks.start(found, rollout, asked=bool(names), run_id=run_id)
-    return _finish(stacks.ended(_watch(run, detach=detach), found))
+    return finish(stacks.ended(_watch(run, detach=detach), found))
 
 
 def _read_names(names: Sequence[str]) -> list[str]:
@@ -349,7 +313,10 @@ def orchestrate(
     `rebuild` (if needed), `select` and `restart`. `longshore select --help` defines stale.
 
     Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
-    healthy, its earlier version is restored. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+    healthy, its earlier version is restored.
+
+    Ctrl-C stops watching; Ctrl-C twice cancels the run. With --on-failure keep, a stack that is being restarted then
+    stays as it is at that moment: use `longshore runs resume` or `longshore runs undo`.
 
     \b
     Exit codes:
@@ -368,7 +335,7 @@ def orchestrate(
     if current_options().dry_run:
         return _dry_run_orchestrate(stacks, labels, image, hosts, registry, rollout)
     quiet = current_options().quiet or current_options().json
-    return _finish(
+    return finish(
         stacks.orchestrate(
             hosts,
             labels=labels,
@@ -400,11 +367,11 @@ def _dry_run_orchestrate(
         steps = client().dry_run(plan) if plan is not None else []
         possible = not any(step["impossible"] for step in steps)
         options.show({"dry_run": True, "plan": "orchestrate", "possible": possible, "steps": steps,
-                      "check": _check_json(checked, None), "select": _selection_json(found)})  # fmt: skip
+                      "check": check_json(checked, None), "select": selection_json(found)})  # fmt: skip
         return exit_with(code if possible else 1)
-    for line in _check_lines(checked):
+    for line in check_lines(checked):
         print_line(line.replace("needs rebuild", "would be rebuilt"))
-    _print_selection(found)
+    print_selection(found)
     if plan is not None:
         code = show_dry_run(plan, {}) or code
     for host, why in found.errors.items():
@@ -427,22 +394,3 @@ def _watch(run: Run, *, detach: bool) -> Report:
     if not options.json:
         print_outcome(report, report.exit_code or 0)
     return report
-
-
-def _finish(done: Orchestrated) -> None:
-    """Print the result and end the command with its exit code."""
-    options = current_options()
-    if options.json:
-        report = done.report.model_dump(mode="json") if done.report is not None else None
-        stacks = {"up_to_date": list(done.stacks.up_to_date), "failed": done.stacks.failed}
-        options.show({"phase": done.phase, "message": done.message, "exit_code": done.exit_code,
-                      "rebuilt": list(done.rebuilt), "stacks": stacks, "select": _selection_json(done.selection),
-                      "report": report})  # fmt: skip
-    else:
-        restarted = {(one.host, one.project, one.service) for one in done.selection.chosen}
-        for note in [] if options.quiet else done.selection.notes:
-            touched = (note.host, note.project, note.service) in restarted
-            print_line(f"{'note' if touched else 'left alone'}: {note}")
-        if done.exit_code or not options.quiet:
-            print_line(done.message, err=done.exit_code != 0)
-    return exit_with(done.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -285,7 +286,7 @@ def _beats(store: Store) -> Iterator[Finding]:
             yield Finding(
                 f"schedule {each.name} cannot start its plan: {why}",
                 "error",
-                f"correct it, then try it: longshore schedules trigger {each.name}",
+                f"correct it, then try it: longshore schedules trigger {shlex.quote(each.name)}",
             )
     if not known:
         return

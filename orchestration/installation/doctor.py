@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -158,13 +159,13 @@ def _work(store: Store) -> Iterator[Finding]:
                 "set the same LONGSHORE_LABELS for each of them",
             )
         elif host.drained is not None:
-            yield Finding(
-                host.why_not(), "warning", f"run longshore hosts undrain {host.name} once it may take new steps"
-            )
+            gone = "" if host.alive else f"; if the host is gone for good: longshore hosts forget {host.name}"
+            remedy = f"run longshore hosts undrain {host.name} once it may take new steps{gone}"
+            yield Finding(host.why_not(), "warning", remedy)
     for breaker in Breakers(store).open():
         yield Finding(
             f"service {breaker.service} is down: {breaker.why}; {breaker.waiting} runs wait", "warning",
-            f"run longshore breaker reset {breaker.service} once it is up",
+            f"once it is up, run: longshore breaker reset {shlex.quote(breaker.service)}",
         )  # fmt: skip
     dead_letters = store.dead_letters()
     if dead_letters:

@@ -14,10 +14,10 @@ from longshore.orchestration.errors import LongshoreError, UnknownName, WaitTime
 from longshore.orchestration.operations.stacks import CHECK, REBUILD
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs.stack_outcome import StackOutcomes, stacks_of
-from longshore.orchestration.stacks.inventory import Inventory, inventory_of
+from longshore.orchestration.stacks.inventory import Inventory, Remote, inventory_of
 from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan
 from longshore.orchestration.stacks.rules import StackRules, stack_rules
-from longshore.orchestration.stacks.selection import Selection, choose
+from longshore.orchestration.stacks.selection import Selection, choose, with_reused_answers
 from longshore.orchestration.states import STEP_FINAL, STEP_GOOD, TERMINAL, RunState
 from longshore.orchestration.store.caches import STACK_CACHE, Caches, digest_of
 from longshore.orchestration.store.hosts import Hosts, with_engine
@@ -225,11 +225,13 @@ class Stacks:
         available, unavailable = self.hosts(hosts)
         # A rebuild caches the answers of registries, so that each is queried once.
         outdated = [] if read_only else [host for host in available if registry or self.cached(host)[0] is None]
+        answers = self._answers(available) if registry else {}
         _, failed = self._rebuilt(outdated, self._store.now(), registry=registry)
         left = [host for host in available if host not in failed]
         checked = self.check(left, registry=registry and read_only, state=True) if left else Checked(())
         errors = unavailable | failed | checked.errors
-        return choose(self.rules, checked.seen, errors, labels=labels, image=image, running=True, retry=retry)
+        found = choose(self.rules, checked.seen, errors, labels=labels, image=image, running=True, retry=retry)
+        return with_reused_answers(found, answers)
 
     def _rebuilt(self, hosts: Sequence[str], asked: int, *, registry: bool) -> tuple[list[str], dict[str, str]]:
         """Rebuild the caches of these hosts: the hosts whose cache changed, and the errors of others."""
@@ -237,6 +239,11 @@ class Stacks:
             return [], {}
         report = self.rebuild(hosts, registry=registry, fresh=False, asked=asked)
         return [host for host in hosts if report.step(host).changed], failures(report)
+
+    def _answers(self, hosts: Iterable[str]) -> dict[str, Mapping[str, Remote]]:
+        """The stored answers of registries, by host and image."""
+        found = {host: inventory_of(Caches(self._store).get(STACK_CACHE + host))[0] for host in hosts}
+        return {host: one.remotes for host, one in found.items() if one is not None}
 
     def cached(self, host: str) -> tuple[Inventory | None, str]:
         """The cached inventory of a host and ''; or None and the reason."""
@@ -310,6 +317,7 @@ class Stacks:
         with _phase("cache rebuild"):
             if len(checked.errors) == len(checked.hosts):
                 raise LongshoreError(_listed(checked.errors))
+            answers = self._answers(outdated) if registry else {}
             built, failed = self._rebuilt(outdated, asked, registry=registry)
             if outdated and len(failed | checked.errors) == len(checked.hosts):
                 raise LongshoreError(_listed(failed | checked.errors))
@@ -319,6 +327,7 @@ class Stacks:
             selection = self._from_cache(
                 checked.all, checked.errors | failed, labels, image, retry=options.get("retry", False)
             )
+            selection = with_reused_answers(selection, answers)
         for stale in selection.chosen:
             progress(f"select: {selection.name(stale)}: {', '.join(map(str, stale.reasons))}")
         done = 3 if selection.incomplete else 0

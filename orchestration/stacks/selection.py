@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from longshore.orchestration.errors import UnknownName, UsageError
+from longshore.orchestration.language.quantities import quantity
 from longshore.orchestration.language.targets import listed
 from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift
 from longshore.orchestration.stacks.image_names import matches_image
-from longshore.orchestration.stacks.inventory import Inventory
+from longshore.orchestration.stacks.inventory import Inventory, Remote
 from longshore.orchestration.stacks.rules import StackRules
 from longshore.orchestration.store.caches import digest_of
 
@@ -88,6 +89,22 @@ def choose(
     stale.sort(key=lambda each: (each.host, each.project, each.service))
     twins = {host: first[one.engine] for host, one in seen.items()}
     return Selection(tuple(stale), tuple(notes), dict(errors), mine, tuple(undetermined), twins)
+
+
+def with_reused_answers(selection: Selection, stored: Mapping[str, Mapping[str, Remote]]) -> Selection:
+    """The selection with a note about each host with images that `stored` answers of registries call up to date.
+
+    `stored` has the answers by host and image, as they were before the selection asked the registries.
+    """
+    notes = []
+    for host, one in selection.seen.items():
+        newer = {each.image for project in one.projects.values() for each in project.services.values() if each.newer}
+        answers = stored.get(host, {})
+        reused = [ref for ref, remote in one.remotes.items() if not remote.error and answers.get(ref) == remote]
+        if count := len(set(reused) - newer):
+            why = "answers of registries from the last ten minutes; to ask again: longshore rebuild --force --registry"
+            notes.append(Note(host, "", "", f"{quantity(count, 'image')} on host {host}, because of {why}"))
+    return replace(selection, notes=(*selection.notes, *notes))
 
 
 def named(names: Iterable[str], selection: Selection, labels: Sequence[str] = ()) -> tuple[Stale, ...]:

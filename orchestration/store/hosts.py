@@ -13,6 +13,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from redis import WatchError
+
 from longshore.orchestration.errors import UNREADABLE, UnknownName
 from longshore.orchestration.language.targets import listed
 from longshore.orchestration.store.caches import STACK_CACHE
@@ -286,24 +288,20 @@ class Hosts:
         return self.get(name)
 
     def forget(self, name: str) -> None:
-        """Remove a host from the registry. Atomic. A live worker registers again."""
+        """Remove a host from the registry, with its drain. Atomic. A live worker registers again."""
         pipe = self._client.pipeline()
-        pipe.zrem(self._keys.hosts, name)
-        pipe.delete(self._keys.host(name))
-        pipe.hdel(self._keys.job_snapshots, name)
-        pipe.delete(self._keys.cache(f"{STACK_CACHE}{name}"))
-        pipe.hdel(self._keys.active_rollouts, name)
+        self._remove(pipe, name)
         self._store.call(pipe.execute)
 
     def forget_old(self, seconds: float) -> list[str]:
         """Remove the hosts without a heartbeat for so many seconds; return their names.
 
-        On the other hosts, workers that have been lost for more than an hour are removed.
+        A drained host stays, so that its drain lasts until a person ends it. On the other hosts, workers that have been
+        lost for more than an hour are removed.
         """
         until = self._store.now() - round(seconds * 1000)
-        names = list(self._store.call(self._client.zrangebyscore, self._keys.hosts, 0, until))
-        for name in names:
-            self.forget(name)
+        silent = self._store.call(self._client.zrangebyscore, self._keys.hosts, 0, until)
+        names = [name for name in silent if self._store.call(self._forget_undrained, name)]
         for host in self.all().values():
             # Each container has a worker name of its own: killed workers would stay registered for ever.
             gone = [node.name for node in host.nodes if host.alive and host.now - node.seen > _NODE_KEPT * 1000]
@@ -311,6 +309,27 @@ class Hosts:
                 fields = [f"{kind}:{node}" for node in gone for kind in ("node", "beat")]
                 self._store.call(self._client.hdel, self._keys.host(host.name), *fields)
         return names
+
+    def _forget_undrained(self, name: str) -> bool:
+        """Remove a host, unless it is drained or changes meanwhile; report whether it was removed."""
+        with self._client.pipeline() as pipe:
+            pipe.watch(self._keys.host(name))  # type: ignore[no-untyped-call]
+            if pipe.hexists(self._keys.host(name), "drained"):
+                return False
+            pipe.multi()
+            self._remove(pipe, name)
+            try:
+                pipe.execute()
+            except WatchError:
+                return False
+        return True
+
+    def _remove(self, pipe: Any, name: str) -> None:
+        pipe.zrem(self._keys.hosts, name)
+        pipe.delete(self._keys.host(name))
+        pipe.hdel(self._keys.job_snapshots, name)
+        pipe.delete(self._keys.cache(f"{STACK_CACHE}{name}"))
+        pipe.hdel(self._keys.active_rollouts, name)
 
 
 def _beat(now: int, state: NodeState, active: int) -> str:

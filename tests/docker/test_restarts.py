@@ -229,6 +229,11 @@ def test_moved_tag_of_a_registry_is_found_without_a_pull(
     done = place.longshore("orchestrate", "--registry", *QUICK)
     assert done.code == 0, done.err
     assert shop.state()["db-1"][1] == engine.inspect_image(ref)["Id"] != first
+    # and a stored answer that calls the image up to date is reported, until a rebuild replaces the answer
+    assert "left alone: 1 image" not in done.out
+    reused = "left alone: 1 image on host"
+    assert [reused in place.longshore("select", "--registry").out for _ in range(2)] == [False, True]
+    assert reused in place.longshore("orchestrate", "--registry", *QUICK).out
     # and the service is found by the name of its image
     for name in (ref, ref.rpartition(":")[0], shop.state()["db-1"][1][7:19]):
         assert list(selected(place, image=name)) == [f"{shop.name}/db"]

@@ -174,6 +174,43 @@ def test_long_silent_host_is_removed(hosts: Hosts) -> None:
     assert not hosts.knows("web1", "a@web1")
 
 
+def test_drain_of_a_silent_host_lasts_until_a_person_ends_it(hosts: Hosts, store: Clocked) -> None:
+    hosts.register("web1", node("a@web1", "web1"))
+    hosts.drain("web1", "ann")
+    store.ahead = 10 * 86_400_000
+
+    assert hosts.forget_old(store.settings.retention) == []
+
+    hosts.register("web1", node("b@web1", "web1"))
+    assert hosts.beat("web1", "b@web1", NodeState.READY, 0) == hosts.get("web1").drained
+    assert hosts.get("web1").why_not() == "host web1 is drained by ann"
+    # and a person ends the drain
+    store.ahead *= 2
+    hosts.undrain("web1")
+    assert hosts.forget_old(store.settings.retention) == ["web1"]
+    hosts.register("web1", node("a@web1", "web1"))
+    hosts.drain("web1", "ann")
+    hosts.forget("web1")
+    hosts.register("web1", node("a@web1", "web1"))
+    assert hosts.get("web1").state is HostState.READY
+
+
+def test_host_that_is_drained_during_its_removal_stays(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts.register("web1", node("a@web1", "web1"))
+    hosts._client.zadd(hosts._keys.hosts, {"web1": 1})
+    remove = hosts._remove
+
+    def drain_first(pipe: Any, name: str) -> None:
+        hosts.drain(name, "ann")
+        remove(pipe, name)
+
+    monkeypatch.setattr(hosts, "_remove", drain_first)
+
+    assert hosts.forget_old(60) == []
+
+    assert hosts.get("web1").drained is not None
+
+
 def test_target_selects_live_hosts(hosts: Hosts) -> None:
     for name in ("web1", "web2", "db1", "old1"):
         labels = WEB if name.startswith("web") else {"role": name[:-1]}

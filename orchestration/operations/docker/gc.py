@@ -12,8 +12,8 @@ from longshore.orchestration.operations.docker.fields import docker_operation
 
 
 class GcParams(Params):
-    """A backup is an image tag, a container, a stored configuration or a receipt. The step removes a backup if its run
-    is no longer in Redis, and the backup is older than `older_than`.
+    """A backup is an image tag, a container, a stored configuration, a former content of a file or a receipt. The step
+    removes a backup if its run is no longer in Redis, and the backup is older than `older_than`.
     """
 
     older_than: Annotated[Duration, Field(ge=0)] | None = Field(

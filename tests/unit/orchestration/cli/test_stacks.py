@@ -30,9 +30,10 @@ class OneHost:
         services = {"web": service(OLD, tier="front"), "db": service(NEW), "api": service(OLD)}
         self.seen = {"web1": Inventory(engine="1", projects={"shop": Project(services=services)})}
         self.started: dict[str, str] = {}
+        self.waited = False
 
     def wait_for_active_runs(self, _hosts: Any) -> None:
-        pass
+        self.waited = True
 
     def select(self, _hosts: Any, *, labels: Any = (), **_options: Any) -> Selection:
         return choose(self.rules, self.seen, {}, labels=labels)
@@ -61,3 +62,15 @@ def test_labels_filter_named_services_and_keep_the_action_of_drift(
     assert call(["restart", *arguments]) == 2
 
     assert host.started == started
+
+
+@pytest.mark.parametrize(("arguments", "waits"), [([], True), (["--dry-run"], False)])
+def test_only_a_restart_that_may_change_services_waits_for_other_runs(
+    arguments: list[str], waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = OneHost()
+    monkeypatch.setattr(command, "_stacks", lambda: host)
+
+    assert call(["restart", "--label", "tier=nothing", *arguments]) == 0
+
+    assert host.waited is waits

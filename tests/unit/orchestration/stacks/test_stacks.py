@@ -15,10 +15,10 @@ from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.runs.stack_outcome import exit_code, stacks_of
 from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift
 from longshore.orchestration.stacks.image_names import matches_image, normal, registry_of
-from longshore.orchestration.stacks.inventory import Inventory, Project, Replica, Service, Tracked, difference
+from longshore.orchestration.stacks.inventory import Inventory, Project, Remote, Replica, Service, Tracked, difference
 from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan, with_defaults
 from longshore.orchestration.stacks.rules import StackRules, parse_files, required_action, stack_rules
-from longshore.orchestration.stacks.selection import choose, named
+from longshore.orchestration.stacks.selection import choose, named, with_reused_answers
 from longshore.orchestration.states import Cause, RunState, StepState
 from longshore.orchestration.testing import Sandbox
 from longshore.tasks.operations.compose.cli import Source
@@ -483,3 +483,27 @@ def test_stacks_of_several_hosts_have_distinct_step_names() -> None:
     assert {"web1.shop", "web2.shop", "cache.web1", "cache.web2"} <= found.keys()
     assert len(found) == 6
     assert max(map(len, found)) <= 64
+
+
+@pytest.mark.parametrize(
+    ("stored", "newer", "notes"),
+    [
+        ({}, "", 0),
+        ({"shop:1": Remote(digest=OLD, at=1.0)}, "", 0),
+        ({"shop:1": Remote(digest=OLD, at=2.0)}, "", 1),
+        ({"shop:1": Remote(digest=OLD, at=2.0)}, NEW, 0),
+    ],
+    ids=["first-answer", "asked-again", "reused", "reused-and-newer"],
+)
+def test_images_that_are_left_alone_because_of_a_stored_answer_are_counted(
+    stored: dict[str, Remote], newer: str, notes: int
+) -> None:
+    project = Project(services={"web": service(replica(), newer=newer)})
+    one = Inventory(projects={"shop": project}, remotes={"shop:1": Remote(digest=OLD, at=2.0)})
+
+    found = with_reused_answers(choose(StackRules(), {"web1": one}, {}), {"web1": stored})
+
+    assert [str(note) for note in found.notes] == notes * [
+        "1 image on host web1, because of answers of registries from the last ten minutes; "
+        "to ask again: longshore rebuild --force --registry"
+    ]
