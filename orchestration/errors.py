@@ -191,7 +191,7 @@ UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, Overf
 
 
 class DecodeError(LongshoreError):
-    """The data of the step does not exist, or does not match the type that the caller requested."""
+    """The data of the step does not exist, or does not match the requested type."""
 
     code = "decode-failed"
 

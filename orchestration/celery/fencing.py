@@ -32,7 +32,7 @@ _RELEASES: dict[str | None, str] = {RETRY: "", IGNORED: "", REJECTED: "again", N
 
 
 def install(app: Celery, settings: Settings | None = None) -> None:
-    """Fence the tasks of a Celery app: a worker runs the task of a step only if the step still expects the attempt.
+    """Fence the tasks of a Celery app: a worker runs the task of a step only if the record still expects the attempt.
 
     Before the task of a step, the application worker reads the record of the run. If the attempt has expired, was
     superseded or was cancelled, the worker acknowledges the message and does not run the task.

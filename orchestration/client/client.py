@@ -52,7 +52,7 @@ _KEYS_KNOWN = 1.0
 
 
 class Client:
-    """The entry point of an application: starts runs, finds them and commands hosts.
+    """The entry point of an application: starts and finds runs, and drains hosts.
 
     If the settings name no Redis URL, the client starts an embedded server with a worker for this user. Both outlive
     the process. Raises ConfigError if `app`, the Celery app of the application, uses another broker than the Redis of

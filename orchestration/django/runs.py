@@ -27,7 +27,7 @@ def start_on_commit(
     run_id: str | None = None,
     using: str | None = None,
 ) -> str:
-    """Start a run after the commit of the current transaction; return its id at once, to store the id with the data.
+    """Start a run after the commit of the current transaction, and return the id of the run at once.
 
     If the transaction is rolled back, no run is started. Without a transaction, the run is started at once. `using` is
     the alias of the database.

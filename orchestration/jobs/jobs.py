@@ -47,7 +47,10 @@ _POLL = 0.2
 
 
 class Jobs:
-    """Lists, plans, starts and runs the jobs that labels and files describe on the hosts of an installation."""
+    """Lists jobs, returns their plans, and starts jobs, with or without a wait for the end.
+
+    Labels and files on the hosts describe the jobs.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client

@@ -32,23 +32,25 @@ class CacheParams(Params):
 
 
 class RebuildParams(CacheParams):
-    """The operation `builder` runs within the step. Its data become the next generation of the cache, which
-    `Client().cached(NAME)` reads.
+    """The operation `builder` runs within the step. The data of the builder become the next generation of the cache,
+    which `Client().cached(NAME)` reads.
 
     The step builds nothing if the current generation is valid, unless `force` is set. A generation is valid if it is
-    intact, within its `ttl`, has the same `fingerprint`, and was not invalidated.
+    intact, has the given `fingerprint`, is not older than its `ttl`, and was not invalidated.
     """
 
     builder: Annotated[str, Field(min_length=1)] = Field(description="Operation that returns the data of the cache")
     params: dict[str, Any] = Field({}, description="Parameters of the builder")
-    fingerprint: str = Field("", description="Version of the input; a generation of another version is not valid")
+    fingerprint: str = Field(
+        "", description="Version of the builder's input; a generation of another version is not valid"
+    )
     ttl: Duration = Field(0.0, description="Lifetime of the new generation; 0: unlimited")
     force: bool = Field(default=False, description="Build even if the current generation is valid")
 
 
 class RebuildResult(Result):
-    """`generation` is the current generation after the step, and `previous` the one before. If this step built
-    `generation`, `built` is true, and `why` is the reason.
+    """`generation` is the current generation after the step, `age_s` its age in seconds, and `previous` the generation
+    before the step. If the step built `generation`, `built` is true, and `why` is the reason.
     """
 
     cache: str
@@ -60,13 +62,17 @@ class RebuildResult(Result):
 
 
 class CheckParams(CacheParams):
-    """A cache is valid if its current generation exists, is intact, within its `ttl`, and was not invalidated."""
+    """A cache is valid if its current generation is intact, is not older than its `ttl`, and was not invalidated."""
 
-    fingerprint: str = Field("", description="Version of the input; if set, a cache of another version is not valid")
+    fingerprint: str = Field(
+        "", description="Version of the builder's input; if set, a generation of another version is not valid"
+    )
 
 
 class CheckResult(Result):
-    """`reason` says why the cache is not valid. Without a generation, `generation` is 0."""
+    """`reason` says why the cache is not valid. `generation` is the current generation, or 0 if the cache has none;
+    `age_s` is its age in seconds.
+    """
 
     cache: str
     valid: bool
@@ -101,7 +107,7 @@ REBUILD = register(
         "since. Other effects of the builder remain",
         duplicate="waits for the lock of the cache; uses the new generation, if the first attempt has stored it",
         fails="if the builder is unknown or fails, or if its data exceed `LONGSHORE_MAX_OBJECT`",
-        dry_run="shows whether a build is needed, and its builder",
+        dry_run="shows whether the step would build, and the builder",
     ),
 )
 CHECK = register(

@@ -64,16 +64,20 @@ class TaskParams(Params):
     args: list[Any] = Field([], description="Positional arguments")
     kwargs: dict[str, Any] = Field({}, description="Keyword arguments")
     queue: str = Field("celery", description="A queue that the application's workers consume")
-    as_result: bool = Field(default=False, description="Store the returned value as `result`, even a mapping")
+    as_result: bool = Field(default=False, description="Put every returned value under `result`, even a mapping")
     options: TaskOptions = Field(TaskOptions(), description="Celery options of the message")
     fenced: bool = Field(
-        default=False, description="Set if the application calls `install(app)`, so that its tasks are fenced"
+        default=False, description="Set to true if the application calls `install(app)`, which fences its tasks"
     )
-    idempotent: bool = Field(default=False, description="A second execution of the task has no further effect")
+    idempotent: bool = Field(
+        default=False, description="Set to true if a second execution of the task has no further effect"
+    )
 
 
 class TaskResult(Result):
-    """The mapping that the task returns. Any other value is in `result`, and with `as_result` also a mapping."""
+    """`result` is the value that the task returns. If the value is a mapping, the data have its keys instead, unless
+    `as_result` is set.
+    """
 
     result: Any = None
 
@@ -93,10 +97,10 @@ CELERY = register(
         changed="always",
         undo="none; give the step an `undo` in the plan",
         duplicate="after a lost attempt, sends the task again only with `idempotent`; otherwise, the step is unknown",
-        fails="if the task fails, or with `fenced` if no worker begins the task within the time limit of the step. Any "
-        "other task that does not end in time makes the step unknown",
+        fails="if the task fails; with `fenced`, also at the time limit of the step. Without `fenced`, the step is "
+        "unknown after its time limit; with `fenced`, only if the task has begun and cannot be interrupted",
         dry_run="names the task and its queue",
-        retried="each error of the task, except Permanent, Preflight, InDoubt and StepCancelled",
+        retried="each error of the task; with `fenced`, except Permanent, Preflight, InDoubt and StepCancelled",
     ),
 )
 

@@ -28,12 +28,11 @@ class CommandParams(Params):
     )
     grace: Duration = Field(10.0, description="Time between TERM and KILL")
     ok_codes: OkCodes = OK_CODES
-    changes: bool = Field(default=True, description="false: the command changes nothing, and needs no undo")
+    changes: bool = Field(default=True, description="Set to false if the command changes nothing, and needs no undo")
     creates: str | None = Field(None, description="A path; if the path exists, the command does not run")
     unless: str | list[str] | None = Field(
         None,
-        description="A test that runs first, as arguments or a line for /bin/sh; after exit code 0, the command does "
-        "not run",
+        description="A test, as arguments or a line for /bin/sh; if the test exits with 0, the command does not run",
     )
 
 

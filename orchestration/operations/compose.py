@@ -52,8 +52,8 @@ class ContainerState(Result):
 
 
 class UpResult(Result):
-    """The lists of text have names of containers, and `containers` describes the present ones. `revision` is the path
-    of the stored configuration. `standing` describes the version that runs now.
+    """Each list of text has names of containers. `containers` has the containers after the step. `revision` is the path
+    of the applied configuration. `standing` has the images, revision and health of the project after the step.
     """
 
     project: str
@@ -68,14 +68,14 @@ class UpResult(Result):
 
 
 class RollbackResult(UpResult):
-    """As the result of `compose.up.execute`. `to` is the number of the revision that runs now."""
+    """The result of `compose.up.execute`, and `to`, the number of the revision that runs after the step."""
 
     to: int
 
 
 class ConfigResult(Result):
-    """Each service has `image`, `hash` (of its configuration), `replicas`, `depends_on` and `build`. `sha256` is the
-    digest of all resolved files.
+    """Each service has `image`, `hash` (of its configuration), `replicas`, `depends_on` and `build` (true or false).
+    `sha256` is the digest of the resolved configuration.
     """
 
     project: str
@@ -85,8 +85,9 @@ class ConfigResult(Result):
 
 
 class PsResult(Result):
-    """`revisions` lists the revisions for `compose.rollback.execute`, the latest last. Each has `number`, `at`, `run`
-    and `services` (with image ids).
+    """Each container has `id`, `name`, `service`, `number`, `status`, `health`, `image_id`, `config_hash`, `exit_code`,
+    `restart_count` and `one_off`. `revisions` lists the revisions for `compose.rollback.execute`, the latest last. Each
+    has `number`, `at` (seconds since 1970), `run` and `services` (with image ids).
     """
 
     project: str
@@ -140,8 +141,8 @@ def _compose(
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": READ_ONLY}
 _FILES = "if the files are invalid or use an unset variable"
-UNHEALTHY = "or a service is not healthy within `healthy_deadline`"
-NO_WAY = "the running containers could not be created again (`no_way_back`)"
+UNHEALTHY = "a service is not healthy within `healthy_deadline`"
+NO_WAY = "the image of an existing container is not on the host (unless `no_way_back: accept`)"
 _MOVED_TAGS = "restores the former tags, or removes new ones; fails if a tag was moved since"
 
 UP = _compose(
@@ -151,10 +152,10 @@ UP = _compose(
     "Create or update the containers of a project, and wait until they are healthy",
     About(
         changed="a container was created, replaced, started or removed, or a pull fetched another image",
-        undo="restores the former configuration, images and running containers; removes a new project, but not its "
-        "volumes. Fails if the project was changed since",
+        undo="restores the former configuration, images and running containers; of a new project, removes the "
+        "containers and networks. Fails if the project was changed since",
         duplicate="waits for the lock of the project, and completes the changes of the first attempt",
-        fails=f"{_FILES}, an image is missing, {NO_WAY}, {UNHEALTHY}",
+        fails=f"{_FILES}; if an image is neither on the host nor pulled; if {NO_WAY}; if {UNHEALTHY}",
         dry_run="lists the services that would change, with reasons",
     ),
     secrets=frozenset({"auth"}),
@@ -169,7 +170,7 @@ DOWN = _compose(
         undo="creates the containers again, and starts those that ran. Anonymous volumes, and data written inside of "
         "the containers, are lost",
         duplicate="removes the remaining containers and networks",
-        fails=f"if {NO_WAY}, or Compose reports an error",
+        fails=f"if {NO_WAY}; if Compose reports an error",
     ),
     undo=Undo.PARTIAL,
 )
@@ -179,8 +180,9 @@ STOP = _compose(
     StopResult,
     "Stop running containers of a project",
     About(
-        changed="a container ran",
-        undo="starts the containers that ran, and pauses those that were paused; fails if one was removed since",
+        changed="a container was running",
+        undo="starts the containers that ran before the step, and pauses those that were paused; fails if one was "
+        "removed since",
         duplicate="stops the containers that still run",
         fails="if another program starts a container during the step; if only `project` is given, and this project has "
         "no containers",
@@ -192,10 +194,10 @@ START = _compose(
     StartResult,
     "Start stopped containers of a project",
     About(
-        changed="a container did not run",
+        changed="a container was not running",
         undo="stops the containers that did not run before the step",
         duplicate="starts the containers that do not run",
-        fails=f"if a service has no container, {UNHEALTHY}",
+        fails=f"if a service has no container; if {UNHEALTHY}",
     ),
 )
 RESTART = _compose(
@@ -204,10 +206,10 @@ RESTART = _compose(
     RestartResult,
     "Restart running containers of a project",
     About(
-        changed="a container ran",
+        changed="a container was running",
         undo="starts containers that ran before the step and do not run now",
         duplicate="skips containers that were started since the step began",
-        fails=f"if a service has no container, {UNHEALTHY}",
+        fails=f"if a service has no container; if {UNHEALTHY}",
         dry_run="lists the containers to restart",
     ),
     kind=Kind.ACTS,
@@ -220,7 +222,7 @@ PULL = _compose(
     About(
         changed="a tag refers to another image than before",
         undo=f"{_MOVED_TAGS}. Layers stay on disk",
-        duplicate="pulls again; the host already has the complete layers",
+        duplicate="pulls again; complete layers are not downloaded again",
         fails=f"{_FILES}, or a registry has no such image or refuses the access",
         dry_run="compares the digests on the host with those of the registries",
     ),
@@ -250,7 +252,7 @@ ROLLBACK = _compose(
         changed="a container was created, replaced, started or removed",
         undo="restores the former configuration, images and running containers; fails if the project was changed since",
         duplicate="waits for the lock of the project, and completes the changes of the first attempt",
-        fails=f"if the revision or one of its images does not exist, {NO_WAY}, {UNHEALTHY}",
+        fails=f"if the revision or one of its images does not exist; if {NO_WAY}; if {UNHEALTHY}",
         dry_run="lists the services that would change, with reasons",
     ),
 )

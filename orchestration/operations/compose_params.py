@@ -20,10 +20,11 @@ from longshore.orchestration.operations.docker.programs import KEEP_FAILED
 AS_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 Paths = Annotated[list[Annotated[str, Field(min_length=1)]], AS_LIST]
 NoWayBack = Literal["refuse", "accept"]
-#: The reaction of a step if the running containers could not be created again.
+#: The reaction of a step if an existing container could not be created again.
 NO_WAY_BACK: Any = Field(
     "refuse",
-    description="If the running containers could not be created again: fail before any change, or continue",
+    description="refuse: fail before any change if the image of an existing container is not on the host; accept: "
+    "continue without a way back",
 )
 #: Descriptions that several parameters share.
 GRACE = "Time between TERM and KILL; by default that of each container"
@@ -42,7 +43,9 @@ class ProjectParams(Params):
         None, description="Absolute path of the project's folder on the Docker host"
     )
     project: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Name of the project; without `project_dir`, the labels of its containers name the files"
+        None,
+        description="Name of the project; required without `project_dir`. The labels of the containers then name the "
+        "files",
     )
     files: Paths = Field([], description="Compose files, relative to `project_dir`")
     services: Paths = Field([], description="Services; all by default")
@@ -76,7 +79,7 @@ class ProjectParams(Params):
 class HealthLimits(Params):
     """Waits until each service is healthy or, without a health check, has run without a restart."""
 
-    healthy_deadline: Duration = Field(60.0, description="Time for the services to become healthy; then the step fails")
+    healthy_deadline: Duration = Field(60.0, description="Time limit for the services to become healthy")
     min_healthy_time: Duration = Field(5.0, description=UNDISTURBED)
 
 
@@ -84,7 +87,8 @@ class RolloutParams(HealthLimits):
     """A rollout of a configuration to services."""
 
     auto_revert: bool = Field(
-        default=False, description="If the services do not become healthy, restore the earlier version, and then fail"
+        default=False,
+        description="If a service does not become healthy, restore the version from before the step, and then fail",
     )
     grace: Duration | None = Field(None, description=GRACE)
     no_way_back: NoWayBack = NO_WAY_BACK
@@ -94,12 +98,15 @@ class Replacing(RolloutParams, ProjectParams):
     """A rollout: containers are replaced in batches."""
 
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Services that change at the same time; the next ones follow when these are healthy"
+        None,
+        description="Number of services that change at the same time, by default all. The next ones follow when these "
+        "are healthy",
     )
 
 
 class UpParams(Replacing):
-    """The step creates missing containers, starts stopped ones, and replaces those that differ from files or images.
+    """The step creates missing containers, starts stopped ones, and replaces those that differ from the files or the
+    images.
 
     With `pull`, images are pulled before any container is stopped. Images are never built.
     """
@@ -133,7 +140,7 @@ class StopParams(ProjectParams):
 
 class StartParams(HealthLimits, ProjectParams):
     """The step also starts the dependencies of `services`, and waits until all are healthy. No container is created. A
-    one-shot service that has succeeded is not started again.
+    dependency with the condition `service_completed_successfully` that has exited with 0 is not started again.
     """
 
     min_healthy_time: Duration = Field(1.0, description=UNDISTURBED)
@@ -157,7 +164,7 @@ class PsParams(ProjectParams):
 class PullParams(ProjectParams):
     """Services with `build` and without `image` are left out. No container is started."""
 
-    policy: Literal["always", "missing"] = Field("always", description="missing: only images that the host lacks")
+    policy: Literal["always", "missing"] = Field("always", description="missing: pull only images that the host lacks")
     auth: Login | None = Field(None, description=AUTH)
 
 
@@ -211,7 +218,9 @@ class RollbackParams(Replacing):
     services: Paths = Field([], description="Must be empty: a project is rolled back as a whole")
 
     to: Annotated[int, Field(ge=1)] | Literal["previous"] = Field(
-        "previous", description="Number of a revision; previous: the latest that differs from what runs now"
+        "previous",
+        description="Number of a revision; previous: the latest one whose images or configuration differ from the "
+        "running containers",
     )
 
     @field_validator("services")

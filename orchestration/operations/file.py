@@ -45,18 +45,20 @@ class DeployParams(Params):
     """One of `content`, `source` and `object` is required. The step creates missing folders.
 
     Without `mode`, `owner` or `group`, an existing file keeps its value; a new file gets 0644 and the worker's user.
-    With `template`, the content is a Jinja2 template with the variables in `vars`, `host` and `run`.
+    With `template`, the content is a Jinja2 template with the variables of `vars`, and `host` and `run`.
     """
 
     path: _Path
     content: str | None = Field(None, description="Content as text")
-    source: str | None = Field(None, description="A file beside the plan, sent with the run")
+    source: str | None = Field(
+        None, description="Path of a file, relative to the folder of the plan; the client sends the file with the run"
+    )
     object: str | None = Field(
         None,
         description="A name in the object store (file.upload), or a URL: https://…, file:///…, s3://…, gs://…, az://…",
     )
     template: bool | None = Field(
-        None, description="Whether the content is a template; by default, the `content_type` of the object decides"
+        None, description="Render the content as a template; by default only an object with `content_type: template`"
     )
     vars: dict[str, Any] = Field({}, description="Variables of the template")
     mode: Annotated[str, Field(pattern=r"^0?[0-7]{3,4}$|.*\{\{.*"), expected("an octal mode such as '0644'")] | None = (
@@ -84,7 +86,7 @@ class DeployResult(Result):
 
 
 class UndeployParams(Params):
-    """`file.status.get` then returns `missing`."""
+    """Afterwards, `file.status.get` returns `status: missing`."""
 
     path: _Path
 
@@ -105,7 +107,7 @@ class StatusParams(Params):
 class StatusResult(Result):
     """`status` is `in-sync`, `drifted` (content, mode or owner differ) or `missing` (no file, or never deployed).
 
-    `differs` lists what differs.
+    `differs` lists `content`, `mode` and `owner`, if they differ.
     """
 
     path: str
@@ -123,7 +125,9 @@ class _Named(Params):
         expected("a name in the object store: letters, digits and ._/@-"),
     ]
     content: str | None = Field(None, description="Content as text")
-    source: str | None = Field(None, description="A file beside the plan, sent with the run")
+    source: str | None = Field(
+        None, description="Path of a file, relative to the folder of the plan; the client sends the file with the run"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> _Named:
@@ -155,7 +159,7 @@ class ChangedParams(_Named):
 
 
 class ChangedResult(Result):
-    """If the store has no entry of that name, or one with other bytes, `differs` is true."""
+    """`differs` is true if the entry does not exist or has other bytes. `sha256` is the digest of the given bytes."""
 
     name: str
     differs: bool
@@ -228,7 +232,8 @@ UPLOAD = _file(
         changed="the store had no entry of that name, or its bytes or `content_type` differed",
         undo="restores the former entry, or removes a new one; fails if the entry was replaced since",
         duplicate="finds the entry stored, or stores it",
-        fails="if the name has other bytes and `force` is not set, or the bytes exceed `LONGSHORE_MAX_OBJECT`",
+        fails="if an entry of that name has other bytes and `force` is not set, or if the bytes exceed "
+        "`LONGSHORE_MAX_OBJECT`",
     ),
     literal=lambda params: frozenset({"content"}) if params.get("content_type") == "template" else frozenset(),
     **_FULL,

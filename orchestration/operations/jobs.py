@@ -27,14 +27,33 @@ from longshore.orchestration.operations.docker.programs import RunResult
 Seconds = Annotated[Duration, Field(gt=0)]
 
 
+#: Descriptions that several steps share.
+_STACKS = "Stacks that the job stops as a whole"
+_CONTAINERS = "Further containers that the job stops"
+
+
 class JobParams(Params):
     """A step of a job. A label of the job container records the containers that ran before."""
 
     job: str = Field(min_length=1, description="Name of the job")
-    stacks: list[str] = Field([], description="Stacks to stop as a whole")
-    containers: list[str] = Field([], description="Further containers to stop")
-    beside: list[str] = Field([], description="Further stacks to lock")
+    stacks: list[str] = Field([], description=_STACKS)
+    containers: list[str] = Field([], description=_CONTAINERS)
+    beside: list[str] = Field([], description="Further stacks that the job locks")
     run: str = Field("", description="The run that created the job container; by default this run")
+
+
+class _LockingParams(JobParams):
+    """A step that holds the locks of the stacks."""
+
+    stacks: list[str] = Field([], description=f"{_STACKS}; the step locks these stacks")
+    beside: list[str] = Field([], description="Further stacks that the step locks")
+
+
+class _OutsideParams(JobParams):
+    """A step that neither locks nor changes the stacks."""
+
+    stacks: list[str] = Field([], description=f"{_STACKS}; the step does not change these stacks")
+    containers: list[str] = Field([], description=f"{_CONTAINERS}; the step does not change these containers")
 
 
 class JobMount(Params):
@@ -46,7 +65,9 @@ class JobMount(Params):
 
 
 class WorkerParams(JobParams):
-    """The job container is not started. A label of the job container lists the containers that run now."""
+    """The job container is not started. A label of the job container lists the running containers of `stacks` and
+    `containers`, which the later steps of the job stop and start.
+    """
 
     image: str = Field(min_length=1, description="An image on the host")
     command: list[Text] = Field([], description="Replaces the command of the image")
@@ -57,51 +78,62 @@ class WorkerParams(JobParams):
     mounts: list[JobMount] = Field([], description="Volumes of the job container")
     no_way_back: NoWayBack = NO_WAY_BACK
     make: bool = Field(default=True, description="false: fail if the job container does not exist")
-    plan_record: str = Field("{}", description="Record from which Longshore rebuilds the run if Redis loses it")
+    plan_record: str = Field(
+        "{}", description="The job as JSON; if Redis loses the run, Longshore creates the run again from this text"
+    )
 
 
-class StopParams(JobParams):
-    """Each container stops before the containers that it depends on. Independent containers stop in parallel."""
+class StopParams(_LockingParams):
+    """The step stops the containers that `job.worker.execute` has recorded. Each container stops before the containers
+    that it depends on. Independent containers stop in parallel.
+    """
 
-    timeout: Seconds = Field(30.0, description="Time between TERM and KILL; a longer time of a container applies")
+    timeout: Seconds = Field(
+        30.0, description="Time between TERM and KILL; a longer `stop_grace_period` of a container applies instead"
+    )
 
 
-class WorkParams(JobParams):
+class WorkParams(_LockingParams):
     """The step waits for the end of the job container."""
 
-    timeout: Seconds = Field(3600.0, description="Time limit of the job container, before TERM")
+    timeout: Seconds = Field(3600.0, description="Time limit of the job container, after which the container gets TERM")
     grace: Duration = Field(10.0, description="Time between TERM and KILL")
-    stop_timeout: Seconds = Field(30.0, description="Time to stop containers that were restarted meanwhile")
-    env: dict[str, Text] = Field({}, description="Secret variables; the output has *** in place of their values")
+    stop_timeout: Seconds = Field(
+        30.0, description="Time between TERM and KILL for containers that were started again after `job.stop.execute`"
+    )
+    env: dict[str, Text] = Field({}, description="Variables with secrets; the output has *** in place of their values")
     begin: bool = Field(default=True, description="false: fail if the job container has not been started before")
 
 
-class StartParams(JobParams):
-    """Containers start after the containers that they depend on. The step creates containers again that were removed
-    since. A job container that still runs is stopped first.
+class StartParams(_LockingParams):
+    """The step starts the containers that `job.worker.execute` has recorded, dependencies first, and creates removed
+    ones again. If the job container still runs, the step stops the job container first.
     """
 
-    timeout: Seconds = Field(30.0, description="Time for each dependency to become healthy")
-    stop_timeout: Seconds = Field(
-        30.0, description="After an interrupted stop: time in which containers that still stop are restarted"
+    timeout: Seconds = Field(
+        30.0, description="Time for dependencies to become healthy; afterwards, their dependents start anyway"
     )
-    grace: Duration = Field(10.0, description="Time between TERM and KILL for a job container that still runs")
+    stop_timeout: Seconds = Field(
+        30.0,
+        description="After an interrupted `job.stop.execute`: the step restarts containers that stop within this time",
+    )
+    grace: Duration = Field(10.0, description="Time between TERM and KILL for the job container")
 
 
-class HealthyParams(JobParams):
+class HealthyParams(_OutsideParams):
     """A container that was unhealthy before the job only has to run."""
 
     timeout: Seconds = Field(30.0, description="Time for the containers to become healthy")
 
 
-class RemoveParams(JobParams):
-    """The step keeps the job container if the stack was not started again."""
+class RemoveParams(_OutsideParams):
+    """The step keeps the job container if the step `start` or `healthy` of the job did not succeed."""
 
     keep_failed: bool = Field(default=False, description="Also keep a failed job container")
 
 
 class WorkerResult(Result):
-    """`snapshot.kept` lists the running containers, and `snapshot.sources` the Compose files of their projects."""
+    """`snapshot.kept` lists the recorded containers, and `snapshot.sources` the Compose files of their projects."""
 
     id: str
     name: str
@@ -109,19 +141,19 @@ class WorkerResult(Result):
 
 
 class StopResult(Result):
-    """The stopped containers, in order."""
+    """`stopped` lists the stopped containers, in order."""
 
     stopped: list[str] = []
 
 
 class WorkResult(RunResult):
-    """The exit of the job container, and the last 64 KiB of each output stream."""
+    """`stdout` and `stderr` have the last 64 KiB. `timed_out` is true if the job container exceeded `timeout`."""
 
     timed_out: bool = False
 
 
 class StartResult(Result):
-    """The started containers, in order; `down` lists those that did not start."""
+    """`started` lists the started containers, in order, and `down` the containers that did not start."""
 
     started: list[str] = []
     down: list[str] = []
@@ -129,8 +161,8 @@ class StartResult(Result):
 
 class HealthyResult(Result):
     """`down` lists the containers that do not run or are not healthy. `as_before` lists the other containers that were
-    unhealthy before the job. If the job container did not succeed, `standing` describes the running version of each
-    stack.
+    unhealthy before the job. If the job did not succeed, `standing` has the images, revision and health of each
+    project.
     """
 
     healthy: list[str] = []
@@ -140,7 +172,7 @@ class HealthyResult(Result):
 
 
 class RemoveResult(Result):
-    """If the container was not removed, `kept` is the reason."""
+    """If the step has kept the job container, `kept` is the reason."""
 
     removed: bool
     kept: str = ""
@@ -173,11 +205,11 @@ WORKER = _job(
     WorkerResult,
     "Create a job container, and record the running containers",
     About(
-        changed="the container was created",
+        changed="the step created the job container",
         undo="none: the step `remove` of the job removes the container",
         duplicate="finds the container by its label",
         fails="if a stack, a container, a volume or the image does not exist; if a container to stop was created with "
-        "--rm; if one could not be created again (`no_way_back`)",
+        "--rm; if its image is not on the host (unless `no_way_back: accept`)",
         dry_run="checks stacks, containers and volumes, and lists the containers to stop",
     ),
     Kind.CONVERGES,
@@ -189,7 +221,7 @@ STOP = _job(
     StopResult,
     "Stop the stacks and containers of a job",
     About(
-        changed="a container ran",
+        changed="a container was running",
         undo="none: the step `start` of the job always runs",
         duplicate="stops the containers that still run",
         fails="if a container does not stop, or the job container was removed",
@@ -204,11 +236,11 @@ WORK = _job(
     WorkResult,
     "Run a job container to completion, once",
     About(
-        changed="the job container ran",
+        changed="the job container was started",
         undo="none",
         duplicate="waits for the started container, or reads its exit code",
         fails="if the job container exits with a code other than 0, or exceeds `timeout`",
-        dry_run="names the container that would run",
+        dry_run="names the job and its time limit",
     ),
     Kind.ACTS,
 )
@@ -218,7 +250,7 @@ START = _job(
     StartResult,
     "Restart exactly the containers that ran before a job",
     About(
-        changed="a container did not run",
+        changed="a container was not running",
         undo="none",
         duplicate="starts the containers that do not run",
         fails="if a container does not start; the step still starts all others",
@@ -245,7 +277,7 @@ REMOVE = _job(
     RemoveResult,
     "Remove a job container",
     About(
-        changed="the container was removed",
+        changed="the job container was removed",
         undo="none",
         duplicate="finds the container removed, or removes it",
         dry_run="predicts the removal",

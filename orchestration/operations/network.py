@@ -109,7 +109,7 @@ class HttpGetParams(Params):
     ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(
         None, description="Expected status codes; by default 200 to 299"
     )
-    contains: str | None = Field(None, description="Text that the response must contain")
+    contains: str | None = Field(None, description="Text that the first 64 KiB of the response must contain")
     timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="Timeout of one request")
     deadline: Duration = Field(0.0, description="Time in which the step repeats the request; 0: one request")
     interval: Annotated[Duration, Field(gt=0)] = Field(1.0, description="Delay between requests")
@@ -143,29 +143,29 @@ class Undoing(Params):
 
 
 class HttpRequestParams(Params):
-    """GET and HEAD only read; any other method may have an effect.
+    """GET and HEAD only read. With any other method, each attempt sends the same idempotency key. A service that
+    supports such keys then acts only once.
 
-    Each attempt sends the same idempotency key. A service that supports such keys then acts only once. Inside a
-    container, the step needs curl or wget.
+    Inside a container, the step needs curl or wget.
     """
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field("POST", description="Method")
     url: Url = Field(description="http:// or https://")
     headers: dict[str, str] = Field({}, description="Headers of the request")
     payload: Any = Field(None, description="Sent as JSON")
-    body: str | None = Field(None, description="Sent verbatim")
+    body: str | None = Field(None, description="Sent as it is")
     ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(
         None, description="Success with a change; by default 200 to 299"
     )
     unchanged_codes: list[_Code] = Field([304, 208], description="Success without a change")
     delayed_codes: list[_Code] = Field(
-        [202], description="The outcome is not known yet: the request is sent again, until the time limit of the step"
+        [202], description="The outcome is not known yet: the step sends the request again, until its time limit"
     )
     blocked_codes: list[_Code] = Field(
         [503], description="The service is down: the run is suspended until the breaker of the service closes"
     )
     retried_codes: list[_Code] = Field([408, 425, 429, 500, 502, 504], description="Temporary errors, retried")
-    idempotency_header: str | None = Field("Idempotency-Key", description="null: no key is sent")
+    idempotency_header: str | None = Field("Idempotency-Key", description="Header for the idempotency key; null: none")
     idempotent: bool | None = Field(
         None, description="Send again after a lost response; by default true, except for POST and PATCH"
     )
@@ -244,11 +244,12 @@ HTTP_REQUEST = _network(
     secrets=frozenset({"headers", "payload", "body", "undo"}),
     about=About(
         changed="the method is not GET or HEAD, and the status is not in `unchanged_codes`",
-        undo="sends the request of the parameter `undo`, for which 404 and 410 also count as success by default; none "
-        "without this parameter",
+        undo="with the parameter `undo`, sends this request (by default, 404 and 410 count as success, too); otherwise "
+        "none",
         duplicate="after a lost attempt, sends the request again only with `idempotent`; otherwise, the step is "
         "unknown",
-        fails="if the status is in none of the lists. A lost response without `idempotent` makes the step unknown",
+        fails="if the status is in none of the lists `…_codes`. After a lost response without `idempotent`, the step "
+        "is unknown",
         dry_run="shows the request",
         retried="a failed connection, a status in `retried_codes`, and with `idempotent` a lost response",
     ),

@@ -169,15 +169,35 @@ def page() -> str:
         facts = one["about"] | {"kind": one["kind"]}
         lines += [f"- **{what}:** {text}" for what, text in facts.items() if not _is_default(one, what, text)]
         if one["inside"]:
-            lines.append("- **inside a container:** with `in: {container: NAME}`")
+            lines.append("- **inside a container:** possible")
         if one["secrets"]:
-            lines.append(f"- **`secret()` is allowed in:** {', '.join(one['secrets'])}")
-        if one["parameters"]:
+            lines.append(f"- **`secret()`:** {', '.join(one['secrets'])}")
+        base, shared = _shared(one, found)
+        if rows := [row for row in one["parameters"] if row not in shared]:
             lines += ["", "| parameter | type | default | meaning |", "|---|---|---|---|"]
-            lines += [_row(row, "type", "default", "description") for row in one["parameters"]]
+            lines += [_row(row, "type", "default", "description") for row in rows]
+        if shared:
+            listed = ", ".join(f"`{row['name']}`" for row in shared)
+            lines += [
+                "",
+                f"{'Further p' if rows else 'P'}arameters, as in [{base}](#{base.replace('.', '')}): {listed}",
+            ]
         fields = ", ".join(f"`{row['name']}` ({row['type']})" for row in one["result"])
         lines += ["", f"**Result:** {f'{fields}. ' * bool(fields)}{one['result_notes']}"]
     return "\n".join(lines) + "\n"
+
+
+#: Operations whose parameters several others have; the page describes these once.
+_BASES = ("command.exec.execute", "compose.config.get", "docker.create.execute")
+
+
+def _shared(entry: Mapping[str, Any], entries: list[dict[str, Any]]) -> tuple[str, list[dict[str, str]]]:
+    """The operation that describes some parameters of an entry, and these parameters; none if there are few."""
+    optional = [row for row in entry["parameters"] if row["default"] != "required"]
+    for base in (each for each in entries if each["name"] in _BASES and each["name"] != entry["name"]):
+        if len(same := [row for row in optional if row in base["parameters"]]) > 3:
+            return base["name"], same
+    return "", []
 
 
 def _introduction() -> list[str]:
@@ -186,8 +206,11 @@ def _introduction() -> list[str]:
         "# Operations",
         "",
         "This page lists the built-in operations. `longshore ops show OP` prints the entry of an operation, built-in or"
-        " your own. Most parameters may contain [templates](../concepts/plan-language.md#values). A *duration* is"
-        " a number of seconds, or a text such as `500ms`, `30s`, `10m` or `1h`. A *map* assigns values to names.",
+        " your own. The [glossary](../concepts/glossary.md) defines the terms.",
+        "",
+        "Most parameters may contain [templates](../concepts/plan-language.md#values). A *duration* is a number of"
+        " seconds, or a text such as `500ms`, `30s`, `10m` or `1h`. A *map* assigns values to names; `{a, b}` is a map"
+        " with the names `a` and `b`. *Result* lists the data of the step. Data without a value are null or absent.",
         "",
         "| line | meaning | default, if an entry has no such line |",
         "|---|---|---|",
@@ -196,17 +219,21 @@ def _introduction() -> list[str]:
         "| changed | when the step is `changed`; otherwise, the step is `unchanged` | `read_only`: never |",
         "| undo | the [compensation](../concepts/compensation.md) of the step. After a *partial* undo, a part of the"
         " effect remains | `read_only`: none |",
-        "| fails | reasons of a failure, besides these: invalid parameters, an"
-        " [allow list](../concepts/security.md#measures) of the worker, an exceeded time limit, and a temporary error"
-        " after the last attempt | none |",
-        "| second attempt | the effect of another attempt at the step, after an error or a [lost"
-        " attempt](../concepts/leases.md#lease) | `read_only`: reads again |",
+        "| fails | why the step fails. Each step can also fail because of invalid parameters, an"
+        " [allow list](../concepts/security.md#measures) of the worker, its time limit, or a temporary error at the"
+        " last attempt | no further reasons |",
+        "| second attempt | the effect of another attempt at the step, after an error, a [lost"
+        " attempt](../concepts/leases.md#lease) or `longshore runs resume` | `read_only`: reads again |",
         f"| dry run | the answer of `--dry-run` | `read_only`: {READ_ONLY.dry_run}. Others: {About.dry_run} |",
-        "| attempts | the number of attempts. A *temporary* error is, for example, an unreachable Docker engine or"
-        " registry, a rate limit, or a full disk. [`retry`](../concepts/plan-language.md#retries) sets other numbers,"
-        f" and adds errors | {_numbers(BACKOFF, About.retried)} |",
+        "| attempts | the number of attempts, and the errors after which another attempt follows. A *temporary* error"
+        " is, for example, an unreachable Docker engine or registry, a rate limit, or a full disk."
+        " [`retry`](../concepts/plan-language.md#retries) sets other numbers, and adds errors"
+        f" | {_numbers(BACKOFF, About.retried)} |",
         "| effect | the place of the effect. *Fenced*: a [receipt](../concepts/leases.md#receipt) on the host keeps a"
         f" lost attempt from acting after a later attempt | `read_only`: none. Others: {_HERE} |",
+        "| inside a container | with `in: {container: NAME}`, the step runs [in this"
+        " container](../concepts/plan-language.md#inside-a-container) | not possible |",
+        "| `secret()` | the parameters that may contain a [secret](../how-to/secrets.md) | none |",
         "",
         "In the next table, the last column names the [queue](../how-to/scaling.md) whose workers run the operation."
         " Longshore writes the steps `job.*` and `stacks.*` into the plans of [jobs](../how-to/jobs.md) and"

@@ -20,7 +20,7 @@ HostStatus = Literal["changed", "unchanged", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class HostResult:
-    """The result of a step on one host, as its operation returns it.
+    """The result of a step on one host: an entry of `Result.hosts`.
 
     By default, `status` follows from `changed` and `error`: a host with an error has failed. `data` has the types of
     `Result.data`.
@@ -52,7 +52,7 @@ class HostResult:
 
 @dataclass(frozen=True)
 class Result:
-    """The return value of an operation that is a function.
+    """An optional return value of an operation's function: data, with `changed` or with the results of hosts.
 
     `data` is a mapping, a pydantic model or a dataclass, recorded as JSON. By default, `changed` is true, and false for
     a read-only operation. With `hosts`, the report has an entry for each host. The step is then changed by default if

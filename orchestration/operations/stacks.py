@@ -36,8 +36,8 @@ class StackSpec(ServiceSpec):
 class StackParams(Params):
     """The stack rules of a file. Steps with equal rules share one inventory."""
 
-    stacks: dict[str, StackSpec] = Field({}, description="Rules of projects in addition to their labels")
-    only: _Names = Field([], description="Patterns of projects to include, or with ! to exclude; all by default")
+    stacks: dict[str, StackSpec] = Field({}, description="Rules for projects, as in the file of LONGSHORE_STACKS")
+    only: _Names = Field([], description="Patterns for names of projects; ! excludes; by default all projects")
     registries: dict[str, Login] = Field(
         {}, description="Credentials by host[:port]; by default the worker's docker configuration"
     )
@@ -50,8 +50,10 @@ class InspectParams(StackParams):
     after a rate limit. A check does not store the answers.
     """
 
-    registry: bool = Field(default=False, description="Also compare image tags with their registries")
-    registry_every: Duration = Field(600.0, description="Shortest time between two queries about an image")
+    registry: bool = Field(default=False, description="Also compare the tags of images with their registries")
+    registry_every: Duration = Field(
+        600.0, description="Shortest time between two queries about an image at its registry"
+    )
 
 
 class CheckParams(InspectParams):
@@ -75,14 +77,18 @@ class RebuildParams(InspectParams):
 
     fresh: bool = Field(default=False, description="Inspect the whole host, without cached data")
     asked: int = Field(
-        0, ge=0, description="Accept an inventory whose build began after this time, in ms of Redis's clock"
+        0,
+        ge=0,
+        description="Build no inventory if another run began to build one after this time (ms since 1970, by Redis's "
+        "clock); by default, the start of the step",
     )
     ttl: Duration = Field(3600.0, description="Lifetime of the inventory")
 
 
 class RebuildResult(Result):
-    """If this step built `generation`, `built` is true, and `why` is the reason. `projects`, `services` and `stale`
-    count the objects of the inventory. `age_s` is the age of the inventory in seconds.
+    """If the step built `generation`, `built` is true, and `why` is the reason. `previous` is the generation before the
+    step. `projects`, `services` and `stale` (stale services) are counts. `age_s` is the age of the inventory in
+    seconds.
     """
 
     cache: str
@@ -105,29 +111,38 @@ class ServiceAction(Params):
 
 
 class RestartParams(RolloutParams, StackParams):
-    """Dependencies come first. The step changes no other services, except services that share a network, IPC or PID
-    namespace with one of `services`.
+    """The action `up` creates missing containers, and recreates containers that differ from the files or images.
+    `redeploy` recreates all containers of the service. `restart` stops and starts them. Dependencies come first.
+    Services that share the network, IPC or PID namespace of a changed service are restarted or recreated, too.
 
-    If the project has changed since the selection, the step leaves out services that are no longer stale.
+    If the project does not have the fingerprint `index`, the step chooses the actions again, and leaves out services
+    that are not stale.
     """
 
     project: Annotated[str, Field(min_length=1, description="Name of the project")]
     services: Annotated[
         dict[str, ServiceAction],
-        Field(min_length=1, description="Action for each service; `do` is up, redeploy or restart"),
+        Field(
+            min_length=1,
+            description="By service: the action `do` (up, redeploy or restart); `fetch: true` to pull the image first; "
+            "the reasons `why`, for people",
+        ),
     ]
-    index: str = Field("", description="Fingerprint of the project at the selection")
-    asked: bool = Field(default=False, description="Change the services even if they are not stale")
-    retry: bool = Field(default=False, description="Try a version again that has failed before")
+    index: str = Field(
+        "", description="Fingerprint of the project in the inventory from which `services` were selected"
+    )
+    asked: bool = Field(default=False, description="Change the services even if they are no longer stale")
+    retry: bool = Field(default=False, description="Start a version again that did not become healthy before")
     auto_revert: bool = Field(
-        default=True, description="If the services do not become healthy, restore the earlier version, and then fail"
+        default=True,
+        description="If a service does not become healthy, restore the version from before the step, and then fail",
     )
 
 
 class RestartResult(Result):
-    """`services` has the reasons of each service, and `left` the services that were no longer stale. `recreated`,
-    `started`, `created` and `unchanged` list containers. If the project had changed since the selection, `moved` is
-    true. `standing` describes the version that runs now.
+    """`moved` is true if the project did not have the fingerprint `index`. `services` has the reasons for each changed
+    service, and `left` the services that were left out. `recreated`, `started`, `created` and `unchanged` list
+    containers. `standing` has the images, revision and health of the project after the step.
     """
 
     project: str
@@ -185,10 +200,11 @@ RESTART = register(
     secrets=_SECRET,
     literal=lambda _params: _LITERAL,
     about=About(
-        changed="a container was created, replaced, started or restarted, or an image was fetched",
+        changed="a container was created, replaced, started or restarted, or an image was pulled",
         undo="restores the former configuration, images and running containers; fails if the project was changed since",
         duplicate="waits for the lock of the project, and completes the actions of the first attempt",
-        fails=f"if the project has no containers, an image is missing, {NO_WAY}, {UNHEALTHY}",
+        fails=f"if the project has no containers; if an image is neither on the host nor pulled; if {NO_WAY}; if "
+        f"{UNHEALTHY}",
         dry_run="inspects again, and lists the services to change, with reasons",
     ),
 )

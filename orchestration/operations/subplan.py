@@ -19,19 +19,20 @@ from longshore.orchestration.operations.base import (
 
 
 class RunParams(Params):
-    """The client reads `plan` when it starts the run, and stores the plan with the run.
+    """The client reads `plan` at the start of this run; later changes of the file have no effect.
 
-    The id of the child run is `<run>.<step>`, with `@<number>` for an item of `foreach`.
+    The id of the child run is `<run>.<step>`. An item of `foreach` adds `@<number>`.
     """
 
     plan: str | dict[str, Any] = Field(
-        description="An inline plan, the name of a stored plan, or a path relative to the file of this plan"
+        description="A map with the plan itself; a path relative to the file of this plan; or the name of a plan in "
+        "a folder of LONGSHORE_PLANS or in a package"
     )
-    params: dict[str, Any] = Field({}, description="Parameters of that plan")
+    params: dict[str, Any] = Field({}, description="Parameters of the child run")
 
 
 class RunResult(Result):
-    """The outcome of the child run. `steps` has the data of each step, by its name."""
+    """The outcome of the child run. `steps` has the data of its steps, by their names."""
 
     run_id: str
     state: str

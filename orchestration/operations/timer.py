@@ -26,7 +26,8 @@ class TimerParams(Params):
 
     delay: Duration | None = Field(None, description="Time from the dispatch of the step")
     until: AwareDatetime | None = Field(
-        None, description="Time with its zone; if this time has passed, the step does not wait"
+        None,
+        description="Time with its zone, such as 2030-01-31T08:00Z; if this time has passed, the step does not wait",
     )
 
     @model_validator(mode="after")

@@ -101,8 +101,8 @@ class Health(Params):
 
 
 class CreateParams(Params):
-    """The step creates missing volumes. A container of this name that another run has created with the same parameters
-    and image is kept.
+    """The step creates missing volumes. If another run has created a container of this name with the same parameters
+    and image, the step keeps this container.
     """
 
     image: Annotated[str, Field(min_length=1, description="An image on the host")]
@@ -181,9 +181,11 @@ class StopParams(OfContainer):
 
 
 class RemoveParams(OfContainer):
-    """The container gets another name, so that the undo can restore it. Later, `longshore gc` deletes the container."""
+    """The step renames the container, so that the undo can restore the name. Later, `longshore gc` deletes the
+    container.
+    """
 
-    force: bool = Field(default=False, description="If the container runs, stop it first")
+    force: bool = Field(default=False, description="If the container runs, stop the container first")
     grace: Duration | None = Field(None, description=GRACE)
 
 
@@ -207,7 +209,7 @@ class CreateResult(Result):
 
 
 class StopResult(ContainerResult):
-    """If the container did not exit within `grace`, and got KILL, `killed` is true."""
+    """The container after the step. `killed` is true if the container got KILL after `grace`."""
 
     exit_code: int | None = None
     killed: bool = False
@@ -239,7 +241,7 @@ class RenameParams(OfContainer):
 
 
 class RenameResult(Result):
-    """The container, with its former name in `was`."""
+    """`was` is the former name of the container."""
 
     id: str
     name: str
@@ -272,7 +274,7 @@ class UpdateParams(OfContainer):
 
 
 class UpdateResult(Result):
-    """The values after the step; `memory` is in bytes."""
+    """The values after the step; `memory` is in bytes. For no limit, `memory` and `cpus` are 0, and `pids` is null."""
 
     id: str
     name: str
@@ -296,7 +298,7 @@ CREATE = docker_operation(
         undo="removes the container and the volumes that the step created; if the container was started since, its "
         "volumes stay",
         duplicate="finds the container by its labels",
-        fails="if the image or the path of a bind does not exist, or a different container has the name",
+        fails="if the image or the path of a bind does not exist, or a container with other parameters has the name",
     ),
     secrets=frozenset({"env"}),
     **_CONVERGES,
@@ -307,8 +309,8 @@ START = docker_operation(
     ContainerResult,
     "Start a container",
     About(
-        changed="the container did not run",
-        undo="stops the container, if it did not run before",
+        changed="the container was not running",
+        undo="stops the container if it did not run before the step",
         duplicate="does not start a container again that was started since the step began",
         fails=f"{_MISSING}, is paused, or {_ONE_OFF}",
     ),
@@ -320,8 +322,8 @@ STOP = docker_operation(
     StopResult,
     "Stop a container",
     About(
-        changed="the container ran",
-        undo="starts the container if it ran before, and pauses it if it was paused",
+        changed="the container was running",
+        undo="starts the container if it ran before the step, and pauses it if it was paused",
         duplicate="finds the container stopped, or stops it",
         fails=f"{_MISSING}, or was created with --rm",
     ),
@@ -334,7 +336,7 @@ RESTART = docker_operation(
     "Stop a container and start it again",
     About(
         changed="always",
-        undo="stops the container if it did not run before; starts it if it ran before and does not run now",
+        undo="stops the container if it did not run before the step; starts it if it ran before and does not run now",
         duplicate="does not restart a container that was started since the step began",
         fails=f"{_MISSING}, is paused, was created with --rm, or {_ONE_OFF}",
     ),
@@ -348,7 +350,7 @@ REMOVE = docker_operation(
     "Remove a container",
     About(
         changed="the container existed",
-        undo="restores the name of the container, and starts it if it ran; fails if another container has the name",
+        undo="renames the container back, and starts it if it ran; fails if another container has the name",
         duplicate="finds the container renamed, or renames it",
         fails="if the container runs without `force`, or was created with --rm",
     ),

@@ -13,7 +13,7 @@ from longshore.orchestration.operations.docker.fields import docker_operation
 
 class GcParams(Params):
     """A backup is an image tag, a container, a stored configuration, a former content of a file or a receipt. The step
-    removes a backup if its run is no longer in Redis, and the backup is older than `older_than`.
+    removes a backup that is older than `older_than`, if its run has receipts on the host and is no longer in Redis.
     """
 
     older_than: Annotated[Duration, Field(ge=0)] | None = Field(
@@ -21,12 +21,12 @@ class GcParams(Params):
     )
     every_run: bool = Field(
         default=False,
-        description="Also remove backups of unknown runs, which another installation may still need",
+        description="Also remove backups of runs without receipts, which another installation may still need",
     )
 
 
 class GcResult(Result):
-    """The removed backups. `bytes` counts only files, because images share layers."""
+    """The lists have the removed backups. `bytes` counts only files, because images share layers."""
 
     images: list[str] = []
     containers: list[str] = []

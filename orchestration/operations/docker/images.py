@@ -9,7 +9,11 @@ from pydantic import Field, field_validator
 from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo
 from longshore.orchestration.operations.docker.fields import docker_operation, is_template
 
-Ref = Annotated[str, Field(min_length=1, description="[registry/]name[:tag] or name@sha256:…")]
+#: A name with a tag; `latest` by default.
+_TAG = "[registry/]name[:tag]"
+Tag = Annotated[str, Field(min_length=1, description=_TAG)]
+Ref = Annotated[str, Field(min_length=1, description=f"{_TAG}, or name@sha256:…")]
+IdOrRef = Annotated[str, Field(min_length=1, description=f"{_TAG}, name@sha256:…, or the id of an image")]
 
 
 class Login(Params):
@@ -27,7 +31,7 @@ class OfRegistry(Params):
 
 
 class PullParams(OfRegistry):
-    """If the tag moves, its former image keeps a backup tag, so that the undo needs no download. Later, `longshore gc`
+    """If the tag moves, the former image gets a backup tag, so that the undo needs no download. Later, `longshore gc`
     removes the backup tag.
     """
 
@@ -38,7 +42,7 @@ class PullParams(OfRegistry):
 
 
 class PullResult(Result):
-    """`before_id` is the image of the tag before the step; null for none."""
+    """`before_id` is the image of the tag before the step, or null. `kept_as` is the backup tag of this image."""
 
     image: str
     image_id: str
@@ -50,6 +54,8 @@ class PullResult(Result):
 
 class PushParams(OfRegistry):
     """The name of the image contains the registry."""
+
+    image: Tag
 
 
 class PushResult(Result):
@@ -64,7 +70,7 @@ class PushResult(Result):
 class BuildParams(Params):
     """The step sends the folder to the engine, without the files that .dockerignore excludes."""
 
-    image: Ref
+    image: Tag
     context: str = Field(description="Absolute path of the folder on the worker's host")
     dockerfile: str = Field("Dockerfile", description="Path relative to the folder")
     args: dict[str, str] = Field({}, description="Build arguments")
@@ -82,14 +88,14 @@ class BuildParams(Params):
 
 
 class TagParams(Params):
-    """If the tag moves, its former image keeps a backup tag for the undo."""
+    """If the tag moves, the former image gets a backup tag for the undo."""
 
-    image: Ref
-    name: str = Field(min_length=1, description="The new tag")
+    image: IdOrRef
+    name: str = Field(min_length=1, description=f"The new tag: {_TAG}")
 
 
 class TagResult(Result):
-    """`before_id` is the image of the tag before the step; null for none."""
+    """`before_id` is the image of the tag before the step, or null."""
 
     name: str
     image_id: str
@@ -97,12 +103,12 @@ class TagResult(Result):
 
 
 class ImageRemoveParams(Params):
-    """The step removes the given tag, or all tags if `image` is an id. The image keeps a backup tag, which
+    """The step removes the given tag, or all tags if `image` is an id. The image gets a backup tag, which
     `longshore gc` removes later.
     """
 
-    image: Ref
-    force: bool = Field(default=False, description="Remove the tag even if containers use the image")
+    image: Annotated[str, Field(min_length=1, description=f"{_TAG}, or the id of an image")]
+    force: bool = Field(default=False, description="Remove the last tag even if containers use the image")
 
 
 class ImageRemoveResult(Result):
@@ -117,10 +123,12 @@ class ImageRemoveResult(Result):
 class DigestParams(OfRegistry):
     """The step does not download the image."""
 
+    image: Tag
+
 
 class DigestResult(Result):
-    """`digest` is that of the registry; `local` lists the digests of the image on the host. If `digest` is not among
-    `local`, `stale` is true; if the host lacks the image, `stale` is null.
+    """`digest` is the digest at the registry. `local` lists the digests of the image on the host. `stale` is true if
+    `digest` is not in `local`, and null if the host lacks the image.
     """
 
     image: str
@@ -141,7 +149,7 @@ PULL = docker_operation(
     About(
         changed="the tag refers to another image than before",
         undo=f"{_MOVED_TAG}. Layers stay on disk",
-        duplicate="pulls again; the host already has the complete layers",
+        duplicate="pulls again; complete layers are not downloaded again",
         fails=f"{_REFUSED}; if the image is for another `platform`; with `policy: never`, if the host lacks the image",
         dry_run="compares the digests on the host with that of the registry",
     ),
@@ -188,7 +196,7 @@ TAG = docker_operation(
     About(
         changed="the tag referred to another image, or did not exist",
         undo=_MOVED_TAG,
-        duplicate="finds the tag at the image, or moves the tag",
+        duplicate="finds the tag moved, or moves the tag",
         fails="if the image is not on the host",
     ),
     **_CONVERGES,
@@ -200,9 +208,10 @@ IMAGE_REMOVE = docker_operation(
     "Remove tags of an image",
     About(
         changed="the image existed under this name or id",
-        undo="restores the tags; fails if one refers to another image now",
+        undo="restores the removed tags; fails if one of them refers to another image now",
         duplicate="removes the remaining tags",
-        fails="if `image` is a digest; without `force`, also if a container uses the image and `image` is its last tag",
+        fails="if `image` is a digest; without `force`, also if a container uses the image, and no other tag of the "
+        "image would remain",
     ),
     **_CONVERGES,
 )

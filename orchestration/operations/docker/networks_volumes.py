@@ -27,13 +27,13 @@ class NetworkCreateParams(NetworkParams):
 
     driver: str = Field("bridge", description="Driver")
     internal: bool = Field(default=False, description="Isolate the network from the outside")
-    subnet: str | None = Field(None, description="Such as 10.9.0.0/24; by default the engine's choice")
+    subnet: str | None = Field(None, description="Subnet, such as 10.9.0.0/24; by default the engine chooses one")
     labels: dict[str, str] = Field({}, description="Labels")
     options: dict[str, str] = Field({}, description="Options of the driver")
 
 
 class NetworkRemoveParams(NetworkParams):
-    """The result describes the network after the step: `exists` is false."""
+    """No container may use the network."""
 
 
 class NetworkResult(Result):
@@ -47,6 +47,14 @@ class NetworkResult(Result):
     subnets: list[str] = []
     containers: list[str] = []
     labels: dict[str, str] = {}
+
+
+class NetworkRemoveResult(Result):
+    """`exists` is false. `id` is the former id; absent if the network did not exist."""
+
+    exists: bool = False
+    id: str | None = None
+    name: str
 
 
 class VolumeParams(Params):
@@ -64,9 +72,19 @@ class VolumeCreateParams(VolumeParams):
 
 
 class VolumeRemoveParams(VolumeParams):
-    """The data cannot be restored. Confirm their loss with `data_loss: true`."""
+    """The data cannot be restored."""
 
-    data_loss: bool = Field(default=False, description="Must be true if the volume exists")
+    data_loss: bool = Field(
+        default=False,
+        description="Set to true to confirm the loss of the data; not needed if the volume does not exist",
+    )
+
+
+class VolumeRemoveResult(Result):
+    """`exists` is false."""
+
+    exists: bool = False
+    name: str
 
 
 class VolumeResult(Result):
@@ -90,7 +108,7 @@ NETWORK_CREATE = docker_operation(
     "Create a network",
     About(
         changed="the step created the network",
-        undo="removes the network, if the step created it; fails while a container, even a stopped one, uses it",
+        undo="removes the network if the step created it; fails if a container, even a stopped one, uses the network",
         duplicate="finds the network by its label",
         fails="if a network of this name has another driver, `internal` or subnet",
     ),
@@ -100,12 +118,12 @@ NETWORK_CREATE = docker_operation(
 NETWORK_REMOVE = docker_operation(
     "network-remove.execute",
     NetworkRemoveParams,
-    NetworkResult,
+    NetworkRemoveResult,
     "Remove a network",
     About(
         changed="the network existed",
         undo="creates the network again with the same driver, subnet, options and labels, under a new id; fails if a "
-        "different network has its name",
+        "network with other settings has its name",
         duplicate="finds the network removed, or removes it",
         fails=f"{_USED} network",
     ),
@@ -122,7 +140,7 @@ VOLUME_CREATE = docker_operation(
     "Create a volume",
     About(
         changed="the step created the volume",
-        undo="removes the volume, if the step created it; fails while a container, even a stopped one, uses it",
+        undo="removes the volume if the step created it; fails if a container, even a stopped one, uses the volume",
         duplicate="finds the volume by its label",
         fails="if a volume of this name has another driver or other options",
     ),
@@ -132,7 +150,7 @@ VOLUME_CREATE = docker_operation(
 VOLUME_REMOVE = docker_operation(
     "volume-remove.execute",
     VolumeRemoveParams,
-    VolumeResult,
+    VolumeRemoveResult,
     "Remove a volume and its data",
     About(
         changed="the volume existed",

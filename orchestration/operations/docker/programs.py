@@ -22,13 +22,13 @@ from longshore.orchestration.operations.command import (
 from longshore.orchestration.operations.docker.containers import CreateParams
 from longshore.orchestration.operations.docker.fields import ContainerName, docker_operation
 
-KEEP_FAILED = "Keep a failed container after the run, until its undo or `longshore gc`"
+KEEP_FAILED = "Keep a failed container after the end of the run, until the undo of the step or `longshore gc`"
 FAILED_RUN = "or the container runs out of memory or exits with a code outside of `ok_codes`"
 
 
 class RunParams(CreateParams):
     """The step waits for the end of the container. The exited container stays until the end of the run, so that a
-    second attempt can find it.
+    second attempt finds the container.
 
     Pass secrets in `files`, because `docker inspect` shows the values of `env`.
     """
@@ -36,10 +36,12 @@ class RunParams(CreateParams):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     ok_codes: OkCodes = OK_CODES
-    restart: Literal["no"] = Field("no", description="Always no")
+    restart: Literal["no"] = Field("no", description="Only no: the container runs once")
     grace: Duration = Field(10.0, description="Time between TERM and KILL")
     keep_failed: bool = Field(default=False, description=KEEP_FAILED)
-    files: dict[str, str] = Field({}, description="Read-only files for the container: absolute path and content")
+    files: dict[str, str] = Field(
+        {}, description="Read-only files for the container: each absolute path with its content"
+    )
 
     @field_validator("files")
     @classmethod
@@ -74,7 +76,7 @@ class DockerExecParams(CommandParams):
 
 
 RUN_ABOUT = About(
-    changed="the container ran",
+    changed="the container was started",
     undo="stops and removes the container; the effects of its program stay",
     duplicate="starts no second container: waits for the first one, or reads its exit code",
     fails=f"if the image is not on the host, another container has the name, {FAILED_RUN}",

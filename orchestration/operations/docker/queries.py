@@ -16,7 +16,9 @@ from longshore.orchestration.operations.docker.fields import OfContainer, docker
 class ListParams(Params):
     """The list has the containers that meet all given conditions."""
 
-    state: Literal["running", "stopped", "all"] = Field("running", description="stopped: created or exited containers")
+    state: Literal["running", "stopped", "all"] = Field(
+        "running", description="running: also paused and restarting containers; stopped: created or exited containers"
+    )
     name: str | None = Field(None, description="Exact name")
     label: dict[str, str | None] = Field({}, description="Required labels; null for any value")
     project: str | None = Field(None, description="A Compose project")
@@ -39,8 +41,8 @@ class InspectParams(OfContainer):
 
 
 class InspectResult(Result):
-    """`running` is also true while the container is paused or restarts. `networks` has the names of the networks.
-    `full` is the answer of the engine, without environment variables.
+    """`running` is also true while the container is paused or restarts. `config_hash` is the configuration hash of
+    Compose. `networks` has names of networks. `full` is the answer of the engine, without environment variables.
     """
 
     exists: bool
@@ -82,9 +84,8 @@ class LogsResult(Result):
 
 
 class WaitParams(OfContainer):
-    """`running`: the container has run for `min_healthy_time` without a restart. `healthy`: its health check passes; a
-    container without a health check only has to be `running`. `exited`: the container has exited with one of
-    `ok_codes`.
+    """`running`: the container has run for `min_healthy_time` without a restart. `healthy`: the health check passes, or
+    the container has none and is `running`. `exited`: the container has exited with one of `ok_codes`.
     """
 
     until: Literal["healthy", "running", "exited"] = Field("healthy", description="The state to wait for")
@@ -94,7 +95,7 @@ class WaitParams(OfContainer):
 
 
 class WaitResult(Result):
-    """The state of the container. `waited_s` is in seconds."""
+    """The state of the container after the wait. `waited_s` is the duration of the wait in seconds."""
 
     id: str
     name: str
@@ -126,8 +127,8 @@ WAIT = docker_operation(
     replace(
         READ_ONLY,
         duplicate="waits again",
-        fails=f"{_MISSING} or does not reach the state within `healthy_deadline`; earlier if it is unhealthy or has "
-        "exited, and cannot reach the state any more",
+        fails=f"{_MISSING}, or does not reach the state within `healthy_deadline`; at once if the container can no "
+        "longer reach the state",
         dry_run="shows the present state of the container",
     ),
     **_LOOKS,
