@@ -23,7 +23,7 @@ _COUNTERS = (
     (
         "attempts",
         "longshore_step_attempts",
-        "Attempts at steps. If a step has units (items or hosts), the attempts at its units",
+        "Attempts at steps. Of a step with units (items or hosts), the attempts at its units",
         ("op",),
     ),
     (
@@ -68,8 +68,8 @@ class Collector:
             yield _histogram(totals, metric, name, what, label)
         uncounted = GaugeMetricFamily(
             "longshore_runs_uncounted",
-            "Ended runs that later scrapes will count: each scrape has a time limit. After the first scrape of an "
-            "installation, counters and histograms are empty until this gauge is 0 for the first time",
+            "Ended runs that no scrape has counted yet: each scrape has a time limit. Counters and histograms are "
+            "empty until this gauge is 0 for the first time in an installation",
         )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted
@@ -81,7 +81,9 @@ class Collector:
     @staticmethod
     def _live(totals: Totals) -> Metric:
         live = GaugeMetricFamily(
-            "longshore_runs_live", "Runs that have not ended. A scrape counts at most 1,000", labels=["plan", "state"]
+            "longshore_runs_live",
+            "Runs that have not ended. A scrape counts at most 1,000 in total",
+            labels=["plan", "state"],
         )
         for (plan, state), count in sorted(totals.live.items()):
             live.add_metric([plan, state], count)
@@ -118,7 +120,7 @@ class Collector:
         store = self._store
         breakers = GaugeMetricFamily(
             "longshore_breaker_open",
-            "1 while the breaker of a service or job is open. No value while the breaker is closed",
+            "1 while the breaker of a service or job is open or half-open. No value while the breaker is closed",
             labels=["service"],
         )
         for breaker in Breakers(store).open():
