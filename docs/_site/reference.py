@@ -387,9 +387,9 @@ def metrics() -> str:
         "# Metrics", "",
         "`longshore metrics` prints the metrics, and `longshore metrics --listen :9808` serves them to Prometheus."
         " [Monitor runs and workers](../how-to/monitoring.md#metrics-and-alerts) shows an example. Counters never"
-        " decrease, even when runs are deleted. The [glossary](../concepts/glossary.md) defines the terms. The values"
-        " of `state` and `status` are the [states of runs, steps and compensations](../concepts/states.md), and the"
-        " [states of hosts](hosts.md#states-of-a-host).", "",
+        " decrease, even when runs are deleted. The [glossary](../concepts/glossary.md) defines the terms.\n\n"
+        "Values of `state` and `status`: the states of [runs, steps, compensations](../concepts/states.md) and"
+        " [hosts](hosts.md#states-of-a-host).", "",
         "| metric | type | labels | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
     store = MemoryStore(Settings())

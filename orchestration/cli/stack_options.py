@@ -20,7 +20,7 @@ REGISTRY = click.option(
 LABEL = click.option(
     "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only services with this label; repeatable."
 )
-RETRY = click.option("--retry", is_flag=True, help="Also select services for a version that has failed before.")
+RETRY = click.option("--retry", is_flag=True, help="Also select services whose new version has failed before.")
 
 
 def image_option(effect: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

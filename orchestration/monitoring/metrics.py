@@ -29,13 +29,13 @@ _COUNTERS = (
     (
         "undos",
         "longshore_undos",
-        "Ended compensations of steps, by operation of the step and by outcome",
+        "Ended compensations, by operation of the step and by outcome",
         ("op", "status"),
     ),
     (
         "lost",
         "longshore_leases_lost",
-        "Lost attempts at steps and compensations: their lease expired",
+        "Lost attempts at steps and compensations (expired leases)",
         ("op",),
     ),
     (
@@ -69,7 +69,7 @@ class Collector:
         uncounted = GaugeMetricFamily(
             "longshore_runs_uncounted",
             "Ended runs that no scrape has counted yet: each scrape has a time limit. Counters and histograms are "
-            "empty until this gauge is 0 for the first time in an installation",
+            "empty until this gauge is 0 for the first time",
         )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted
@@ -105,9 +105,7 @@ class Collector:
 
     def _hosts(self) -> Iterator[Metric]:
         states = GaugeMetricFamily("longshore_hosts", "Hosts, by state", labels=["state"])
-        active = GaugeMetricFamily(
-            "longshore_host_active_steps", "Steps that workers of a host are running now", labels=["host"]
-        )
+        active = GaugeMetricFamily("longshore_host_active_steps", "Running steps of a host", labels=["host"])
         hosts = Hosts(self._store).all().values()
         counted = Counter(host.state for host in hosts)
         for state in HostState:
@@ -120,7 +118,7 @@ class Collector:
         store = self._store
         breakers = GaugeMetricFamily(
             "longshore_breaker_open",
-            "1 while the breaker of a service or job is open or half-open. No value while the breaker is closed",
+            "1 while the breaker of a service or job is open or half-open; otherwise no value",
             labels=["service"],
         )
         for breaker in Breakers(store).open():
