@@ -313,8 +313,8 @@ class Delayed(OperationError):
     """The effect has begun, and its outcome is not known yet: the worker calls the operation again later.
 
     The later call has the same idempotency key. If the operation has a `done` function, the worker calls the operation
-    only if `done` finds no effect. `after` is the delay in seconds, by default the setting `slow_retry`. These calls do not count against the
-    retry limit.
+    only if `done` finds no effect. `after` is the delay in seconds, by default the setting `slow_retry`. These calls do
+    not count against the retry limit.
     """
 
     code = "delayed"
