@@ -312,9 +312,9 @@ class Unsuccessful(OperationError):
 class Delayed(OperationError):
     """The effect has begun, and its outcome is not known yet: the worker calls the operation again later.
 
-    The later call has the same idempotency key. If the operation has a `done` function, the worker calls this function
-    first. `after` is the delay in seconds, by default the setting `slow_retry`. These calls do not count against the
-    retry limit.
+    The later call has the same idempotency key. If the operation has a `done` function, the worker calls the operation
+    only if `done` finds no effect. `after` is the delay in seconds, by default the setting `slow_retry`. These calls do
+    not count against the retry limit.
     """
 
     code = "delayed"

@@ -387,7 +387,9 @@ def metrics() -> str:
         "# Metrics", "",
         "`longshore metrics` prints the metrics, and `longshore metrics --listen :9808` serves them to Prometheus."
         " [Monitor runs and workers](../how-to/monitoring.md#metrics-and-alerts) shows an example. Counters never"
-        " decrease, even when runs are deleted. The [glossary](../concepts/glossary.md) defines the terms.", "",
+        " decrease, even when runs are deleted. The [glossary](../concepts/glossary.md) defines the terms.\n\n"
+        "Values of `state` and `status`: the states of [runs, steps, compensations](../concepts/states.md) and"
+        " [hosts](hosts.md#states-of-a-host).", "",
         "| metric | type | labels | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
     store = MemoryStore(Settings())
@@ -399,15 +401,47 @@ def metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+#: The pages that define the terms of the error texts.
+_TERMS = {
+    "admission": "../concepts/glossary.md#runs",
+    "dead letters": "../concepts/glossary.md#redis",
+    "breaker": "../concepts/glossary.md#redis",
+    "audit trail": "../concepts/glossary.md#redis",
+    "objects in Redis": "../concepts/glossary.md#redis",
+    "point of no return": "../concepts/compensation.md#choices-of-a-plan",
+    "`done` function": "../how-to/own-operation.md#look-up-an-earlier-effect",
+    "`retry`": "../concepts/plan-language.md#retries",
+}
+
+
 def error_codes() -> str:
     """Each error code with its meaning, exit code and remedy."""
     head = (
         "A command that fails prints `error[CODE]: message`. `longshore explain CODE` prints the entry of this page. In"
-        " Python, the attribute `code` of an exception contains the code. An entry without an exception describes an"
-        " error of workers: the log of the worker, the report of the run or `longshore audit` contains its message. The"
-        " exit code `1 or 3` is the exit code of the run ([Exit codes](exit-codes.md#errors))."
+        " Python, the attribute `code` of an exception contains the code. The exit code `1 or 3` is the [exit code of"
+        " the run](exit-codes.md#errors).\n\n"
+        "The entries from [`operation-failed`](#operation-failed) on describe errors of workers. No command prints"
+        " their codes: their messages are in the report of the run, the log of the worker, or `longshore audit`."
     )
-    return f"# Errors\n\n{head}\n\n{error_reference()}"
+    first, *entries = re.split(r"^(?=## )", error_reference(), flags=re.M)
+    return f"# Errors\n\n{head}\n\n{first}{''.join(map(_linked, entries))}"
+
+
+def _linked(entry: str) -> str:
+    """An entry with links: the first occurrence of each term to its definition, and other codes to their entries."""
+    heading, _, text = entry.partition("\n")
+    linked: set[str] = set()
+
+    def link(found: re.Match[str]) -> str:
+        word = found[0]
+        code = word.strip("`")
+        if word in _TERMS and word not in linked:
+            linked.add(word)
+            return f"[{word}]({_TERMS[word]})"
+        return f"[{word}](#{code})" if code in ERRORS and f"## {code}" != heading else word
+
+    terms = "|".join(map(re.escape, _TERMS))
+    return f"{heading}\n" + re.sub(rf"(?<!\w)(?:{terms})(?!\w)|`[^`\n]+`", link, text)
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -140,10 +140,10 @@ class Context:
         return self.make_engine()
 
     def heartbeat(self, note: str = "") -> None:
-        """Renew the lease of the attempt, and log a note.
+        """Log a note, and raise an exception if the attempt should stop.
 
         Raises StepTimeout after the deadline, and StepCancelled if the run is aborting or a later attempt has claimed
-        the step.
+        the step. The method also renews the lease of the attempt, which the worker renews even without a call.
         """
         if note:
             self.log(note)

@@ -17,9 +17,9 @@ from longshore.orchestration.store.breakers import Breakers
 def breaker_group() -> None:
     """List and reset circuit breakers of services and jobs.
 
-    The breaker of an external service, such as a registry or an HTTP API, opens when the service is down. Runs that
-    need the service are suspended. About every 30 seconds, one of these runs calls the service. If the service answers,
-    the breaker closes.
+    The breaker of an external service, such as an HTTP API, opens when the service is down. Runs that need the service
+    wait. About every 30 seconds, one of these runs calls the service (a trial). If the service answers, the breaker
+    closes.
 
     The breaker of a job opens after three failures in a row. The schedule of the job then starts no run until you reset
     the breaker, or a run of the job succeeds.
@@ -30,7 +30,8 @@ def breaker_group() -> None:
 def ls() -> None:
     """List the external services and jobs whose circuit breaker is open.
 
-    Each line has the time until the next call, the number of suspended runs and the error.
+    Each line has the name, the time since the breaker opened, the time until the next trial, the number of waiting runs
+    and the error. A job has no trial.
     """
     options, store = current_options(), client().store
     breakers = Breakers(store).open()
@@ -57,8 +58,8 @@ def ls() -> None:
 def reset(service: str) -> None:
     """Close the circuit breaker of SERVICE.
 
-    SERVICE is a name that `longshore breaker ls` prints; for a job, quote the name: 'job NAME@HOST'. The suspended runs
-    continue within a few seconds, and the schedule of the job starts runs again.
+    SERVICE is a name that `longshore breaker ls` prints; for a job, quote the name: 'job NAME@HOST'. The runs that wait
+    for a service continue within a few seconds. The schedule of a job starts runs again.
 
     Exit code 2 if the breaker is not open.
     """

@@ -12,7 +12,7 @@ from longshore.orchestration.errors import LongshoreError
 class ErrorText:
     """The entry of one error code."""
 
-    #: The exit codes of a command that ends with this error, for people: `2`, or `1 or 3`.
+    #: The exit codes of a command that ends with this error, for people: `2`, `1 or 3`, or `none`.
     exit_codes: str
     means: str
     raised: str
@@ -20,6 +20,7 @@ class ErrorText:
 
 
 _STEP = "1 or 3"  # a run ends with 3 where an effect of one of its steps remains, or is in doubt
+_NONE = "none"  # no command ends with this error
 
 ERRORS: dict[str, ErrorText] = {
     "general": ErrorText(
@@ -47,9 +48,10 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "plan-denied": ErrorText(
         "2",
-        "The plan is valid, but the policy of the installation refuses it. The refusal is in the audit trail.",
+        "The policy of the installation refuses the plan. If you tried to start a run, the audit trail contains the "
+        "refusal.",
         "The plan with its parameters and files is larger than LONGSHORE_MAX_PLAN. Or the plan contains a plaintext "
-        "secret, a file path with `..`, or a template that is too long or uses a forbidden name.",
+        "secret, a file path with `..`, a template that uses a forbidden name, or too much template code.",
         "Replace a plaintext secret with `{{ secret('file:/run/secrets/NAME') }}`. Store large data in files on the "
         "hosts, or as objects in Redis.",
     ),
@@ -66,7 +68,7 @@ ERRORS: dict[str, ErrorText] = {
         "The name is misspelt, the run was deleted after its retention, or no worker of the host has started. Or your "
         "value of LONGSHORE_PLANS, LONGSHORE_REDIS_URL or LONGSHORE_NAMESPACE differs from that of the workers.",
         "List the names: `longshore runs ls`, `longshore ops ls`, `longshore hosts ls`, `longshore schedules ls`. "
-        "`longshore runs show RUN` prints the steps of a run, and `longshore explain` the error codes.",
+        "`longshore runs show RUN` prints the steps of a run.",
     ),
     "job-not-found": ErrorText(
         "2",
@@ -85,8 +87,7 @@ ERRORS: dict[str, ErrorText] = {
         "2",
         "The run id belongs to a run of another plan, or of the same plan with other parameters. Nothing was started.",
         "A caller uses the same run id for two requests, or repeats a request after a change of the plan.",
-        "Choose another run id, or read the existing run: `longshore runs show RUN`. A request with the same plan, "
-        "parameters and id is no error: the command then watches the existing run.",
+        "Choose another run id, or read the existing run: `longshore runs show RUN`.",
     ),
     "config-invalid": ErrorText(
         "2",
@@ -106,14 +107,15 @@ ERRORS: dict[str, ErrorText] = {
     "wrong-type": ErrorText(
         "1",
         "A key of Longshore in Redis has an unexpected type.",
-        "Another application writes to the same database and namespace, or a key was changed by hand.",
-        "`longshore doctor` finds the key. Give each application its own LONGSHORE_NAMESPACE or database.",
+        "Another application uses the same key in the same database, or a person has changed the key.",
+        "`longshore doctor` finds the key. Give Longshore a database of its own, or set another LONGSHORE_NAMESPACE.",
     ),
     "damaged-entry": ErrorText(
         "1",
         "An entry in Redis cannot be decoded. The worker that reads the entry moves it to the dead letters.",
-        "An entry was changed by hand, or written by an incompatible version.",
-        "`longshore doctor` counts such entries. If a run is missing in `longshore runs ls`, start the run again.",
+        "A person has changed the entry, or an incompatible version has written it.",
+        "`longshore doctor` counts the dead letters. If a run is missing in `longshore runs ls`, follow the remedy of "
+        "`run-lost`.",
     ),
     "decode-failed": ErrorText(
         "1",
@@ -132,7 +134,7 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "queue-full": ErrorText(
         "1",
-        "Too many runs wait for their admission. Nothing was stored. You can repeat the request.",
+        "Too many runs wait for their admission. Nothing was stored.",
         "With this run, more runs than LONGSHORE_MAX_QUEUED would wait. Runs wait for LONGSHORE_MAX_RUNS, "
         "LONGSHORE_MAX_RUNS_PER_PLAN or a concurrency key, or because no worker is running.",
         "Try again later, or raise LONGSHORE_MAX_RUNS or LONGSHORE_MAX_QUEUED.",
@@ -140,9 +142,9 @@ ERRORS: dict[str, ErrorText] = {
     "service-down": ErrorText(
         "1",
         "A service that the plan needs is down, and LONGSHORE_ON_BLOCKED is `refuse`. Nothing was stored.",
-        "The breaker of the service is open: a call found the service down, and no later call has succeeded.",
-        "Repair the service. If `longshore breaker ls` prints that runs wait for the service, one of them closes the "
-        "breaker. Otherwise, close the breaker: `longshore breaker reset SERVICE`.",
+        "The breaker of the service is open.",
+        "Repair the service. If runs wait for the service (`longshore breaker ls`), the next call of one of them "
+        "closes the breaker. Otherwise, close the breaker: `longshore breaker reset SERVICE`.",
     ),
     "run-lost": ErrorText(
         "1",
@@ -153,16 +155,17 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "refused": ErrorText(
         "1",
-        "A worker has refused a command to a run. Nothing was changed. With `--dry-run`, a worker would refuse the "
-        "command.",
-        "The state of the run or step does not allow the command, an earlier decision counts, the run has passed its "
-        "point of no return, or the command has no valid signature.",
-        "The message contains the reason. `longshore runs show RUN` prints the state of the run and of its steps.",
+        "A worker has refused a command to a run, such as `cancel` or `undo`, or with `--dry-run`, would refuse the "
+        "command. Nothing was changed.",
+        "The state of the run or step does not allow the command. Or the step was already approved, rejected or "
+        "resolved. Or the run is past its point of no return: a step with `irreversible: true` has succeeded. Or the "
+        "command has no valid signature.",
+        "The message contains the reason. `longshore runs show RUN` prints the states of the run and its steps.",
     ),
     # --- ended runs and jobs
     "run-failed": ErrorText(
         "1 or 3",
-        "The run has ended without success, and its report is complete.",
+        "The run has ended without success.",
         "A step failed, the run was cancelled, or the `timeout` of the run has passed.",
         "`longshore runs show RUN` prints each step with its error. `longshore runs logs RUN STEP` prints the output "
         "of a step.",
@@ -170,8 +173,7 @@ ERRORS: dict[str, ErrorText] = {
     "job-failed": ErrorText(
         "1",
         "The job has ended without success.",
-        "A step of the job failed, and no more specific code applies: `image-missing`, `stop-failed`, "
-        "`worker-failed`, `job-timeout`, `job-cancelled`, `start-failed`.",
+        "A step of the job failed, and no more specific code applies, such as `stop-failed` or `worker-failed`.",
         "`longshore runs show RUN` prints each step with its error.",
     ),
     "image-missing": ErrorText(
@@ -184,8 +186,8 @@ ERRORS: dict[str, ErrorText] = {
         "1",
         "At least one container of the stack did not stop. Longshore then starts the stopped containers again, unless "
         "the job ran with `--keep-stopped`.",
-        "A container did not exit within its stop timeout, or the engine refused to stop it.",
-        "`longshore runs show RUN` prints the error. If the stack needs more time, raise `--stop-timeout`.",
+        "A container still runs although Docker has killed it, or the engine refused the stop or did not answer.",
+        "`longshore runs show RUN` prints the error. Repair the container or the engine, then start the job again.",
     ),
     "worker-failed": ErrorText(
         "1",
@@ -196,8 +198,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "job-timeout": ErrorText(
         "1",
-        "The job container exceeded its timeout and was killed.",
-        "The work needs more time than the timeout of the job, or does not end.",
+        "The job container exceeded its timeout, and was stopped.",
+        "The container needs more time than the timeout of the job, or does not end.",
         "Raise the timeout in the labels of the job. For a single run, use `longshore job run NAME --timeout 2h`.",
     ),
     "job-cancelled": ErrorText(
@@ -213,20 +215,21 @@ ERRORS: dict[str, ErrorText] = {
         "succeeded.",
         "After the job, a container exits, fails its health check, or needs more time than the start timeout of the "
         "job.",
-        "`longshore runs show RUN` names the containers. Repair them, then start the stack with Compose.",
+        "`longshore runs show RUN` names the containers. Repair them, or start the stack with Compose. Workers also "
+        "try to start the stack, up to three times within about half an hour.",
     ),
     # --- errors of operations, recorded as the error of a step
     "operation-failed": ErrorText(
         _STEP,
         "An operation failed on a worker. The step is `failed`, but may have acted in part. If the run is undone, the "
         "step is undone, too.",
-        "The operation met an error, and no retry was left. The error of the step contains the reason.",
+        "The operation met an error, and no retry was left.",
         "`longshore runs show RUN` prints the error. `longshore runs logs RUN STEP` prints the output of the step.",
     ),
     "transient": ErrorText(
         _STEP,
-        "An operation met a temporary error. Most steps are retried; steps with some operations, such as `command.*` "
-        "and `file.*`, only if the step or the plan has `retry`. The step fails after the last attempt.",
+        "An operation met a temporary error. The step is retried, and fails after the last attempt. With some "
+        "operations, such as `command.*` and `file.*`, the step is retried only if the step or the plan has `retry`.",
         "An engine is busy, a registry is unreachable, or a connection broke.",
         "Wait for the retries. If the error lasts longer, set higher `attempts` and `initial` in `retry` of the step.",
     ),
@@ -241,47 +244,46 @@ ERRORS: dict[str, ErrorText] = {
     "unsuccessful": ErrorText(
         _STEP,
         "The operation was completed without success. The step is retried only if the step or the plan has `retry`.",
-        "A command or container returned another exit code than 0. Or a service returned a status that is not in "
-        "`ok_codes` of the step. Or the operation raised an unexpected exception: the error then begins with the type "
-        "of the exception.",
+        "A command or container returned another exit code than 0, or a service returned a status that is not in "
+        "`ok_codes` of the step. Or the operation raised an unexpected exception: the error then begins with its type.",
         "Read the output: `longshore runs logs RUN STEP`. If the exit code or status means success, add it to "
         "`ok_codes` of the step. After an unexpected exception, the output has the traceback.",
     ),
     "delayed": ErrorText(
         _STEP,
-        "The effect has begun, and its outcome is not known yet. After a delay, the worker calls the operation again "
-        "(its `done` function first, if it has one). If the outcome is still not known after the `timeout` of the "
-        "step, the step ends `unknown`.",
+        "The effect has begun, and its outcome is not known yet. The next attempt begins after a delay. If the "
+        "operation has a `done` function, the attempt calls the operation only if `done` finds no effect. If the "
+        "outcome is still not known after the `timeout` of the step, the step ends `unknown`.",
         "The service has accepted a request that it completes later.",
         "Wait, or raise the `timeout` of the step if the service needs longer.",
     ),
     "in-doubt": ErrorText(
         _STEP,
         "The effect of the step may have happened, and cannot be verified. The step ends `unknown`. With `on_unknown: "
-        "ask`, the step waits for a person instead.",
+        "ask`, the step first waits for the decision of a person.",
         "A worker or a connection was lost after the step had begun to act, and a second attempt could double the "
         "effect.",
         "Find out on the host or service whether the effect exists. If the run waits for your decision, or has ended "
-        "without undoing the step, record the outcome: `longshore runs resolve RUN STEP`.",
+        "without an undo of the step, record the outcome: `longshore runs resolve RUN STEP`.",
     ),
     "blocked": ErrorText(
         _STEP,
-        "The service is down, and no effect happened. Its breaker opens, and the run is suspended until the breaker "
-        "closes.",
-        "The service refused connections, or returned a status in `blocked_codes` of the step.",
+        "A service is down, and no effect happened. The breaker of the service opens, and the run is suspended until "
+        "the breaker closes.",
+        "A service returned a status in `blocked_codes` of the step, or an operation of your own raised `Blocked`. A "
+        "refused connection does not open the breaker (`http-no-answer`).",
         "Repair the service. The run then continues by itself. `longshore breaker ls` prints the open breakers.",
     ),
     "preflight": ErrorText(
         _STEP,
         "The operation failed before any effect. The step has nothing to undo.",
         "A check before the effect failed: a missing file, program, image, container or secret.",
-        "Correct the cause that the error names. Then start a new run, or resume the run if it ended `failed` or "
-        "`partial`: `longshore runs resume RUN`. If an image is missing, set `pull: missing` in the step "
-        "`compose.up.execute`, or add a step `docker.pull.execute` before the failed step.",
+        "Correct the cause that the error names, then proceed as for `permanent`. To pull a missing image, set `pull: "
+        "missing` in the step `compose.up.execute`, or add a step `docker.pull.execute`.",
     ),
     "not-allowed": ErrorText(
         _STEP,
-        "The settings of the worker forbid the step. No effect happened. The refusal is in the audit trail.",
+        "The settings of the worker forbid the step. No effect happened.",
         "A LONGSHORE_ALLOWED_… setting of the worker does not list the operation, path, program, variable, image, "
         "host or secret. Or a container needs LONGSHORE_ALLOW_PRIVILEGED.",
         "`longshore audit --refused` prints the refusals. Extend the setting that the message names, or change the "
@@ -297,27 +299,28 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "step-cancelled": ErrorText(
         _STEP,
-        "An attempt at a step was stopped, because its run ended early.",
+        "An attempt at a step was stopped, because the run was aborted.",
         "A person or an application cancelled the run, another step failed, or the `timeout` of the run passed.",
         "`longshore runs show RUN` prints the cause. If the report names the step in `in_doubt`, check the effect of "
         "the step by hand.",
     ),
     # --- errors of workers
     "foreign-run": ErrorText(
-        "1",
-        "A worker does not process the run, because the worker cannot read or trust the record of the run.",
-        "The record is damaged, or has a format that the worker does not know. Or the request of the run has no valid "
-        "signature.",
-        "`longshore doctor` compares the versions and the keys of workers and clients.",
+        _NONE,
+        "A worker does not process the run, because the worker does not accept the request of the run (plan and "
+        "parameters).",
+        "The request is missing, was changed after the start of the run, or has no valid signature. Or the policy of "
+        "the worker refuses the plan.",
+        "`longshore audit --refused` prints the reason. `longshore doctor` compares the keys of workers and clients.",
     ),
     "newer-run": ErrorText(
-        "1",
+        _NONE,
         "A worker does not process the run, because a newer version of Longshore started the run.",
         "Workers of several versions use the same Redis, for example during an upgrade.",
         "Upgrade the old workers. Until then, the newer workers process the run.",
     ),
     "unknown-operation": ErrorText(
-        "1",
+        _NONE,
         "A worker does not process the run, because the worker does not know an operation of the plan. Workers that "
         "know the operation process the run.",
         "The worker does not import the module that defines the operation, or has an older version of the module.",
@@ -326,11 +329,11 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "http-no-answer": ErrorText(
         _STEP,
-        "An HTTP request had no response. The step is retried, and fails after the last attempt. If a second request "
-        "could double an effect, the step is not retried, and ends `unknown` (`in-doubt`).",
+        "A step `network.http.request` got no response. The step is retried, and fails after the last attempt. If the "
+        "request may have arrived, and a second one could double the effect, the step ends `unknown` instead "
+        "(`in-doubt`).",
         "The connection was refused or broke, or the response exceeded the timeout of the request.",
-        "Send a request to the address from the host of the worker, for example with `curl`. If the service is only "
-        "slow, raise the `timeout` in the parameters of the step.",
+        "Try `curl` on the host of the worker. If the service is only slow, raise the parameter `timeout`.",
     ),
     "engine-not-found": ErrorText(
         _STEP,
@@ -357,9 +360,9 @@ ERRORS: dict[str, ErrorText] = {
 def error_text(code: str) -> str:
     """The entry of one code, as `longshore explain` prints it. Raises KeyError for an unknown code."""
     entry = ERRORS[code]
-    return (
-        f"{code} (exit code {entry.exit_codes})\n\n{entry.means}\n\n"
-        f"Usual causes: {entry.raised}\n\nRemedy: {entry.remedy}".replace("`", "")
+    exits = "no exit code" if entry.exit_codes == _NONE else f"exit code {entry.exit_codes}"
+    return f"{code} ({exits})\n\n{entry.means}\n\nUsual causes: {entry.raised}\n\nRemedy: {entry.remedy}".replace(
+        "`", ""
     )
 
 

@@ -31,12 +31,13 @@ from longshore.orchestration.plans.model import single
 def gc(older_than: str | None, host: str, every_run: bool) -> None:
     """Delete backups that no undo needs any more.
 
-    On each host, the command deletes the backups of runs whose records were deleted: image tags, replaced containers,
-    saved configurations of stacks, former contents of files, and receipts. Workers with a Docker engine do the same
-    once an hour.
+    On each host with a Docker engine, the command deletes the backups of runs whose records were deleted: image tags,
+    replaced containers, saved configurations of stacks, former contents of files, and receipts. Workers with an engine
+    do the same once an hour. On all other hosts, workers delete former contents of files and receipts after four times
+    LONGSHORE_RETENTION.
 
     A run that Redis does not have counts as deleted. After a loss of Redis, restore Redis before you use the command.
-    Installations that share a state folder need different name spaces. Otherwise, one deletes the
+    Installations that share a state folder need different values of LONGSHORE_NAMESPACE. Otherwise, one deletes the
     backups of the other.
     """
     params: dict[str, object] = {"every_run": True} if every_run else {}

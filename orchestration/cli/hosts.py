@@ -57,8 +57,7 @@ def ls(
 ) -> None:
     """List hosts with state, labels, facts and workers, one per line.
 
-    Facts are properties that workers detect, such as os, arch and memory, or that LONGSHORE_FACTS sets. A host without
-    a heartbeat for LONGSHORE_RETENTION is forgotten, unless it is drained.
+    Facts are properties that workers detect, such as os, arch and memory, or that LONGSHORE_FACTS sets.
 
     """
     options = current_options()
@@ -128,7 +127,7 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     _all, label  the step skips HOST; if all hosts are drained, the step fails
     HOST         the step waits, and fails after LONGSHORE_CLAIM_TIMEOUT
 
-    Undo steps and `always` steps still run on the host, as long as its workers run. Before you switch the host off, use
+    Undos and `always` steps still run on the host, as long as its workers run. Before you switch the host off, use
     --stop, and wait until `longshore hosts ls --all` prints `stopped` for the host. If systemd or Docker would start
     the workers again, use --wait instead of --stop, and then stop their service. Without --wait, the command returns
     once the workers have acknowledged the drain.

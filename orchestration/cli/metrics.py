@@ -26,8 +26,7 @@ def metrics(listen: str | None) -> None:
     The metrics count the results of runs and steps, and show queues, hosts and circuit breakers. The command needs
     longshore[metrics]. With -o json, the command prints only the lengths of the queues.
 
-    Each call first adds ended runs to the counters in Redis, for at most 0.25 seconds. With many ended runs, the first
-    calls print no counters.
+    Each call counts ended runs for at most 0.25 seconds. With many ended runs, the first calls print no counters.
 
     """
     store, options = client().store, current_options()

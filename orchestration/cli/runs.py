@@ -115,7 +115,7 @@ def resume(run: str, reason: str, detach: bool) -> None:
                      command is refused: use `longshore runs resolve`
     failed, partial  the run continues with all steps that are not done
     cancelled        the run begins, because it was cancelled before it began
-    undo_failed      the failed undos are retried
+    undo_failed      the failed undos are retried, then those held back run
 
     In all other states, the command is refused.
 
@@ -219,13 +219,12 @@ def _require_done(run: Run, command_id: str) -> None:
 def replay(host: str, service: str, since: str | None, run_id: str | None, detach: bool) -> None:
     """Repeat the steps of a host or service that has lost its data.
 
-    Choose exactly one of --host and --service. One new run repeats the steps that changed the host or the service and
-    were not undone, with the recorded parameters and in the original order. If a repeated step fails, the run keeps its
-    changes.
+    Choose exactly one of --host and --service. One new run repeats the successful steps of the host or service that
+    were not undone, even unchanged ones, with the recorded parameters and in the original order. If a repeated step
+    fails, the run keeps its changes.
 
-    Only operations of the kind `converges` (`longshore ops show`), idempotent operations of your own, and commands with
-    `creates` or `unless` are repeated, also if they changed nothing. The command lists the other steps. Steps of
-    deleted runs (LONGSHORE_RETENTION) are neither repeated nor listed.
+    The run repeats only operations of the kind `converges` (`longshore ops show`), idempotent operations of your own,
+    and commands with `creates` or `unless`. The command lists the other steps, except those of deleted runs.
 
     Exit codes: the same as `longshore run`, or 3 if some steps cannot be repeated (with --detach: if none can).
     """

@@ -14,13 +14,13 @@ HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only
 REGISTRY = click.option(
     "--registry",
     is_flag=True,
-    help="Ask registries for newer images. Answers of the last ten minutes are reused; `longshore rebuild --force "
-    "--registry` asks again at once. Default: use all stored answers.",
+    help="Ask registries for newer images, at most once in ten minutes for each image. Default: use only the stored "
+    "answers.",
 )
 LABEL = click.option(
     "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only services with this label; repeatable."
 )
-RETRY = click.option("--retry", is_flag=True, help="Also select services whose new version was unhealthy before.")
+RETRY = click.option("--retry", is_flag=True, help="Also select services whose new version has failed before.")
 
 
 def image_option(effect: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -33,7 +33,7 @@ def _time_option(name: str, default: str, text: str) -> Callable[[Callable[..., 
 
 def rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--max-parallel", type=click.IntRange(1), help="Maximum number of parallel restarts of stacks."),
+        click.option("--max-parallel", type=click.IntRange(1), help="Maximum number of stacks to restart at a time."),
         click.option(
             "--canary",
             type=click.IntRange(1),
@@ -46,7 +46,7 @@ def rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="keep: undo only the stacks that fail; undo: undo all stacks if one fails.",
         ),
-        _time_option("--healthy-deadline", "60s", "Time in which a stack must become healthy."),
+        _time_option("--healthy-deadline", "60s", "Time for each service to become healthy after its start."),
         _time_option(
             "--min-healthy-time", "5s", "Time that a container without health check must run without a restart."
         ),

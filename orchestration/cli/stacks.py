@@ -58,10 +58,10 @@ def _stacks() -> Stacks:
 def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bool) -> None:
     """Check that the cached inventory matches the hosts.
 
-    The inventory is stored in Redis, and lists the Compose stacks of each host with their containers, files and images.
-    The command changes nothing. `longshore orchestrate` rebuilds an inventory that is not valid. To find services that
-    need a restart, use `longshore select`. With -q, lines about valid inventories are left out, and the other lines go
-    to stderr.
+    The inventory in Redis lists the Compose stacks of each host with their containers, files and images, and the
+    answers of registries. The command changes nothing. `longshore orchestrate` rebuilds an invalid inventory. To find
+    services that need a restart, use `longshore select`. With -q, lines about valid inventories are left out, and the
+    other lines go to stderr.
 
     \b
     Exit codes:
@@ -103,7 +103,11 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
 @click.command("rebuild")
 @click.option("--force", is_flag=True, help="Do not ask for confirmation.")
 @HOST
-@click.option("--registry", is_flag=True, help="Ask registries for newer images. Default: delete stored answers.")
+@click.option(
+    "--registry",
+    is_flag=True,
+    help="Ask registries for newer images. Default: forget the newer images that earlier commands have found.",
+)
 @global_options
 def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     """Inspect each host again, and replace the cached inventory.
@@ -170,8 +174,7 @@ def select(
     """List stale services, or all services that run an image.
 
     A service is stale if its containers are missing or unhealthy, or differ from its Compose files, mounted files or
-    images. The list names the reasons. Containers that a person has stopped are left alone, and projects without
-    containers are ignored.
+    images. Containers that a person has stopped are left alone, and projects without containers are ignored.
 
     The command inspects each host, so that the list also shows changes since the inventory was stored. Before this, the
     command rebuilds each cached inventory that is missing, expired or unreadable. With --registry, all inventories are

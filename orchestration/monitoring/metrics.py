@@ -23,19 +23,19 @@ _COUNTERS = (
     (
         "attempts",
         "longshore_step_attempts",
-        "Attempts at steps. If a step has units (items or hosts), the attempts at its units",
+        "Attempts at steps. Of a step with units (items or hosts), the attempts at its units",
         ("op",),
     ),
     (
         "undos",
         "longshore_undos",
-        "Ended compensations of steps, by operation of the step and by outcome",
+        "Ended compensations, by operation of the step and by outcome",
         ("op", "status"),
     ),
     (
         "lost",
         "longshore_leases_lost",
-        "Lost attempts at steps and compensations: their lease expired",
+        "Lost attempts at steps and compensations (expired leases)",
         ("op",),
     ),
     (
@@ -68,8 +68,8 @@ class Collector:
             yield _histogram(totals, metric, name, what, label)
         uncounted = GaugeMetricFamily(
             "longshore_runs_uncounted",
-            "Ended runs that later scrapes will count: each scrape has a time limit. After the first scrape of an "
-            "installation, counters and histograms are empty until this gauge is 0 for the first time",
+            "Ended runs that no scrape has counted yet: each scrape has a time limit. Counters and histograms are "
+            "empty until this gauge is 0 for the first time",
         )
         uncounted.add_metric([], totals.uncounted)
         yield uncounted
@@ -81,7 +81,9 @@ class Collector:
     @staticmethod
     def _live(totals: Totals) -> Metric:
         live = GaugeMetricFamily(
-            "longshore_runs_live", "Runs that have not ended. A scrape counts at most 1,000", labels=["plan", "state"]
+            "longshore_runs_live",
+            "Runs that have not ended. A scrape counts at most 1,000 in total",
+            labels=["plan", "state"],
         )
         for (plan, state), count in sorted(totals.live.items()):
             live.add_metric([plan, state], count)
@@ -103,9 +105,7 @@ class Collector:
 
     def _hosts(self) -> Iterator[Metric]:
         states = GaugeMetricFamily("longshore_hosts", "Hosts, by state", labels=["state"])
-        active = GaugeMetricFamily(
-            "longshore_host_active_steps", "Steps that workers of a host are running now", labels=["host"]
-        )
+        active = GaugeMetricFamily("longshore_host_active_steps", "Running steps of a host", labels=["host"])
         hosts = Hosts(self._store).all().values()
         counted = Counter(host.state for host in hosts)
         for state in HostState:
@@ -118,7 +118,7 @@ class Collector:
         store = self._store
         breakers = GaugeMetricFamily(
             "longshore_breaker_open",
-            "1 while the breaker of a service or job is open. No value while the breaker is closed",
+            "1 while the breaker of a service or job is open or half-open; otherwise no value",
             labels=["service"],
         )
         for breaker in Breakers(store).open():
