@@ -16,7 +16,8 @@ from benchmarks.table import Section, as_markdown, missed, with_unit
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 #: A page with a table of some of the figures.
 COMPARISON = ROOT / "docs" / "concepts" / "comparison.md"
-#: The columns of the peers in this table, counted from the first peer. All other peers are kinds of Celery.
+#: The columns of the peers in this table, counted from the first peer. All other peers are kinds of Celery, whose names
+#: are in the cells of the column 0.
 _COLUMNS = {"DBOS SQLite": 1, "DBOS PostgreSQL": 2}
 #: The display names of packages, by their names on an index.
 _PACKAGES = {
@@ -150,9 +151,9 @@ def with_figures(text: str, sections: Sequence[Section]) -> str:
             lines.append(line)
             continue
         for peer, value in figure.peers.items():
-            column = _COLUMNS.get(peer, 0)
+            column, shown = _COLUMNS.get(peer, 0), with_unit(value, figure.unit)
             if peers[column]:
-                peers[column] = with_unit(value, figure.unit)
+                peers[column] = shown if column else f"{peer} {shown}"
         cells = (f" {cell}" if cell else "" for cell in (name, with_unit(figure.value, figure.unit), *peers))
         lines.append(f"|{' |'.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -329,7 +329,8 @@ def _not_reached(record: StepRecord) -> bool:
 
 
 def _bad_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]) -> RunState:
-    # An undo commanded after the end undoes what it can, also past the point of no return.
+    # A command to undo is refused past the point of no return. But the receipts, which are compared after the command,
+    # may show that an irreversible step has succeeded. There is no transition from `undoing` to `failed`.
     if run.keep or (past_return(plan, steps) and run.undo_level is None):
         return RunState.FAILED
     if any(leaf.undo in UNDO_OPEN for _, _, leaf in leaves(plan, steps)):

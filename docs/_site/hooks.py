@@ -14,7 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
-from page_text import first_sentence, with_api
+from page_text import first_sentence, with_api, without_signatures
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -30,7 +30,10 @@ _order: list[Any] = []
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Let a link to a file outside the docs lead to a copy of the file in the site; a linked folder becomes text."""
+    """Let a link to a file outside the docs lead to a copy of the file in the site; a linked folder becomes text.
+
+    Diagrams become drawings, and signatures before directives are removed.
+    """
     up = "../" * page.file.dest_uri.count("/")
 
     def as_html(text: str, address: str) -> str:
@@ -40,7 +43,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"![A diagram of this section]({up}diagrams/{name_of(diagram[1])}){{ .diagram }}\n"
 
     _pages[page.file.src_uri] = first_sentence(markdown)
-    return FENCE.sub(drawing, _with_source_links(markdown, page.file.src_uri, as_html))
+    return FENCE.sub(drawing, _with_source_links(without_signatures(markdown), page.file.src_uri, as_html))
 
 
 def _with_source_links(markdown: str, uri: str, write: Callable[[str, str], str]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import griffe
 
 _DIRECTIVE = re.compile(r"^::: (\S+)$", re.M)
+#: The signature of an object before its directive.
+_SIGNATURE = re.compile(r"^```text\n(?:(?!```).*\n)+```\n\n(?=::: )", re.M)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 #: Blocks of a page that are no paragraph: headings, lists, tables, quotes, code, admonitions, HTML, directives.
 _NO_PARAGRAPH = ("#", "- ", "* ", "|", ">", "```", "!!!", "???", "<", ":::", "===", "1. ")
@@ -22,21 +25,48 @@ def first_sentence(text: str) -> str:
     return ""
 
 
+def with_signatures(markdown: str) -> str:
+    """A page with the signature of each object before its directive, for readers of the page in the repository."""
+
+    def signed(directive: re.Match[str]) -> str:
+        return "\n".join(["```text", *_signatures(_object(directive[1])), "```", "", directive[0]])
+
+    return _DIRECTIVE.sub(signed, markdown)
+
+
+def without_signatures(markdown: str) -> str:
+    """A page as it was before `with_signatures`: mkdocstrings writes the signatures itself."""
+    return _SIGNATURE.sub("", markdown)
+
+
 def with_api(markdown: str) -> str:
     """A page with the signatures and first sentences of its objects in the place of the directives for them."""
-    if not _DIRECTIVE.search(markdown):
-        return markdown
+    return _DIRECTIVE.sub(lambda directive: _described(_object(directive[1])), without_signatures(markdown))
+
+
+@cache
+def _code() -> griffe.ModulesCollection:
     code = griffe.GriffeLoader()
     for package in ("longshore.orchestration", "longshore.tasks"):
         code.load(package)
-    return _DIRECTIVE.sub(lambda directive: _described(code.modules_collection[directive[1]]), markdown)
+    return code.modules_collection
 
 
-def _described(found: griffe.Object) -> str:
+def _object(path: str) -> griffe.Object:
+    found: griffe.Object = _code()[path]
+    return found
+
+
+def _signatures(found: griffe.Object) -> list[str]:
+    """The signature of an object; of a class, also that of its constructor."""
     signatures = [_signature(found)]
     if found.is_class and "__init__" in found.members:
         signatures.append(_signature(found["__init__"]).replace("__init__", found.name).removesuffix(" -> None"))
-    lines = [f"### {found.name}", "", "```python", *signatures, "```", "", _summary(found), ""]
+    return signatures
+
+
+def _described(found: griffe.Object) -> str:
+    lines = [f"### {found.name}", "", "```python", *_signatures(found), "```", "", _summary(found), ""]
     if found.is_class:
         public = [each for name, each in found.members.items() if not name.startswith("_")]
         members = [each for each in public if each.is_function or (each.is_attribute and each.annotation)]

@@ -17,7 +17,7 @@ from typing import Any
 import click
 from pydantic import BeforeValidator
 
-from docs._site.page_text import first_sentence
+from docs._site.page_text import first_sentence, with_signatures
 from longshore import orchestration
 from longshore.orchestration import celery, errors, testing
 from longshore.orchestration.cli.error_texts import ERRORS, error_reference
@@ -331,8 +331,8 @@ def python() -> str:
     """The public names of Python, each with its entry by mkdocstrings."""
     lines = [
         "# Python API", "",
-        "This page lists the public names of Longshore in Python, by module. The built site (`make docs`) also shows"
-        " the signature and the documentation of each name.", "",
+        "This page lists the public names of Longshore in Python, by module, with their signatures. The built site"
+        " (`make docs`) also shows the members and the documentation of each name.", "",
     ]  # fmt: skip
     parts: list[tuple[str, str, ModuleType]] = [
         ("longshore.orchestration", "Plans, runs, clients and errors", orchestration),
@@ -356,7 +356,7 @@ def python() -> str:
     ]  # fmt: skip
     for error in further:
         lines += [f"::: {_home(errors, error)}", ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return with_signatures("\n".join(lines).rstrip() + "\n")
 
 
 def _summaries(offered: Mapping[str, Any]) -> list[str]:

@@ -108,7 +108,9 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     """Run the job NAME, and print the output of its job container.
 
     If another run of the job is active, the overlap policy of the job decides: the new run waits, is cancelled, or
-    cancels the other run. Ctrl-C stops watching; Ctrl-C twice cancels the run.
+    cancels the other run.
+
+    Ctrl-C ends the command after two seconds, and the run continues. A second Ctrl-C in this time cancels the run.
 
     After exit code 3, workers try to start the stack again, up to three times within about half an hour.
 

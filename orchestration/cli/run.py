@@ -50,7 +50,7 @@ def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None,
     """Start a run of PLAN and watch the run until it ends.
 
     PLAN is a file (YAML or JSON), or the name of a plan in a folder of LONGSHORE_PLANS or in an installed package.
-    Ctrl-C stops watching, and the run continues. A second Ctrl-C within two seconds cancels the run.
+    Ctrl-C ends the command after two seconds, and the run continues. A second Ctrl-C in this time cancels the run.
 
     \b
     Exit codes:
@@ -186,12 +186,12 @@ def _follow_output(run: Run, step: str, console: PlainConsole) -> threading.Thre
 
 def stop_watching(run: Run) -> int:
     """Handle Ctrl-C: stop watching, or cancel the run at a second Ctrl-C. Returns the exit code."""
-    print_lines(
-        f"\nrun {run.id} continues; to watch it: longshore runs watch {run.id}"
-        f"\nCtrl-C again within {_CANCEL_WINDOW:g} seconds cancels it",
-        err=True,
-    )
     try:
+        print_lines(
+            f"\nrun {run.id} continues; to watch it: longshore runs watch {run.id}"
+            f"\nCtrl-C again within {_CANCEL_WINDOW:g} seconds cancels it",
+            err=True,
+        )
         time.sleep(_CANCEL_WINDOW)
     except KeyboardInterrupt:
         run.cancel("Ctrl-C twice")

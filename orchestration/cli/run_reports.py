@@ -117,7 +117,7 @@ def show(run: str) -> None:
 def watch(run: str) -> None:
     """Watch RUN until it ends, and print its report.
 
-    Ctrl-C stops watching, and the run continues. A second Ctrl-C within two seconds cancels the run.
+    Ctrl-C ends the command after two seconds, and the run continues. A second Ctrl-C in this time cancels the run.
 
     Exit codes: the same as `longshore run`.
     """

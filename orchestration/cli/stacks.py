@@ -244,8 +244,9 @@ def restart(
     Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
     healthy, its earlier version is restored.
 
-    Ctrl-C stops watching; Ctrl-C twice cancels the run. With --on-failure keep, a stack that is being restarted then
-    stays as it is at that moment: use `longshore runs resume` or `longshore runs undo`.
+    Ctrl-C ends the command after two seconds, and the run continues. A second Ctrl-C in this time cancels the run.
+    With --on-failure keep, a stack that is being restarted when the run is cancelled stays as it is at that moment: use
+    `longshore runs resume` or `longshore runs undo`.
 
     \b
     Exit codes:
@@ -318,8 +319,9 @@ def orchestrate(
     Newer images that --registry has found, also in an earlier command, are pulled first. If a stack does not become
     healthy, its earlier version is restored.
 
-    Ctrl-C stops watching; Ctrl-C twice cancels the run. With --on-failure keep, a stack that is being restarted then
-    stays as it is at that moment: use `longshore runs resume` or `longshore runs undo`.
+    Ctrl-C ends the command after two seconds, and the run continues. A second Ctrl-C in this time cancels the run.
+    With --on-failure keep, a stack that is being restarted when the run is cancelled stays as it is at that moment: use
+    `longshore runs resume` or `longshore runs undo`.
 
     \b
     Exit codes:

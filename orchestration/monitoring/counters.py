@@ -1,7 +1,8 @@
 """Counters for metrics, computed from the records of runs at each scrape, each run once.
 
-Runs count nothing themselves. A scrape adds the runs that ended since the last scrape to the totals, and then the
-progress of live runs, so that counters agree with reports. A counter never decreases: a reopened run keeps its counts.
+Runs count nothing themselves. A scrape adds the runs that ended since the last scrape to the totals in Redis, and then
+the progress of live runs, so that counters agree with reports. A counter never decreases: a reopened or deleted run
+keeps its counts.
 
 A scrape counts ended runs for a limited time, and leaves the others to the next scrapes. The counters are empty until
 all runs that were stored before the first scrape are counted: their growth would look like runs that end now.
@@ -131,20 +132,19 @@ def totals(store: Store) -> Totals:
     # Live runs are read first, so that a run that ends meanwhile is still counted.
     live = store.call(store.client.zrange, store.keys.live, 0, _LIVE - 1)
     uncounted = _fold(store)
-    known = store.call(store.client.hgetall, store.keys.counters)
-    found = Totals(_numbers(known) if known.get(_COMPLETE) else {}, uncounted=uncounted)
-    before = {run_id: _snapshot(text) for run_id, text in _texts(store, live).items()}
+    found = Totals(uncounted=uncounted)
+    progress: dict[str, Counts] = {}
     for run_id in live:
-        seen = of_run(store, run_id)
-        if seen is None or (seen[1] in TERMINAL and run_id in before):
+        if (seen := of_run(store, run_id)) is None:
             continue
-        counts, state = seen
-        for name, more in (_more(before.get(run_id, {}), counts) if known.get(_COMPLETE) else {}).items():
-            found.counts[name] = found.counts.get(name, 0) + more
-        if state in TERMINAL:
-            _add(store, {run_id: counts})  # a counter, once reported, must not decrease
-            continue
-        found.live[store.call(store.client.hget, store.keys.of(run_id).run, "plan") or "", str(state)] += 1
+        progress[run_id], state = seen
+        if state not in TERMINAL:
+            found.live[store.call(store.client.hget, store.keys.of(run_id).run, "plan") or "", str(state)] += 1
+    for begin in range(0, len(live), _PAGE):
+        _add(store, {run_id: progress[run_id] for run_id in live[begin : begin + _PAGE] if run_id in progress})
+    # Only stored totals are reported: the next scrape may not find a live run of this one.
+    known = store.call(store.client.hgetall, store.keys.counters)
+    found.counts = _numbers(known) if known.get(_COMPLETE) else {}
     return found
 
 
@@ -189,8 +189,13 @@ def _count(store: Store, ended: Mapping[str, float]) -> bool:
 
 
 def _add(store: Store, runs: Mapping[str, Counts], ended: Mapping[str, float] | None = None) -> None:
-    """Add the new counts of runs, in one transaction, so that concurrent scrapes add them once."""
+    """Add the new counts of runs, in one transaction, so that concurrent scrapes add them once.
+
+    `ended` maps ended runs to the times of their ends.
+    """
     keys = store.keys
+    if not runs:
+        return
     with store.client.pipeline() as pipe:
         while True:
             try:
@@ -199,12 +204,17 @@ def _add(store: Store, runs: Mapping[str, Counts], ended: Mapping[str, float] | 
                 total: dict[str, float] = defaultdict(float)
                 entries: dict[Any, Any] = {}
                 for (run_id, counts), text in zip(runs.items(), texts, strict=True):
-                    known = _snapshot(text)
+                    stored = _entries(text)
+                    known = _numbers(stored)
                     more = _more(known, counts)
-                    entry = known | {name: known.get(name, 0) + by for name, by in more.items()}
-                    entries[run_id] = json.dumps(entry | ({} if ended is None else {_UNTIL: ended[run_id]}))
+                    if not more and ended is None:
+                        continue
+                    until = stored.get(_UNTIL) if ended is None else ended[run_id]
+                    entries[run_id] = json.dumps(known | {name: counts[name] for name in more} | {_UNTIL: until})
                     for name, by in more.items():
                         total[name] += by
+                if not entries:
+                    return
                 pipe.multi()
                 for name, value in total.items():
                     pipe.hincrbyfloat(keys.counters, name, value)
@@ -234,11 +244,6 @@ def _entries(text: str | None) -> dict[str, object]:
     except UNREADABLE:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _snapshot(text: str | None) -> Counts:
-    """The stored counts of a run."""
-    return _numbers(_entries(text))
 
 
 def _numbers(found: Mapping[str, object]) -> Counts:

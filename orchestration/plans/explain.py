@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from longshore.orchestration.language import printable, templates
 from longshore.orchestration.language.durations import format_duration, parse_duration
@@ -10,6 +12,7 @@ from longshore.orchestration.language.quantities import quantity
 from longshore.orchestration.language.targets import ANY
 from longshore.orchestration.operations import Retry, Waits
 from longshore.orchestration.operations.approval import ApprovalParams
+from longshore.orchestration.operations.celery_task import CELERY, TaskParams
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import get_settings
@@ -89,8 +92,9 @@ def _canvas(plan: CompiledPlan, level: int) -> str:
 
 def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
     after = f" after {', '.join(plan.steps[i].name for i in step.needs)}" if step.needs else ""
+    queue = _queue(step.operation.name, step.step.with_, step.queue)
     facts = [
-        f"queue {step.queue}" + (f" on {step.target}" if step.target != "_any" else ""),
+        queue + (f" on {step.target}" if step.target != "_any" else ""),
         f"at most {format_duration(_timeout(step))} an attempt" if _timeout(step) else "as long as its own run takes",
         _retry(plan.retry_policy(step.index), every=plan.retries_every_error(step.index)),
     ]
@@ -113,6 +117,13 @@ def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
     if step.step.irreversible:
         facts.append("the point of no return: once the step has succeeded, nothing is undone")
     return [f"  {step.name}: {step.operation.name}{after}", f"      {'; '.join(facts)}"]
+
+
+def _queue(operation: str, params: Mapping[str, Any], queue: str) -> str:
+    """The queue of a step or its undo; of a Celery task, the queue from which the application's workers take it."""
+    if operation == CELERY.name:
+        return f"the application's queue {params.get('queue', TaskParams.model_fields['queue'].default)}"
+    return f"queue {queue}"
 
 
 def guards_of(step: CompiledStep) -> list[str]:
@@ -152,7 +163,8 @@ def _undo_of(step: CompiledStep) -> str:
     if step.step.undo == "none":
         return "nothing to undo, the plan sets undo: none"
     if isinstance(step.step.undo, UndoSpec):
-        return f"{step.step.undo.op} on queue {step.undo_queue}"
+        undo = step.step.undo
+        return f"{undo.op} on {_queue(undo.op, undo.with_, step.undo_queue)}"
     if not step.has_undo:
         return "WARNING: the step has no undo, and its changes would remain: declare undo, or undo: none"
     if step.operation.function is not None:

@@ -35,7 +35,7 @@
     {ns}:active-rollouts          hash    by host, the last run of a rollout
     {ns}:dead-letters             stream  messages and entries that no worker can process, with the reason; capped
     {ns}:audit                    stream  commands of people and refused requests, with actor and origin; capped
-    {ns}:counters                 hash    totals over ended runs, for metrics; by the process that is scraped
+    {ns}:counters                 hash    totals over all runs, for metrics; by the process that is scraped
     {ns}:counted-runs             hash    by run, its part of the totals, JSON
     {ns}:client-reports           stream  requests that a client has refused, reported by itself; capped
     {ns}:signing-keys             string  ids of the keys that workers know, while there are any; expires by itself

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -104,6 +105,16 @@ def test_markdown_of_the_api_has_signatures_instead_of_directives(site: Path) ->
         "- `wait(timeout: float | None = None, *, check: bool = False, hooks: Hooks | None = None) -> Report`: " in text
     )
     assert text.count("\n### ") >= len(re.findall(r"^::: ", (FOLDER / "python.md").read_text(), re.M))
+
+
+def test_signatures_of_the_page_in_the_repository_are_not_shown_twice_on_the_site(site: Path) -> None:
+    signature = "load(name: str, *, check: bool = True) -> Plan"
+    html = (site / "reference" / "python.html").read_text()
+    text = unescape(re.sub(r"<[^>]+>", "", html))
+
+    assert f"```text\n{signature}\n```\n\n::: " in (FOLDER / "python.md").read_text()
+    assert len(re.findall(r"\bload\(\s*name\b", text)) == 1
+    assert (site / "reference" / "python.md").read_text().count(signature) == 1
 
 
 def test_pages_of_the_reference_are_current(tmp_path: Path) -> None:

@@ -111,16 +111,19 @@ class FaultInjector:
     def stop_one_process(self, seconds: float) -> None:
         """Stop either the main process of a worker, which renews the leases, or one pool process."""
         worker = self.rng.choice(self.place.workers)
-        if worker.running and worker not in self._stopped:
-            self._stopped[worker] = time.monotonic() + seconds
-            if self.rng.random() < 0.5:
-                worker.signal_main(signal.SIGSTOP)
-                self.injected["main processes stopped"] += 1
-                return
-            for child in worker.children()[:1]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGSTOP)
-                    self.injected["pool processes stopped"] += 1
+        if not worker.running or worker in self._stopped:
+            return
+        if self.rng.random() < 0.5:
+            worker.signal_main(signal.SIGSTOP)
+            stopped = "main processes stopped"
+        else:
+            try:
+                os.kill(worker.children()[0], signal.SIGSTOP)
+            except (IndexError, ProcessLookupError):
+                return  # the worker has no pool process at this moment
+            stopped = "pool processes stopped"
+        self._stopped[worker] = time.monotonic() + seconds
+        self.injected[stopped] += 1
 
     def lose_writes(self) -> None:
         """Kill Redis, and cut off its latest acknowledged writes."""

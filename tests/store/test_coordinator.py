@@ -154,6 +154,34 @@ def test_undo_timeout_is_reported(world: Callable[..., World]) -> None:
     assert "exceeded its time limit" in str(slow.stored.step("uoutcome:1"))
 
 
+def test_lower_levels_do_not_begin_after_the_undo_timeout(world: Callable[..., World]) -> None:
+    plan = Plan("p")
+    plan.step("a", "noop.execute")
+    plan.step("b", "noop.execute").after("a")
+    plan.step("c", "noop.execute").after("b")
+    slow = world(plan, undo_timeout=60.0)
+    sweep(slow.coordinator)
+    for index, how in enumerate(("changed", "changed", "failed")):
+        do(slow, index, how)
+        slow.coordinator.advance(slow.run_id)
+    do(slow, 2, "undone", "u")
+    slow.coordinator.advance(slow.run_id)
+    message = next(m for m in slow.queue if m.task == "longshore.undo")
+    work = slow.deliver(message)
+    assert work is not None
+
+    # A running compensation continues after the limit, and its worker opens the next level.
+    slow.age(61)
+    slow.finish(work, "undone")
+    slow.coordinator.advance(slow.run_id)
+    late = slow.stored.ask(0, "u")
+    sweep(slow.coordinator)
+
+    assert late == "the time limit of the compensations has passed"
+    assert slow.store.state(slow.run_id) == RunState.UNDO_FAILED
+    assert (slow.stored.step("ustatus:0"), slow.stored.step("ustatus:1")) == ("undo_failed", "undone")
+
+
 def test_inbox_entry_without_a_request_is_removed_after_a_minute(
     world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,36 @@ def test_reopened_run_adds_only_new_counts(store: Store, monkeypatch: pytest.Mon
     assert totals(store) == before | again
 
 
+def test_live_run_keeps_its_counts_when_it_is_deleted_before_the_next_scrape(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "of_run", lambda _store, _run: (dict(COUNTS), RunState.RUNNING))
+    store.client.zadd(store.keys.live, {"r": 1})
+    store.client.zadd(store.keys.runs, {"r": 1})
+    assert totals(store) == COUNTS
+    store.client.zrem(store.keys.live, "r")
+    store.client.zrem(store.keys.runs, "r")
+    assert totals(store) == COUNTS
+
+
+def test_live_runs_beyond_the_limit_of_a_scrape_keep_their_counts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "_LIVE", 1)
+    progress = {"r0": 1.0, "r1": 2.0}
+    name = f"attempts{counters.SEP}noop"
+    monkeypatch.setattr(counters, "of_run", lambda _store, run: ({name: progress[run]}, RunState.RUNNING))
+    store.client.zadd(store.keys.live, {"r0": 1, "r1": 2})
+    assert totals(store) == {name: 1}
+    store.client.zadd(store.keys.live, {"r0": 3})  # swept: the next scrape reads the other run
+    assert totals(store) == {name: 3}
+    progress["r1"] = 5.0
+    assert totals(store) == {name: 6}
+    store.client.zrem(store.keys.live, "r0", "r1")
+    store.client.zadd(store.keys.ended, {"r0": 10**12, "r1": 10**12})
+    assert totals(store) == {name: 6}
+
+
 def test_marks_of_deleted_runs_are_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "_PAGE", 5)
     add_ended_runs(store, 20)

@@ -1,6 +1,7 @@
 -- Begin an application's task: one delivery of its message, on a worker of the application, under a lease.
 --
--- FROM     waiting under the fence given, before its time limit; forward not while the run is aborting
+-- FROM     waiting under the fence given, before its time limit; forward not while the run is aborting, backward before
+--          the time limit of all compensations
 -- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  owner, unique to this delivery  ARGV[5]  lease ms
 -- ARGV[6]  number of the task's own retries before this delivery
 -- ARGV[7]  '1' for an always step, which begins also while the run is aborting
@@ -46,6 +47,11 @@ if not (leased and holder == owner) then
   -- guard: a retry of a task waits for the end of the previous delivery
   if leased then
     return {'early', 'an earlier delivery still runs'}
+  end
+  if p == 'u'
+      -- guard: no task of a compensation begins after the time limit of all compensations; without it: false
+      and compensation_is_late() then
+    return {'no', 'the time limit of the compensations has passed'}
   end
   redis.call('HSET', steps, p .. 'begun:' .. i, fence .. ' ' .. (tries + 1), p .. 'owner:' .. i, owner)
   emit((p == '' and '' or 'undo_') .. 'task_started', 'step', i, 'owner', owner, 'retries', tries)

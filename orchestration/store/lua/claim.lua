@@ -1,7 +1,7 @@
 -- Claim a step, or its undo, for one attempt, under a new fence and a lease.
 --
--- FROM     ready or retrying, in a run that is running or finishing (forward) or undoing (backward); an always
---          step also while that run is suspended
+-- FROM     ready or retrying, in a run that is running or finishing (forward), or undoing and before the time limit of
+--          its compensations (backward); an always step also while that run is suspended
 -- ARGV[1]  id       ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
 -- ARGV[4]  task id  ARGV[5]  lease ms  ARGV[6]  '1' for an always step  ARGV[7]  instance id of the run
 -- ARGV[8]  host of the worker  ARGV[9]  '1' if the step may run only on the host of its first claim

@@ -284,6 +284,11 @@ local function stop(id, err)
   emit('run_aborting', 'cause', 'failure', 'step', whole_of(id) or id)
 end
 
+-- Whether the time limit of all compensations together has passed. The coordinator gives up those that do not run.
+local function compensation_is_late()
+  return now >= (tonumber(redis.call('HGET', run, 'undo_deadline') or '') or math.huge)
+end
+
 -- Claims a step, unit or compensation for an attempt, as `claim` describes; the state of the run allows it.
 -- `opened`: the caller opens the step in the same script; `more`: fields of the run that are written with the claim.
 local function claim_step(i, p, owner, task_id, lease_ms, host, stays, version, epoch, opened, more)
@@ -310,6 +315,11 @@ local function claim_step(i, p, owner, task_id, lease_ms, host, stays, version, 
     -- guard: a retry begins no earlier than it is due
     if status == 'retrying' and tonumber(not_before or 0) > now + 50 then
       return {'no', 'early'}
+    end
+    if p == 'u'
+        -- guard: no compensation begins after the time limit of all compensations; without it: false
+        and compensation_is_late() then
+      return {'no', 'the time limit of the compensations has passed'}
     end
     if stays
         -- guard: a step without a journal may begin on another host

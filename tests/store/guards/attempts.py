@@ -75,6 +75,12 @@ def a_retry_begins_no_earlier_than_it_is_due(stored: StoredRun) -> None:
 
 
 @scenario
+def no_compensation_begins_after_the_time_limit_of_all_compensations(stored: StoredRun) -> None:
+    stored.lay("undoing", undo_level=0, undo_deadline=stored.store.now(), steps={"ustatus:0": "ready"})
+    assert isinstance(stored.ask(0, "u"), str)
+
+
+@scenario
 def a_step_with_a_journal_is_claimed_only_on_its_host(stored: StoredRun) -> None:
     stored.begin(0)
     grant = stored.claim(0, host="web1", stays=True)

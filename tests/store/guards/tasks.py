@@ -87,6 +87,15 @@ def a_task_does_not_begin_after_its_time_limit(stored: StoredRun) -> None:
 
 
 @scenario
+def no_task_of_a_compensation_begins_after_the_time_limit_of_all_compensations(stored: StoredRun) -> None:
+    stored.dispatch("u")
+    fence = stored.claim(0, "u").fence
+    stored.park(0, fence, side="u")
+    stored.put(undo_deadline=stored.store.now())
+    assert stored.begin_task(fence, side="u") == "no"
+
+
+@scenario
 def no_other_task_begins_in_an_aborting_run(stored: StoredRun) -> None:
     fence = waiting(stored)
     abort(stored)

@@ -13,6 +13,7 @@ from longshore.orchestration.saga import DEPENDENCY_FAILED, decide, left_over, s
 from longshore.orchestration.states import (
     STEP_BAD,
     TERMINAL,
+    TRANSITIONS,
     Cause,
     RunState,
     StepState,
@@ -194,6 +195,21 @@ def test_command_to_undo_ends_undone_whatever_was_changed() -> None:
     decision = decide(plan, RunRecord(RunState.UNDOING, undo_level=1), {0: StepRecord(StepState.UNCHANGED, 1)})
 
     assert decision == transitions.Finish(RunState.UNDONE, ())
+
+
+def test_command_to_undo_ends_undone_where_the_receipts_show_the_point_of_no_return() -> None:
+    plan = compiled(Plan.model_validate({"name": "p", "steps": {
+        "a": {"op": "noop.execute"},
+        "sent": {"op": "noop.execute", "irreversible": True, "after": ["a"]},
+    }}))  # fmt: skip
+    sent = StepRecord(StepState.CHANGED, 1, UndoState.NOT_UNDOABLE)
+    steps = recorded(plan, a=StepRecord(StepState.CHANGED, 1, UndoState.UNDONE), sent=sent)
+
+    decision = decide(plan, RunRecord(RunState.UNDOING, undo_level=0), steps)
+
+    assert isinstance(decision, transitions.Finish)
+    assert decision.state in TRANSITIONS[RunState.UNDOING]
+    assert left_over(plan, decision.state, steps) == [1]
 
 
 @pytest.mark.parametrize(

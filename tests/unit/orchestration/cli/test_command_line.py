@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import click
 import pytest
 
 from longshore.orchestration.cli.inputs import read_params
@@ -50,6 +51,16 @@ def broken(tmp_path: Path) -> str:
         PLAN.replace("op: command.exec.execute", "op: command.exec").replace("after: build", "after: biuld")
     )
     return str(path)
+
+
+def help_of(*names: str) -> str:
+    """The help text of a command."""
+    command: click.Command = cli
+    for name in names:
+        assert isinstance(command, click.Group)
+        found = command.commands[name]
+        command = found.load() if isinstance(found, LazyCommand) else found
+    return " ".join((command.help or "").split())
 
 
 def one_line(captured: Captured) -> str:
@@ -429,3 +440,11 @@ def test_exported_plan_can_be_loaded(tmp_path: Path, capsys: Captured) -> None:
 def test_other_processes_refuse_an_unknown_option(command: str, capsys: Captured) -> None:
     assert call([command, "--dry-run", "--no-such"]) == 2
     assert "--no-such" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "runs watch", "job run", "restart", "orchestrate"])
+def test_help_of_each_watching_command_has_the_same_words_about_ctrl_c(command: str) -> None:
+    text = help_of(*command.split())
+
+    assert "Ctrl-C ends the command after two seconds, and the run continues. " in text
+    assert "A second Ctrl-C in this time cancels the run." in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -19,6 +19,9 @@ from longshore.orchestration.states import RunState
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.testing import Sandbox
 from longshore.tasks.simulation.memory_store import MemoryStore
+
+if TYPE_CHECKING:
+    from longshore.orchestration.client.run import Run
 
 Captured = pytest.CaptureFixture[str]
 
@@ -269,6 +272,18 @@ def test_prune_of_a_named_child_run_is_refused(installation: Installation, dry_r
 
     out, err = capsys.readouterr()
     assert (out, "error[refused]: " in err, "child run" in err) == ("", True, True)
+
+
+def test_second_ctrl_c_during_the_notice_cancels_the_run(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    cancelled: list[str] = []
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "print_lines", interrupted)
+
+    assert run.stop_watching(cast("Run", SimpleNamespace(id="r1", cancel=cancelled.append))) == 130
+    assert (cancelled, "cancelling run r1" in capsys.readouterr().err) == (["Ctrl-C twice"], True)
 
 
 def test_prune_with_an_unknown_name_deletes_nothing(installation: Installation, capsys: Captured) -> None:

@@ -79,6 +79,21 @@ def test_explain_warns_of_steps_without_undo() -> None:
     assert line_of(plan, "last") == "never undone (always)"
 
 
+def test_explain_shows_the_queue_of_the_application_for_celery_tasks() -> None:
+    plan = Plan("p")
+    pay = plan.step("pay", "celery.task.execute", task="shop.pay", queue="shop").timeout("1h")
+    pay.undo("celery.task.execute", task="shop.refund")
+    other = plan.step("any", "celery.task.execute", task="shop.any", queue="{{ steps.pay.data.queue }}").timeout("1h")
+    other.after("pay").undo("none")
+
+    text = explain(compiled(plan))
+
+    assert "      the application's queue shop; at most 1h" in text
+    assert "      the application's queue {{ steps.pay.data.queue }}; at most 1h" in text
+    assert line_of(plan, "pay") == "celery.task.execute on the application's queue celery"
+    assert "queue control" not in text
+
+
 def test_explain_shows_guards_items_and_limits() -> None:
     plan = Plan("p", on_error="continue", timeout="1h")
     a = plan.step("a", "noop.execute")
