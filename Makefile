@@ -9,7 +9,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 # Most tests wait for servers, so that two cores serve several at a time. The tests of a module share its workers.
-PROCESSES ?= 3
+PROCESSES ?= 4
 
 # The tool that writes the lock and installs from it. Another version may order or mark packages differently.
 UV := uv==0.13.9
