@@ -15,7 +15,7 @@
     ├── Damaged                       an unreadable entry in Redis
     ├── QueueFull                 the run queue is full
     ├── ServiceDown               a service that the plan needs is down; the run was refused
-    ├── RunLost                   the run's record is no longer in Redis
+    ├── RunLost                   neither the run's record nor its request is in Redis
     ├── RunFailed                     a run did not succeed; carries the report and its exit code
     ├── JobFailed                     a job did not succeed; carries its report
     │   ├── ImageMissing              the image could not be pulled; nothing was stopped
@@ -215,7 +215,7 @@ class ServiceDown(LongshoreError):
 
 
 class RunLost(LongshoreError):
-    """The run's record is no longer in Redis: it was pruned, or Redis lost its data."""
+    """Neither the run's record nor its request is in Redis: the run was pruned, or Redis lost its data."""
 
     code = "run-lost"
 

@@ -51,9 +51,10 @@ ERRORS: dict[str, ErrorText] = {
         "The policy of the installation refuses the plan. If you tried to start a run, the audit trail contains the "
         "refusal.",
         "The plan with its parameters and files is larger than LONGSHORE_MAX_PLAN. Or the plan contains a plaintext "
-        "secret, a file path with `..`, a template that uses a forbidden name, or too much template code.",
+        "secret, a file path with `..`, a template with a name such as `__class__`, or more than 524288 characters "
+        "inside the tags (`{{ }}`, `{% %}`) of its templates.",
         "Replace a plaintext secret with `{{ secret('file:/run/secrets/NAME') }}`. Store large data in files on the "
-        "hosts, or as objects in Redis.",
+        "hosts, or as objects in Redis. Remove paths and names that the message forbids, and shorten the templates.",
     ),
     "params-invalid": ErrorText(
         "2",
@@ -148,7 +149,7 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "run-lost": ErrorText(
         "1",
-        "The record of the run is no longer in Redis. The run cannot continue or be undone.",
+        "Neither the record nor the request of the run is in Redis. The run cannot continue or be undone.",
         "The run was pruned, or Redis lost its data: by a restart without persistence, an eviction or a flush.",
         "Check the effects of the run on its hosts by hand, then start the plan with a new run id. `longshore doctor` "
         "checks that Redis persists its data.",
@@ -315,7 +316,8 @@ ERRORS: dict[str, ErrorText] = {
     ),
     "newer-run": ErrorText(
         _NONE,
-        "A worker does not process the run, because a newer version of Longshore started the run.",
+        "A worker does not process the run, because a newer version of Longshore has written the request or the "
+        "record of the run, in a new format.",
         "Workers of several versions use the same Redis, for example during an upgrade.",
         "Upgrade the old workers. Until then, the newer workers process the run.",
     ),

@@ -97,8 +97,8 @@ CELERY = register(
         changed="always",
         undo="none; give the step an `undo` in the plan",
         duplicate="after a lost attempt, sends the task again only with `idempotent`; otherwise, the step is unknown",
-        fails="if the task fails; with `fenced`, also at the time limit of the step. Without `fenced`, the step is "
-        "unknown after its time limit; with `fenced`, only if the task has begun and cannot be interrupted",
+        fails="if the task fails. With `fenced`, also if the task has not begun at the time limit of the step, or is "
+        "then interrupted. Otherwise, the step is unknown after its time limit",
         dry_run="names the task and its queue",
         retried="each error of the task; with `fenced`, except Permanent, Preflight, InDoubt and StepCancelled",
     ),

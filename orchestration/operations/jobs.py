@@ -94,12 +94,12 @@ class StopParams(_LockingParams):
 
 
 class WorkParams(_LockingParams):
-    """The step waits for the end of the job container."""
+    """If containers that `job.stop.execute` has stopped run again, the step first stops these containers."""
 
     timeout: Seconds = Field(3600.0, description="Time limit of the job container, after which the container gets TERM")
-    grace: Duration = Field(10.0, description="Time between TERM and KILL")
+    grace: Duration = Field(10.0, description="Time between TERM and KILL for the job container")
     stop_timeout: Seconds = Field(
-        30.0, description="Time between TERM and KILL for containers that were started again after `job.stop.execute`"
+        30.0, description="Time between TERM and KILL for containers that run again after `job.stop.execute`"
     )
     env: dict[str, Text] = Field({}, description="Variables with secrets; the output has *** in place of their values")
     begin: bool = Field(default=True, description="false: fail if the job container has not been started before")

@@ -167,7 +167,7 @@ def page() -> str:
     for one in found:
         lines += ["", f"## {one['name']}", "", f"{one['summary']}. {one['notes']}", ""]
         facts = one["about"] | {"kind": one["kind"]}
-        lines += [f"- **{what}:** {text}" for what, text in facts.items() if not _is_default(one, what, text)]
+        lines += [f"- **{what}:** {_linked(text)}" for what, text in facts.items() if not _is_default(one, what, text)]
         if one["inside"]:
             lines.append("- **inside a container:** possible")
         if one["secrets"]:
@@ -185,6 +185,14 @@ def page() -> str:
         fields = ", ".join(f"`{row['name']}` ({row['type']})" for row in one["result"])
         lines += ["", f"**Result:** {f'{fields}. ' * bool(fields)}{one['result_notes']}"]
     return "\n".join(lines) + "\n"
+
+
+#: Exceptions that another page describes.
+_EXCEPTIONS = "Permanent, Preflight, InDoubt and StepCancelled"
+
+
+def _linked(text: str) -> str:
+    return text.replace(_EXCEPTIONS, f"[{_EXCEPTIONS}](../how-to/own-operation.md#exceptions)")
 
 
 #: Operations whose parameters several others have; the page describes these once.

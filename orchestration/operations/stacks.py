@@ -119,6 +119,9 @@ class RestartParams(RolloutParams, StackParams):
     that are not stale.
     """
 
+    only: _Names = Field(
+        [], description="Patterns for names of projects; ! excludes. If they exclude `project`, the step fails"
+    )
     project: Annotated[str, Field(min_length=1, description="Name of the project")]
     services: Annotated[
         dict[str, ServiceAction],
