@@ -122,6 +122,7 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
          (with --keep-stopped: up or down)
       1  Redis does not answer, or has lost the run (the job may continue)
       3  the stack is not fully up, even if the job container succeeded
+         (never with --keep-stopped)
     """
     connected = client()
     listing = Jobs(connected).list(files=files)

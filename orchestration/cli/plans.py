@@ -121,7 +121,8 @@ def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     No operation runs. The first simulated run has no failure. In each further run, another step fails. For each run,
     the command prints the end, the undone steps and the remaining effects. The command needs longshore[testing].
 
-    Exit code: that of the simulated run without a failure; 3 instead of 0 if a further simulated run ends with 3.
+    Exit code: that of the simulated run without a failure, or 3 if this code is 0 and another simulated run ends with
+    3.
     """
     checked = load_plan(plan)
     found = list(testing.simulate(checked, read_params(checked, pairs, file)))

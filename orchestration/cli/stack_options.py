@@ -14,8 +14,8 @@ HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only
 REGISTRY = click.option(
     "--registry",
     is_flag=True,
-    help="Ask registries for newer images, at most once in ten minutes for each image. Default: use only the stored "
-    "answers.",
+    help="Ask registries for newer images, unless the stored answer is younger than ten minutes. Default: use only the "
+    "stored answers.",
 )
 LABEL = click.option(
     "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only services with this label; repeatable."

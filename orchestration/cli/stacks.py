@@ -59,9 +59,9 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
     """Check that the cached inventory matches the hosts.
 
     The inventory in Redis lists the Compose stacks of each host with their containers, files and images, and the
-    answers of registries. The command changes nothing. `longshore orchestrate` rebuilds an invalid inventory. To find
-    services that need a restart, use `longshore select`. With -q, lines about valid inventories are left out, and the
-    other lines go to stderr.
+    answers of registries. The command changes nothing, and stores no answers. `longshore orchestrate` rebuilds an
+    invalid inventory. To find services that need a restart, use `longshore select`. With -q, lines about valid
+    inventories are left out, and the other lines go to stderr.
 
     \b
     Exit codes:

@@ -46,14 +46,12 @@ class StackParams(Params):
 class InspectParams(StackParams):
     """Inspection of a host: all Compose projects of its engine, with their files and images.
 
-    `registry` also queries the registry of each image for a moved tag, at most once in `registry_every`, with a pause
-    after a rate limit. A check does not store the answers.
+    `registry` also queries the registry of each image for a moved tag, with a pause after a rate limit. A check does
+    not store the answers.
     """
 
     registry: bool = Field(default=False, description="Also compare the tags of images with their registries")
-    registry_every: Duration = Field(
-        600.0, description="Shortest time between two queries about an image at its registry"
-    )
+    registry_every: Duration = Field(600.0, description="Time for which a stored answer of a registry replaces a query")
 
 
 class CheckParams(InspectParams):

@@ -61,7 +61,7 @@ fails. The guards are listed by script (`orchestration/store/lua`), with these t
 - An *unrecorded* attempt has a receipt on a host. The record does not know the attempt, because Redis has lost writes.
 - The record notes that a step *had no effect*, for example if its only attempt failed before it acted. Such a step is
   not compensated.
-- An outcome is *not known yet* while the operation raises [`Delayed`](errors.md#transient).
+- An outcome is *not known yet* while the operation raises [`Delayed`](errors.md#delayed).
 
 The [glossary](../concepts/glossary.md) defines the other terms, and [the page on states](../concepts/states.md) the
 states.

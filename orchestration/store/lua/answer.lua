@@ -18,7 +18,7 @@ for n = 5, #ARGV, 6 do
   -- guard: the receipt of a recorded attempt changes no step; without it: true
   if tonumber(fence) > math.max(tonumber(forward) or 0, tonumber(backward) or 0) then
     -- A recorded outcome of an earlier attempt stands, unless the outcome proves that there was no effect.
-    -- guard: an unrecorded attempt does not replace an outcome with a possible effect; without it: true
+    -- guard: an unrecorded attempt replaces no changed or failed or unknown outcome; without it: true
     if before ~= 'changed' and before ~= 'failed' and before ~= 'unknown' then
       redis.call('HSET', steps, 'status:' .. i, status, 'outcome:' .. i, ARGV[n + 3], 'ended:' .. i, now)
     end

@@ -133,7 +133,7 @@ while n <= #ARGV do
     begun[#begun + 1], left, n = i, left + 1, n + 3
   elseif what == 's' then
     redis.call('HSET', steps, 'status:' .. i, 'skipped', 'reason:' .. i, ARGV[n + 2])
-    -- guard: the remaining units of a skipped step are skipped
+    -- guard: a skipped step skips its units that have not ended
     close_units(i, 'skipped', ARGV[n + 2])
     if ARGV[n + 3] == '1' then
       redis.call('HSET', steps, 'tainted:' .. i, 1)

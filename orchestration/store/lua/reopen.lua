@@ -10,7 +10,7 @@ if handled(ARGV[1]) then
   return 'old'
 end
 local state, epoch = unpack(redis.call('HMGET', run, 'state', 'epoch'))
--- guard: only a failed or partial or cancelled run is resumed
+-- guard: only a failed or partial or cancelled run runs forward again
 if (state ~= 'failed' and state ~= 'partial' and state ~= 'cancelled')
     -- guard: a run is resumed only in the epoch that the worker has read
     or (epoch or '0') ~= ARGV[4] then

@@ -97,7 +97,7 @@ def a_resume_is_carried_out_once(stored: StoredRun) -> None:
 
 
 @scenario
-def only_a_failed_or_partial_or_cancelled_run_is_resumed(stored: StoredRun) -> None:
+def only_a_failed_or_partial_or_cancelled_run_runs_forward_again(stored: StoredRun) -> None:
     failed(stored)
     stored.put(state="succeeded")
     assert resume(stored) != "done"

@@ -77,7 +77,7 @@ def canaries_are_dispatched_first(stored: StoredRun) -> None:
 
 
 @scenario
-def the_remaining_units_of_a_skipped_step_are_skipped(stored: StoredRun) -> None:
+def a_skipped_step_skips_its_units_that_have_not_ended(stored: StoredRun) -> None:
     seen = interrupted(stored)
     assert stored.store.open_level(stored.run_id, seen, RunState.FINISHING, 0, (), {0: "when: false"})
     assert [stored.step(f"status:0.{n}") for n in range(2)] == ["changed", "skipped"]

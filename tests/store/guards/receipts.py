@@ -72,7 +72,7 @@ def the_receipt_of_a_recorded_attempt_changes_no_step(stored: StoredRun) -> None
 
 
 @scenario
-def an_unrecorded_attempt_does_not_replace_an_outcome_with_a_possible_effect(stored: StoredRun) -> None:
+def an_unrecorded_attempt_replaces_no_changed_or_failed_or_unknown_outcome(stored: StoredRun) -> None:
     aborting(stored)
     ask(stored)
     for status in ("changed", "failed", "unknown"):
