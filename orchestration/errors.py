@@ -279,7 +279,7 @@ class StartFailed(JobFailed):
 
 
 class OperationError(LongshoreError):
-    """The operation failed. It may have acted in part, except with the subclasses `Preflight` and `Blocked`."""
+    """The operation failed; it may have acted in part, except with the subclasses `Preflight` and `Blocked`."""
 
     code = "operation-failed"
 
