@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 from longshore.orchestration.store import lua
@@ -46,25 +47,10 @@ GUARDS = """\
 ## The guards of the scripts
 
 A [guard](../contributing.md#guards-of-the-scripts) is a condition that keeps a Lua script of Longshore from a wrong
-change in Redis. `tests/store/test_guards.py` removes each guard in turn. The test with the name of the guard then
-fails. The guards are listed by script (`orchestration/store/lua`), with these terms:
+change in Redis. `tests/store/test_guards.py` removes each guard in turn. A test with the name of the guard then fails.
 
-- A *reopened* run has ended, and a command continues or undoes the run. The command begins a new *epoch*. An *older
-  decision* is a transition that a worker chose in an earlier epoch.
-- A *released* run is no longer suspended.
-- A *parked* step waits without a worker: for a person, a time, a child run or a task of an application.
-- A *task* is a Celery task of an application.
-- A *held back* unit waits for other units of its step.
-- A *delivery* is one arrival of a Celery message at a worker.
-- A *question* asks hosts for their receipts of a run.
-- An attempt or task is *lost* if its lease has expired.
-- An *unrecorded* attempt has a receipt on a host. The record does not know the attempt, because Redis has lost writes.
-- The record notes that a step *had no effect*, for example if its only attempt failed before it acted. Such a step is
-  not compensated.
-- An outcome is *not known yet* while the operation raises [`Delayed`](errors.md#delayed).
-
-The [glossary](../concepts/glossary.md) defines the other terms, and [the page on states](../concepts/states.md) the
-states.
+| script in `orchestration/store/lua` | purpose | guards |
+|---|---|---|
 """
 #: The headings of the tests, by name of the test.
 TITLES = {
@@ -129,14 +115,9 @@ def _cell(value: object) -> str:
 
 
 def guards() -> str:
-    """The marked guards: a list for each script, below its name and purpose."""
-    found: dict[str, dict[str, None]] = {}
-    for mutant in mutants():
-        found.setdefault(mutant.script, {})[mutant.rule.replace("redis", "Redis")] = None
-    parts = [GUARDS]
-    for script, rules in found.items():
-        parts += ["\n".join([f"`{script}`: {_purpose(script)}", "", *(f"- {rule}" for rule in rules)]) + "\n"]
-    return "\n".join(parts)
+    """The section on the marked guards, with their number for each script."""
+    found = Counter(mutant.script for mutant in mutants())
+    return GUARDS + "".join(f"| `{script}` | {_purpose(script)} | {number} |\n" for script, number in found.items())
 
 
 def _purpose(script: str) -> str:

@@ -141,7 +141,7 @@ def _long(folder: Path, seconds: float) -> Plan:
 def test_runs_of_a_blocked_service_resume_at_different_times(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
-    """Each run calls a service that is down. The runs wait `suspended` or `pending` until the service is back."""
+    """Each run calls a service that is down. All workers share its breaker. The runs wait `suspended` or `pending`."""
     # given
     count = 50
     place.options |= {"slow_retry": "5s", "retry_spread": "3s"}
@@ -218,7 +218,7 @@ def test_runs_survive_cut_connections(
 def test_killed_client_leaves_a_complete_run_or_none(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
-    """Each client starts one run. A killed client leaves a complete run, or none."""
+    """Each client starts one run, and is killed at a random time. A killed client leaves a complete run, or none."""
     # given
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "2").start()

@@ -52,7 +52,7 @@ def test_every_guard_has_a_scenario() -> None:
     assert len(MUTANTS) >= 148
 
 
-def test_documentation_lists_the_guards() -> None:
+def test_documentation_has_the_number_of_guards() -> None:
     assert guards() in PAGE.read_text()
 
 
