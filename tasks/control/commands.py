@@ -19,7 +19,6 @@ from longshore.tasks.control.dispatch import in_flight
 from longshore.tasks.crash_points import point
 from longshore.tasks.loaded_runs import Loaded, NotOurs
 
-#: Why a run is not compensated.
 #: Commands after which an ended run may be live.
 _REOPENS = frozenset({"resume", "undo", "resolve"})
 #: Refusal of a resume while the run waits for a decision about a step of unknown outcome.
