@@ -170,11 +170,20 @@ def _of_step(
     word = params.pop(secrets.WORD, "")
     inside = params.pop(INSIDE, step.inside)
     if not rendered and templates.has_template(step.operation.templated(params)):
-        yield LeftOut(run_id, name, "a person has resolved the step as done; its parameters are not known")
+        yield LeftOut(run_id, name, f"its parameters are not known: {_why_unknown(fields, step_id)}")
         return
     ended = int(fields.get(f"{Field.ENDED}:{step_id}") or 0)
     target = fields.get(f"{Field.HOST}:{step_id}") or (there if host else "")
     yield _Effect(run_id, name, step.operation, params, files, target, ended, step.step.timeout, inside, word)
+
+
+def _why_unknown(fields: Mapping[str, str], step_id: StepId) -> str:
+    """Why the record has no rendered parameters of a step that has them as templates."""
+    # Only a resolution gives a reason to a step that is done.
+    if fields.get(f"{Field.DECISION}:{step_id}") or fields.get(f"{Field.REASON}:{step_id}"):
+        return "a person has resolved the step as done"
+    # Each attempt journals the parameters before it acts.
+    return "Redis has lost them"
 
 
 def _converges(operation: Operation, params: dict[str, Any]) -> bool:
