@@ -36,13 +36,17 @@ def deployments(found: Selection) -> list[dict[str, Any]]:
 
 
 def selection_json(found: Selection) -> dict[str, Any]:
-    notes = [
-        {"host": one.host, "project": one.project, "service": one.service or None, "text": one.text}
-        for one in found.notes
-    ]
+    left_alone, notes = (
+        [
+            {"host": one.host, "project": one.project, "service": one.service or None, "text": one.text}
+            for one in found.notes
+            if one.general is general
+        ]
+        for general in (False, True)
+    )
     wrong = {f"{one.host}:{one.project}": one.text for one in found.undetermined}
-    document = {"deployments": deployments(found), "count": len(found.chosen), "left_alone": notes}
-    return document | {"errors": found.errors | wrong}
+    document = {"deployments": deployments(found), "count": len(found.chosen), "left_alone": left_alone}
+    return document | {"notes": notes, "errors": found.errors | wrong}
 
 
 def print_selection(found: Selection) -> None:
@@ -52,8 +56,15 @@ def print_selection(found: Selection) -> None:
         rows = [("HOST", "PROJECT", "SERVICE", "ACTION", "REASON")]
         rows += [(o.host, o.project, o.service, o.action, ", ".join(map(str, o.reasons))) for o in found.chosen]
         print_table(rows)
+    _print_notes(found)
+
+
+def _print_notes(found: Selection) -> None:
+    """Print the notes; those about services that the selection does not restart begin with `left alone`."""
+    restarted = {(one.host, one.project, one.service) for one in found.chosen}
     for note in found.notes:
-        print_line(f"left alone: {note}")
+        is_left_alone = not note.general and (note.host, note.project, note.service) not in restarted
+        print_line(f"{'left alone' if is_left_alone else 'note'}: {note}")
 
 
 def finish(done: Orchestrated) -> None:
@@ -66,10 +77,8 @@ def finish(done: Orchestrated) -> None:
                       "rebuilt": list(done.rebuilt), "stacks": stacks, "select": selection_json(done.selection),
                       "report": report})  # fmt: skip
     else:
-        restarted = {(one.host, one.project, one.service) for one in done.selection.chosen}
-        for note in [] if options.quiet else done.selection.notes:
-            touched = (note.host, note.project, note.service) in restarted
-            print_line(f"{'note' if touched else 'left alone'}: {note}")
+        if not options.quiet:
+            _print_notes(done.selection)
         if done.exit_code or not options.quiet:
             print_line(done.message, err=done.exit_code != 0)
     return exit_with(done.exit_code)

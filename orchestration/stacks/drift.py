@@ -53,9 +53,10 @@ class Stale:
 
 @dataclass(frozen=True)
 class Note:
-    """A note about a service, or a whole project (no service), that is left alone; or about the rules for one.
+    """A note about a service, or a whole project (no service), that is left alone.
 
-    `undetermined`: the state of the project cannot be determined.
+    `undetermined`: the state of the project cannot be determined. `general`: the note is about a rule, a label or an
+    answer of a registry; no service is left alone because of it.
     """
 
     host: str
@@ -63,6 +64,7 @@ class Note:
     service: str
     text: str
     undetermined: bool = False
+    general: bool = False
 
     def __str__(self) -> str:
         return ": ".join(filter(None, ["/".join(filter(None, [self.project, self.service])), self.text]))
@@ -94,7 +96,7 @@ def _drift_of(host: str, project: str, name: str, service: Service, *, retry: bo
     if service.profiled and not service.containers:
         return
     if service.label_error:
-        yield Note(host, project, name, service.label_error)
+        yield Note(host, project, name, service.label_error, general=True)
     stopped = [one for one in service.containers if one.by_hand]
     ended = [one for one in service.containers if one.succeeded and not one.by_hand]
     others = [one for one in service.containers if one not in stopped and one not in ended]

@@ -80,7 +80,7 @@ def choose(
         undetermined += [each for each in found if isinstance(each, Note) and each.undetermined]
         if not wanted and image is None:
             notes += [
-                Note(host, "", "", f"image {ref}: its registry could not be queried: {remote.error}")
+                Note(host, "", "", f"image {ref}: its registry could not be queried: {remote.error}", general=True)
                 for ref, remote in one.remotes.items()
                 if remote.error
             ]
@@ -102,8 +102,9 @@ def with_reused_answers(selection: Selection, stored: Mapping[str, Mapping[str, 
         answers = stored.get(host, {})
         reused = [ref for ref, remote in one.remotes.items() if not remote.error and answers.get(ref) == remote]
         if count := len(set(reused) - newer):
-            why = "answers of registries from the last ten minutes; to ask again: longshore rebuild --force --registry"
-            notes.append(Note(host, "", "", f"{quantity(count, 'image')} on host {host}, because of {why}"))
+            what = f"registries were not asked again about {quantity(count, 'image')} on host {host}"
+            why = "answers from the last ten minutes; to ask again: longshore rebuild --force --registry"
+            notes.append(Note(host, "", "", f"{what}, because of {why}", general=True))
     return replace(selection, notes=(*selection.notes, *notes))
 
 
@@ -137,25 +138,25 @@ def _unknown(rules: StackRules, seen: Mapping[str, Inventory]) -> list[Note]:
     for one in seen.values():
         for name, project in one.projects.items():
             services.setdefault(name, set()).update(project.services)
-    found = (
-        [Note("", "", "", f"no project matches only: {', '.join(rules.only)}")] if rules.only and not services else []
-    )
+    found: list[Note] = []
+
+    def add(project: str, service: str, text: str) -> None:
+        found.append(Note("", project, service, text, general=True))
+
+    if rules.only and not services:
+        add("", "", f"no project matches only: {', '.join(rules.only)}")
     for name, spec in rules.stacks.items():
         if name not in services:
-            found.append(Note("", name, "", "no such project, but the file of LONGSHORE_STACKS has rules for it"))
+            add(name, "", "no such project, but the file of LONGSHORE_STACKS has rules for it")
             continue
-        missing = sorted(spec.services.keys() - services[name])
-        found += [
-            Note("", name, one, "no such service, but the file of LONGSHORE_STACKS has rules for it") for one in missing
-        ]
+        for service in sorted(spec.services.keys() - services[name]):
+            add(name, service, "no such service, but the file of LONGSHORE_STACKS has rules for it")
     after = {
         (name, other) for one in seen.values() for name, project in one.projects.items() for other in project.after
     }
-    found += [
-        Note("", name, "", f"no project {other}, which it must come after")
-        for name, other in sorted(after)
-        if other not in services
-    ]
+    for name, other in sorted(after):
+        if other not in services:
+            add(name, "", f"no project {other}, which it must come after")
     return found
 
 

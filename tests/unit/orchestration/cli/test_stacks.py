@@ -9,7 +9,8 @@ import pytest
 from longshore.orchestration.cli import stacks as command
 from longshore.orchestration.cli.main import call
 from longshore.orchestration.errors import UsageError
-from longshore.orchestration.stacks.inventory import Inventory, Project, Replica, Service
+from longshore.orchestration.operations.stacks import StackSpec
+from longshore.orchestration.stacks.inventory import Inventory, Project, Remote, Replica, Service
 from longshore.orchestration.stacks.rules import StackRules
 from longshore.orchestration.stacks.selection import Selection, choose
 
@@ -74,3 +75,30 @@ def test_only_a_restart_that_may_change_services_waits_for_other_runs(
     assert call(["restart", "--label", "tier=nothing", *arguments]) == 0
 
     assert host.waited is waits
+
+
+def test_only_notes_about_services_that_stay_as_they_are_begin_with_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = OneHost()
+    host.rules = StackRules(stacks={"shpo": StackSpec()})
+    web, more = service(OLD), {"state": "paused"}
+    paused = [one.model_copy(update=more) for one in web.containers]
+    services = {
+        "web": web.model_copy(update={"containers": paused}),
+        "db": web.model_copy(update={"containers": paused, "replicas": 2}),
+        "api": web.model_copy(update={"label_error": "longshore.files: 'x' is not an action"}),
+    }
+    remotes = {"shop:1": Remote(error="timeout")}
+    host.seen = {"web1": Inventory(projects={"shop": Project(services=services)}, remotes=remotes)}
+    monkeypatch.setattr(command, "_stacks", lambda: host)
+
+    assert call(["select"]) == 0
+
+    assert [line for line in capsys.readouterr().out.splitlines() if ": " in line] == [
+        "note: shpo: no such project, but the file of LONGSHORE_STACKS has rules for it",
+        "note: shop/api: longshore.files: 'x' is not an action",
+        "note: shop/db: paused",
+        "left alone: shop/web: paused",
+        "note: image shop:1: its registry could not be queried: timeout",
+    ]

@@ -495,7 +495,7 @@ def test_stacks_of_several_hosts_have_distinct_step_names() -> None:
     ],
     ids=["first-answer", "asked-again", "reused", "reused-and-newer"],
 )
-def test_images_that_are_left_alone_because_of_a_stored_answer_are_counted(
+def test_images_with_a_reused_answer_of_their_registry_are_counted(
     stored: dict[str, Remote], newer: str, notes: int
 ) -> None:
     project = Project(services={"web": service(replica(), newer=newer)})
@@ -504,6 +504,6 @@ def test_images_that_are_left_alone_because_of_a_stored_answer_are_counted(
     found = with_reused_answers(choose(StackRules(), {"web1": one}, {}), {"web1": stored})
 
     assert [str(note) for note in found.notes] == notes * [
-        "1 image on host web1, because of answers of registries from the last ten minutes; "
+        "registries were not asked again about 1 image on host web1, because of answers from the last ten minutes; "
         "to ask again: longshore rebuild --force --registry"
     ]
