@@ -30,11 +30,10 @@ _EACH = ("step_", "item_", "undo_")
 COMPUTED = {
     "kind(p, i) .. 'started'": {f"{each}started" for each in _EACH},
     "kind(p, i) .. 'ended'": {f"{each}ended" for each in _EACH},
-    "kind(prefix, id) .. 'ended'": {f"{each}ended" for each in _EACH},
+    "prefix == 'u' and 'undo_ended' or 'item_ended'": {"undo_ended", "item_ended"},
+    "prefix == 'u' and 'undo_ended' or 'step_ended'": {"undo_ended", "step_ended"},
     "kind(p, i) .. 'waiting'": {f"{each}waiting" for each in _EACH},
     "kind(p, i) .. 'retrying'": {f"{each}retrying" for each in _EACH},
-    # No compensation is skipped.
-    "kind(prefix, id) .. 'skipped'": {"step_skipped", "item_skipped"},
     "(p == '' and '' or 'undo_') .. 'task_started'": {"task_started", "undo_task_started"},
     "whole_of(i) and 'item_found' or 'step_found'": {"item_found", "step_found"},
     "undo == 'held_back' and 'undo_held_back' or 'undo_impossible'": {"undo_held_back", "undo_impossible"},

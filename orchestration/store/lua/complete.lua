@@ -62,7 +62,7 @@ if whole_of(i) or status == 'skipped' then
   left, version = unpack(redis.call('HMGET', run, 'left', 'version'))
 else
   left, version, counted = left - 1, version + 1, false
-  emit_as(version, kind(p, i) .. 'ended', 'step', i, 'host', '', 'status', status, 'error', err)
+  emit_as(version, kind(p, i) .. 'ended', 'step', i, 'status', status, 'error', err)
 end
 if ARGV[9] ~= ''
     -- guard: the next link of a chain waits for the end of the previous level

@@ -150,14 +150,21 @@ end
 -- Counts a final step, unit or undo, and writes its event. Returns the status and error of the whole step; nil while
 -- other units of the step are unfinished.
 local function ended(prefix, id, status, err)
+  local unit = whole_of(id)
   if status == 'skipped' then
     redis.call('HSET', steps, 'reason:' .. id, err)
-    emit(kind(prefix, id) .. 'skipped', 'step', id, 'host', at(id), 'reason', err)
+    if unit then
+      emit('item_skipped', 'step', id, 'host', at(id), 'reason', err)
+    else
+      emit('step_skipped', 'step', id, 'reason', err)
+    end
     err = ''
+  elseif unit then
+    emit(prefix == 'u' and 'undo_ended' or 'item_ended', 'step', id, 'host', at(id), 'status', status, 'error', err)
   else
-    emit(kind(prefix, id) .. 'ended', 'step', id, 'host', at(id), 'status', status, 'error', err)
+    emit(prefix == 'u' and 'undo_ended' or 'step_ended', 'step', id, 'status', status, 'error', err)
   end
-  local step = prefix == '' and whole_of(id)
+  local step = prefix == '' and unit
   if not step then
     redis.call('HINCRBY', run, 'left', -1)
     return status, err
