@@ -113,8 +113,8 @@ class RestartParams(RolloutParams, StackParams):
     `redeploy` recreates all containers of the service. `restart` stops and starts them. Dependencies come first.
     Services that share the network, IPC or PID namespace of a changed service are restarted or recreated, too.
 
-    If the project does not have the fingerprint `index`, the step chooses the actions again, and leaves out services
-    that are not stale.
+    If the project no longer has the fingerprint `index`, the step chooses the actions again, and leaves out services
+    that are not stale. Without `index`, the step carries out `services` as given.
     """
 
     only: _Names = Field(
@@ -130,7 +130,9 @@ class RestartParams(RolloutParams, StackParams):
         ),
     ]
     index: str = Field(
-        "", description="Fingerprint of the project in the inventory from which `services` were selected"
+        "",
+        description="Fingerprint of the project in the inventory from which `services` were selected; empty: do not "
+        "compare",
     )
     asked: bool = Field(default=False, description="Change the services even if they are no longer stale")
     retry: bool = Field(default=False, description="Start a version again that did not become healthy before")

@@ -103,7 +103,10 @@ class Restart(RolloutStep[RestartParams]):
 
     @staticmethod
     def _inspect(ctx: Context, docker: Engine, params: RestartParams) -> _Found:
-        """Inspect the project again: if it has changed since the selection, the actions are derived anew."""
+        """Inspect the project again: if it has changed since the selection, the actions are derived anew.
+
+        Without `index` there was no selection, and the actions are those of the plan.
+        """
         seen, _ = inventory_of(ctx.caches().get(STACK_CACHE + ctx.host.name))
         inspection = InspectParams(stacks=params.stacks, only=params.only)
         look = HostInspection(ctx, docker, inspection, seen, True, seen.remotes if seen else {})
@@ -114,7 +117,7 @@ class Restart(RolloutStep[RestartParams]):
             )
         if project.error:
             raise Preflight(f"project {params.project}: {project.error}")
-        moved = project.fingerprint != params.index
+        moved = params.index not in {"", project.fingerprint}
         stale = stale_of(project, retry=params.retry) if moved else {}
         if unknown := sorted(name for name in params.services if not getattr(project.services.get(name), "hash", "")):
             raise Preflight(f"service {unknown[0]} is not in the files of project {params.project}")
@@ -125,7 +128,7 @@ class Restart(RolloutStep[RestartParams]):
             elif name in stale:
                 one = stale[name]
                 todo[name] = ServiceAction(do=one.action, fetch=wanted.fetch, why=list(map(str, one.reasons)))
-        if moved and params.index:
+        if moved:
             repaired = sorted(params.services.keys() - todo.keys())
             ctx.log(f"project {params.project} has changed since the selection and was inspected again"
                     + (f"; without drift now: {', '.join(repaired)}" if repaired else ""))  # fmt: skip
