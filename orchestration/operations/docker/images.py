@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo
 from longshore.orchestration.operations.docker.fields import docker_operation, is_template
 
 #: A name with a tag; `latest` by default.
 _TAG = "[registry/]name[:tag]"
+
+
+def _without_digest(value: str) -> str:
+    if "@" in value and not is_template(value):
+        raise ValueError(f"{value!r} contains a digest, which follows from the content of the image: give {_TAG}")
+    return value
+
+
 Tag = Annotated[str, Field(min_length=1, description=_TAG)]
+#: A name that the step gives to an image, on the host or at a registry.
+NewTag = Annotated[str, Field(min_length=1, description=_TAG), AfterValidator(_without_digest)]
 Ref = Annotated[str, Field(min_length=1, description=f"{_TAG}, or name@sha256:…")]
 IdOrRef = Annotated[str, Field(min_length=1, description=f"{_TAG}, name@sha256:…, or the id of an image")]
 
@@ -55,7 +65,7 @@ class PullResult(Result):
 class PushParams(OfRegistry):
     """The name of the image contains the registry."""
 
-    image: Tag
+    image: NewTag
 
 
 class PushResult(Result):
@@ -70,7 +80,7 @@ class PushResult(Result):
 class BuildParams(Params):
     """The step sends the folder to the engine, without the files that .dockerignore excludes."""
 
-    image: Tag
+    image: NewTag
     context: str = Field(description="Absolute path of the folder on the worker's host")
     dockerfile: str = Field("Dockerfile", description="Path relative to the folder")
     args: dict[str, str] = Field({}, description="Build arguments")
@@ -91,7 +101,7 @@ class TagParams(Params):
     """If the tag moves, the former image gets a backup tag for the undo."""
 
     image: IdOrRef
-    name: str = Field(min_length=1, description=f"The new tag: {_TAG}")
+    name: Annotated[NewTag, Field(description=f"The new tag: {_TAG}")]
 
 
 class TagResult(Result):
