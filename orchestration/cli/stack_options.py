@@ -56,7 +56,7 @@ def rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["refuse", "accept"]),
             default="refuse",
             show_default=True,
-            help="Whether to restart a stack whose running version could not be restored afterwards.",
+            help="Whether to restart a stack although the image of an existing container is not on the host.",
         ),
         click.option(
             "--run-id", metavar="ID", help="Id of the run. An existing run with this id and plan is watched instead."

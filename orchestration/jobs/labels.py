@@ -15,7 +15,8 @@ longshore.job.stop-timeout     time limit of the stop of each container, before 
 longshore.job.start-timeout    time limit until the stopped containers are healthy again
 longshore.job.timeout          time limit of the worker
 longshore.job.grace            time from the worker's SIGTERM to its SIGKILL
-longshore.job.no-way-back      accept: run although a container could not be created again; refuse by default
+longshore.job.no-way-back      accept: run although the image of an existing container is not on the host;
+                               refuse by default
 longshore.stack                name of the stack, by default the Compose project
 
 longshore.job.attach           on a volume: the jobs whose worker mounts it

@@ -20,7 +20,7 @@ from longshore.orchestration.operations.docker.programs import KEEP_FAILED
 AS_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 Paths = Annotated[list[Annotated[str, Field(min_length=1)]], AS_LIST]
 NoWayBack = Literal["refuse", "accept"]
-#: The reaction of a step if an existing container could not be created again.
+#: The reaction of a step if the image of an existing container is not on the host.
 NO_WAY_BACK: Any = Field(
     "refuse",
     description="refuse: fail before any change if the image of an existing container is not on the host; accept: "

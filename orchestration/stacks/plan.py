@@ -32,8 +32,8 @@ class RolloutOptions(TypedDict, total=False):
 
     At most `max_parallel` stacks are restarted at once, on all hosts together; `canary` stacks first, and if one of
     them fails, the others are skipped. `on_failure`: `keep` undoes a failed stack by itself, `undo` undoes all stacks.
-    `retry` tries versions again that have failed before. `no_way_back`: `accept` restarts a stack whose running
-    containers could not be created again.
+    `retry` tries versions again that have failed before. `no_way_back`: `accept` restarts a stack although the
+    image of an existing container is not on the host.
     """
 
     max_parallel: int | None

@@ -22,7 +22,7 @@ from longshore.tasks.operations.jobs.snapshot import ContainerSnapshot
 
 
 def require(docker: Engine, params: WorkerParams, kept: Iterable[ContainerSnapshot]) -> list[Description]:
-    """Descriptions of the containers. Raises Preflight for one that could not be created again, unless accepted."""
+    """Descriptions of the containers. Raises Preflight if the image of one is not on the host, unless accepted."""
     found = []
     for one in kept:
         described = describe(docker, one.id)
