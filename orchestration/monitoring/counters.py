@@ -49,6 +49,8 @@ _OVERLAP = 60_000
 SEP = "\x1f"
 #: Fields beside the counters: the last end that is counted, and whether a scrape has ever counted all ends.
 _UNTIL, _COMPLETE = f"{SEP}until", f"{SEP}complete"
+#: Field of a run's entry: its instance id. A run with the id of a deleted run has another one.
+_INSTANCE = f"{SEP}instance"
 
 #: Metrics of a sweeper, by the field of a step, or of its undo, that counts them.
 _SWEPT: dict[str, str] = {Field.LOST: "lost", Field.RESENT: "resent"}
@@ -56,15 +58,25 @@ _SWEPT: dict[str, str] = {Field.LOST: "lost", Field.RESENT: "resent"}
 Counts = dict[str, float]
 
 
-def of_run(store: Store, run_id: str) -> tuple[Counts, RunState] | None:
-    """The counts and the state of a run; None where the run is gone or unreadable."""
+@dataclass(frozen=True)
+class RunCounts:
+    """The counts of one run, with its instance id and state; without them for an unreadable run."""
+
+    counts: Counts = field(default_factory=dict)
+    instance_id: str = ""
+    state: RunState | None = None
+
+
+def of_run(store: Store, run_id: str) -> RunCounts | None:
+    """The counts of a run; None where the run is gone or unreadable."""
     try:
         text, run, steps, now = store.whole(run_id)
         if text is None:
             return None
-        plan = _compiled(json.dumps(read_request(run_id, text)["plan"]))
+        body = read_request(run_id, text)
+        plan = _compiled(json.dumps(body["plan"]))
         done = report.build(run_id, plan, run, steps, now)
-        return _counts(plan, steps, done), done.state
+        return RunCounts(_counts(plan, steps, done), str(body.get("instance_id", "")), done.state)
     except StoreUnavailable as error:
         if isinstance(error, WrongType):
             return None
@@ -133,13 +145,14 @@ def totals(store: Store) -> Totals:
     live = store.call(store.client.zrange, store.keys.live, 0, _LIVE - 1)
     uncounted = _fold(store)
     found = Totals(uncounted=uncounted)
-    progress: dict[str, Counts] = {}
+    progress: dict[str, RunCounts] = {}
     for run_id in live:
         if (seen := of_run(store, run_id)) is None:
             continue
-        progress[run_id], state = seen
-        if state not in TERMINAL:
-            found.live[store.call(store.client.hget, store.keys.of(run_id).run, "plan") or "", str(state)] += 1
+        progress[run_id] = seen
+        if seen.state not in TERMINAL:
+            plan = store.call(store.client.hget, store.keys.of(run_id).run, "plan") or ""
+            found.live[plan, str(seen.state)] += 1
     for begin in range(0, len(live), _PAGE):
         _add(store, {run_id: progress[run_id] for run_id in live[begin : begin + _PAGE] if run_id in progress})
     # Only stored totals are reported: the next scrape may not find a live run of this one.
@@ -184,11 +197,11 @@ def _count(store: Store, ended: Mapping[str, float]) -> bool:
     left = [run_id for run_id, at in ended.items() if _number(_entries(before.get(run_id)).get(_UNTIL)) != at]
     if left:
         # An unreadable run counts nothing, and is not read again.
-        _add(store, {run_id: (of_run(store, run_id) or ({}, None))[0] for run_id in left}, ended)
+        _add(store, {run_id: of_run(store, run_id) or RunCounts() for run_id in left}, ended)
     return not left
 
 
-def _add(store: Store, runs: Mapping[str, Counts], ended: Mapping[str, float] | None = None) -> None:
+def _add(store: Store, runs: Mapping[str, RunCounts], ended: Mapping[str, float] | None = None) -> None:
     """Add the new counts of runs, in one transaction, so that concurrent scrapes add them once.
 
     `ended` maps ended runs to the times of their ends.
@@ -203,14 +216,17 @@ def _add(store: Store, runs: Mapping[str, Counts], ended: Mapping[str, float] | 
                 texts = store.call(pipe.hmget, keys.counted_runs, list(runs))
                 total: dict[str, float] = defaultdict(float)
                 entries: dict[Any, Any] = {}
-                for (run_id, counts), text in zip(runs.items(), texts, strict=True):
-                    stored = _entries(text)
+                for (run_id, seen), text in zip(runs.items(), texts, strict=True):
+                    stored, counts = _entries(text), seen.counts
+                    if seen.instance_id and stored.get(_INSTANCE, "") not in {"", seen.instance_id}:
+                        stored = {}  # the entry is that of a deleted run with the same id
                     known = _numbers(stored)
                     more = _more(known, counts)
                     if not more and ended is None:
                         continue
                     until = stored.get(_UNTIL) if ended is None else ended[run_id]
-                    entries[run_id] = json.dumps(known | {name: counts[name] for name in more} | {_UNTIL: until})
+                    entry = {_UNTIL: until, _INSTANCE: seen.instance_id or stored.get(_INSTANCE, "")}
+                    entries[run_id] = json.dumps(known | {name: counts[name] for name in more} | entry)
                     for name, by in more.items():
                         total[name] += by
                 if not entries:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from longshore.orchestration.monitoring import counters
+from longshore.orchestration.monitoring.counters import RunCounts
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer
@@ -26,7 +27,7 @@ def store(server: RedisServer) -> Iterator[Store]:
 
 @pytest.fixture(autouse=True)
 def equal_counts_for_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "of_run", lambda _store, _run: (dict(COUNTS), RunState.SUCCEEDED))
+    monkeypatch.setattr(counters, "of_run", lambda _store, _run: RunCounts(COUNTS, "a", RunState.SUCCEEDED))
 
 
 def add_ended_runs(store: Store, number: int, at: int = 10**12, prefix: str = "r") -> None:
@@ -98,15 +99,25 @@ def test_reopened_run_adds_only_new_counts(store: Store, monkeypatch: pytest.Mon
     add_ended_runs(store, 1)
     before = totals(store)
     again = {f"runs{counters.SEP}p{counters.SEP}undone": 1.0, f"attempts{counters.SEP}noop": 5.0}
-    monkeypatch.setattr(counters, "of_run", lambda _store, _run: (dict(again), RunState.UNDONE))
+    monkeypatch.setattr(counters, "of_run", lambda _store, _run: RunCounts(again, "a", RunState.UNDONE))
     add_ended_runs(store, 1, at=10**12 + 9)
     assert totals(store) == before | again
+
+
+def test_run_with_the_id_of_a_deleted_run_is_counted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_ended_runs(store, 1)
+    before = totals(store)
+    # The run was deleted, and another one has got its id.
+    monkeypatch.setattr(counters, "of_run", lambda _store, _run: RunCounts(COUNTS, "b", RunState.SUCCEEDED))
+    add_ended_runs(store, 1, at=10**12 + 9)
+    twice = {name: 2 * value for name, value in before.items()}
+    assert [totals(store), totals(store)] == [twice, twice]
 
 
 def test_live_run_keeps_its_counts_when_it_is_deleted_before_the_next_scrape(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counters, "of_run", lambda _store, _run: (dict(COUNTS), RunState.RUNNING))
+    monkeypatch.setattr(counters, "of_run", lambda _store, _run: RunCounts(COUNTS, "a", RunState.RUNNING))
     store.client.zadd(store.keys.live, {"r": 1})
     store.client.zadd(store.keys.runs, {"r": 1})
     assert totals(store) == COUNTS
@@ -121,7 +132,7 @@ def test_live_runs_beyond_the_limit_of_a_scrape_keep_their_counts(
     monkeypatch.setattr(counters, "_LIVE", 1)
     progress = {"r0": 1.0, "r1": 2.0}
     name = f"attempts{counters.SEP}noop"
-    monkeypatch.setattr(counters, "of_run", lambda _store, run: ({name: progress[run]}, RunState.RUNNING))
+    monkeypatch.setattr(counters, "of_run", lambda _store, run: RunCounts({name: progress[run]}, "a", RunState.RUNNING))
     store.client.zadd(store.keys.live, {"r0": 1, "r1": 2})
     assert totals(store) == {name: 1}
     store.client.zadd(store.keys.live, {"r0": 3})  # swept: the next scrape reads the other run
