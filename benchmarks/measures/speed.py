@@ -138,8 +138,8 @@ def large_starts(bench: Bench) -> list[Figure]:
 
     seconds = bench.medians({"1,000": lambda: start(thousand), "10,000": lambda: start(ten_thousand)})
     return [
-        Figure("a plan of 1,000 steps starts", seconds["1,000"], "s", target=at_most(0.15)),
-        Figure("a plan of 10,000 steps starts", seconds["10,000"], "s", target=at_most(1.5)),
+        Figure("Client.start of 1,000 steps", seconds["1,000"], "s", target=at_most(0.15)),
+        Figure("Client.start of 10,000 steps", seconds["10,000"], "s", target=at_most(1.5)),
     ]
 
 
