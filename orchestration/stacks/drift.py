@@ -5,7 +5,7 @@ Containers that were stopped by hand, or ended with 0, are intended to be stoppe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,14 +73,15 @@ class Note:
 def find_drift(host: str, seen: Inventory, *, retry: bool = False) -> Iterator[Stale | Note]:
     """The stale services of a host and the notes about others, sorted by project and service.
 
-    A version that has failed is a note, unless `retry` is set.
+    A version that has failed, and the new version of a service that depends on one, are notes, unless `retry` is set.
     """
     for name, project in sorted(seen.projects.items()):
         if project.error:
             yield Note(host, name, "", project.error, undetermined=not project.unknown)
             continue
+        kept_back = {} if retry else _kept_back(project.services)
         for service, described in sorted(project.services.items()):
-            yield from _drift_of(host, name, service, described, retry=retry)
+            yield from _drift_of(host, name, service, described, kept_back.get(service, ""))
 
 
 def stale_of(project: Project, *, retry: bool = False) -> dict[str, Stale]:
@@ -89,7 +90,8 @@ def stale_of(project: Project, *, retry: bool = False) -> dict[str, Stale]:
     return {one.service: one for one in found if isinstance(one, Stale)}
 
 
-def _drift_of(host: str, project: str, name: str, service: Service, *, retry: bool) -> Iterator[Stale | Note]:
+def _drift_of(host: str, project: str, name: str, service: Service, kept_back: str) -> Iterator[Stale | Note]:
+    """`kept_back`: why the service must not get a new version; '' if it may."""
     if not service.hash:
         yield Note(host, project, name, "not defined in the files of its project")
         return
@@ -99,7 +101,7 @@ def _drift_of(host: str, project: str, name: str, service: Service, *, retry: bo
         yield Note(host, project, name, service.label_error, general=True)
     stopped = [one for one in service.containers if one.by_hand]
     ended = [one for one in service.containers if one.succeeded and not one.by_hand]
-    others = [one for one in service.containers if one not in stopped and one not in ended]
+    others = _others(service)
     if stopped:
         yield Note(host, project, name, f"stopped by hand{_which(service, stopped)}")
     if ended:
@@ -110,10 +112,9 @@ def _drift_of(host: str, project: str, name: str, service: Service, *, retry: bo
         extra = f"{len(service.containers)} containers, but its files define {service.replicas}; all are kept"
         yield Note(host, project, name, extra)
     found = list(_reasons(service, others))
-    if service.failed and not retry and any(reason.kind in _VERSIONS for reason, _ in found):
-        # Every other action than a restart would bring the failed version as well.
-        versions = ", ".join(reason.text for reason, _ in found if reason.kind in _VERSIONS)
-        yield Note(host, project, name, f"{versions}: this version {service.failed}; to try it again: --retry")
+    if kept_back and (versions := _versions(found)):
+        # Every other action than a restart would bring the new version as well.
+        yield Note(host, project, name, f"{versions}: {kept_back}; to try it again: --retry")
         found = [(reason, action) for reason, action in found if action == "restart"]
     reasons = [reason for reason, _ in found]
     actions: set[Action] = {action for _, action in found}
@@ -124,6 +125,41 @@ def _drift_of(host: str, project: str, name: str, service: Service, *, retry: bo
         action: Action = actions.pop() if len(actions) == 1 else "redeploy"
         fetch = bool(service.newer) and any(reason.kind in _VERSIONS for reason in reasons)
         yield Stale(host, project, name, tuple(reasons), action, fetch)
+
+
+def _kept_back(services: Mapping[str, Service]) -> dict[str, str]:
+    """Why services must not get their new version: this version has failed, or that of a direct or indirect dependency.
+
+    Otherwise, a stack would run new versions beside the old version of a service that they need.
+    """
+    failed = {name for name, one in services.items() if one.failed and _versions(list(_reasons(one, _others(one))))}
+    why = {name: f"this version {services[name].failed}" for name in failed}
+    for name in services.keys() - failed:
+        if needed := sorted(_dependencies(services, name) & failed):
+            versions = "version" if len(needed) == 1 else "versions"
+            why[name] = f"depends on {' and '.join(needed)}, whose {versions} failed"
+    return why
+
+
+def _dependencies(services: Mapping[str, Service], name: str) -> set[str]:
+    """The direct and indirect dependencies of a service."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        new = set(services.get(left.pop(), Service()).depends_on) - found
+        found |= new
+        left += new
+    return found
+
+
+def _others(service: Service) -> list[Replica]:
+    """The containers that are not intended to be stopped."""
+    return [one for one in service.containers if not one.by_hand and not one.succeeded]
+
+
+def _versions(found: list[tuple[Reason, Action]]) -> str:
+    """The texts of the reasons whose repair brings a new version."""
+    return ", ".join(reason.text for reason, _ in found if reason.kind in _VERSIONS)
 
 
 def _reasons(service: Service, containers: list[Replica]) -> Iterator[tuple[Reason, Action]]:

@@ -72,6 +72,8 @@ class Service(_Model):
     #: Restart policy; and whether the service has a profile, so that it may be missing.
     restart: str = ""
     profiled: bool = False
+    #: The services in its `depends_on`.
+    depends_on: list[str] = []
     #: Labels in its files, and labels of its containers.
     declared: dict[str, str] = {}
     labels: dict[str, str] = {}

@@ -110,9 +110,18 @@ def test_service_that_waited_for_a_broken_one_is_no_bad_version(place: Installat
     assert shop.state()["poller-1"][1] == was["poller-1"][1]
     # only the api has a bad version, and its note names the only file that has changed
     noted = place.longshore("select")
+    assert "no services selected" in noted.out
     assert f"left alone: {shop.name}/api" in noted.out
-    assert f"left alone: {shop.name}/poller" not in noted.out
-    assert f"({shop.folder / '.env'} changed): this version failed its health check on" in noted.out
+    assert noted.out.count(f"({shop.folder / '.env'} changed): this version failed its health check on") == 1
+    # and the poller is left alone because of the api
+    assert f"left alone: {shop.name}/poller" in noted.out
+    assert "depends on api, whose version failed; to try it again: --retry" in noted.out
+    for command in (("restart", shop.name), ("orchestrate",)):
+        done = place.longshore(*command, *QUICK)
+        assert done.code == 0, done.err
+        now = shop.state()
+        assert [now[name][1] for name in ("api-1", "poller-1")] == [was[name][1] for name in ("api-1", "poller-1")]
+    assert set(selected(place, retry=True)) == {f"{shop.name}/api", f"{shop.name}/poller"}
 
     # When the api alone is corrected
     (shop.folder / ".env").write_text("TAG=2\nCHECK=true\n")

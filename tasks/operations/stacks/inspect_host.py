@@ -34,7 +34,7 @@ from longshore.tasks.operations.stacks.start_facts import Start, keep_starts, st
 
 _LABEL = "com.docker.compose."
 #: Fields of a service that its files determine.
-_OF_FILES = {"image", "hash", "replicas", "restart", "profiled", "declared"}
+_OF_FILES = {"image", "hash", "replicas", "restart", "profiled", "depends_on", "declared"}
 _EXITED = re.compile(r"(?:Exited|Restarting|Dead) \((-?\d+)\)")
 _HEALTH = re.compile(r"\((healthy|unhealthy|health: starting)\)")
 #: The maximum number of tracked files per service.
@@ -398,6 +398,7 @@ def _service_of(resolved: Resolved, name: str) -> Service:
         declared={key: str(value) for key, value in sorted((config.get("labels") or {}).items())},
         restart=str(config.get("restart") or ""),
         profiled=bool(config.get("profiles")),
+        depends_on=sorted(config.get("depends_on") or {}),
     )
 
 

@@ -13,7 +13,7 @@ from longshore.orchestration import validate
 from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.runs.stack_outcome import exit_code, stacks_of
-from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift
+from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift, stale_of
 from longshore.orchestration.stacks.image_names import matches_image, normal, registry_of
 from longshore.orchestration.stacks.inventory import Inventory, Project, Remote, Replica, Service, Tracked, difference
 from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan, with_defaults
@@ -105,6 +105,43 @@ CHANGED = {"/x": Tracked(digest="2")}
 )  # fmt: skip
 def test_service_drift_follows_the_snapshot(of: Service, reasons: list[str], action: str, notes: list[str]) -> None:
     assert drift_of(of) == (reasons, action, notes)
+
+
+def services_left_alone(retry: bool = False, **services: Service) -> tuple[dict[str, str], dict[str, str]]:
+    """The action of each stale service, and the note about each other one."""
+    found = list(find_drift("web1", Inventory(projects={"shop": Project(services=services)}), retry=retry))
+    actions = {one.service: str(one.action) for one in found if isinstance(one, Stale)}
+    return actions, {one.service: one.text for one in found if isinstance(one, Note)}
+
+
+def test_new_version_is_not_brought_beside_the_failed_version_of_a_dependency() -> None:
+    def new(*depends_on: str, **values: Any) -> Service:
+        return service(replica(**values), hash="h2", depends_on=list(depends_on))
+
+    api = service(replica(), hash="h2", failed="failed")
+    why = "config h1 → h2: depends on api, whose version failed; to try it again: --retry"
+    others = {
+        "poller": new("api"),
+        "cache": service(replica(), depends_on=["api"]),
+        "indirect": new("cache", "removed"),
+        "ill": new("poller", health="unhealthy"),
+        "web": new(),
+    }
+
+    actions, notes = services_left_alone(api=api, **others)
+
+    assert actions == {"ill": "restart", "web": "up"}
+    assert notes.pop("api") == "config h1 → h2: this version failed; to try it again: --retry"
+    assert notes == dict.fromkeys(("poller", "indirect", "ill"), why)
+    assert stale_of(Project(services={"api": api} | others)).keys() == actions.keys()
+    # with --retry, all services are updated
+    assert services_left_alone(retry=True, api=api, **others)[1] == {}
+    # a dependency that runs the failed version, or whose version is corrected, prevents no update
+    for running in (service(replica(), failed="failed"), service(replica(), hash="h3")):
+        assert "poller" in services_left_alone(api=running, **others)[0]
+    # and all failed dependencies are named, also in a circle
+    both = {"api": api, "db": service(replica(), hash="h2", failed="failed", depends_on=["x"]), "x": new("api", "db")}
+    assert "depends on api and db, whose versions failed;" in services_left_alone(**both)[1]["x"]
 
 
 def test_unreadable_project_is_reported_without_affecting_others() -> None:

@@ -84,7 +84,8 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
     def resolve(_self: Compose, source: Source, _services: Any = None) -> Resolved:
         made.asked.append("compose")
-        services = {"web": {"image": "shop:1", "restart": "always"}, "once": {"image": "shop:1"}}
+        services: dict[str, Any] = {"web": {"image": "shop:1", "restart": "always"}, "once": {"image": "shop:1"}}
+        services["web"]["depends_on"] = {"once": {"condition": "service_started"}}
         return Resolved("shop", "{}", services, {"web": "h1", "once": "h2"}, source)
 
     monkeypatch.setattr(Compose, "resolve", resolve)
@@ -211,7 +212,8 @@ def test_container_newer_than_its_files_is_not_inspected(engine: Engine) -> None
 def test_compose_config_is_cached_until_a_file_changes(engine: Engine) -> None:
     start(engine, "web")
     seen = look(engine)
-    assert "compose" not in (look(engine, seen), engine.asked)[1]
+    assert look(engine, seen).projects["shop"].services["web"].depends_on == ["once"]
+    assert "compose" not in engine.asked
     (engine.folder / ".env").write_text("A=1")
     assert "compose" in (look(engine, seen), engine.asked)[1]
     look(engine, seen, stacks={"shop": {"after": ["infra"]}})
