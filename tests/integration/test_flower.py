@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from itertools import pairwise
@@ -295,6 +297,16 @@ def test_flower_refuses_to_start_with_an_unknown_option(place: Installation) -> 
     flower = Flower(place, "--readonly")
     assert flower.process.wait(PATIENCE) == 2
     assert "Flower has no option --readonly: did you mean --read_only?" in flower.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_flower_ends_after_one_signal_while_redis_does_not_answer(tmp_path: Path, number: signal.Signals) -> None:
+    with RedisServer() as server, Flower(Installation(server.url, tmp_path), command=("longshore", "flower")) as flower:
+        os.kill(server.pid, signal.SIGSTOP)
+        assert flower.get("/workers?refresh=1")[0] == 200  # Flower's threads now wait for Redis
+        flower.process.send_signal(number)
+        assert flower.process.wait(PATIENCE) == 0
+    assert "Traceback" not in flower.log.read_text()
 
 
 def test_flower_without_a_login_admits_only_this_machine(place: Installation) -> None:

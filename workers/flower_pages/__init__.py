@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,11 +78,43 @@ def _guard() -> None:
     Flower.find_handler = find_handler
 
 
+#: Seconds from the signal to the end of Flower, if Redis does not answer.
+_SHUTDOWN = 3.0
+
+
+def _end_after_signal() -> None:
+    """Make Flower end after one signal, even if Redis does not answer.
+
+    At the end of the process, Python waits for the threads of Flower's executor, which send commands to the workers.
+    Without an answer of Redis, these threads do not end.
+    """
+    start = Flower.start
+
+    def start_until_signal(self: Flower) -> None:
+        try:
+            start(self)
+        except (KeyboardInterrupt, SystemExit):
+            timer = threading.Timer(_SHUTDOWN, _exit)
+            timer.daemon = True
+            timer.start()
+            self.stop()  # stores the events of a persistent Flower
+            raise
+
+    Flower.start = start_until_signal
+
+
+def _exit() -> None:
+    """End the process without waiting for threads."""
+    logging.shutdown()
+    os._exit(0)
+
+
 def install() -> None:
     """Add the pages to Flower; call before Flower's application is created."""
     if any(getattr(handler, "name", None) == "runs" for handler in urls.handlers):
         return
     _guard()
+    _end_after_signal()
     urls.settings["template_loader"] = _Loader(str(_FLOWERS))
     urls.handlers[:0] = [
         url(r"/runs", pages.Runs, name="runs"),
