@@ -26,10 +26,15 @@ def first_sentence(text: str) -> str:
 
 
 def with_signatures(markdown: str) -> str:
-    """A page with the signature of each object before its directive, for readers of the page in the repository."""
+    """A page with the signature of each object, and the fields of each model and dataclass, before its directive.
+
+    For readers of the page in the repository.
+    """
 
     def signed(directive: re.Match[str]) -> str:
-        return "\n".join(["```text", *_signatures(_object(directive[1])), "```", "", directive[0]])
+        found = _object(directive[1])
+        first, *others = _signatures(found)
+        return "\n".join(["```text", first, *_fields(found), *others, "```", "", directive[0]])
 
     return _DIRECTIVE.sub(signed, markdown)
 
@@ -63,6 +68,36 @@ def _signatures(found: griffe.Object) -> list[str]:
     if found.is_class and "__init__" in found.members:
         signatures.append(_signature(found["__init__"]).replace("__init__", found.name).removesuffix(" -> None"))
     return signatures
+
+
+def _fields(found: griffe.Object) -> list[str]:
+    """The public fields of a model or dataclass that no signature of a constructor shows, a line each."""
+    if not isinstance(found, griffe.Class) or not ("dataclass" in found.labels or _is_model(found)):
+        return []
+    shown = {each.name for each in found["__init__"].parameters} if "__init__" in found.members else set()
+    fields = [each for name, each in found.attributes.items() if not name.startswith("_") and name not in shown]
+    return [
+        f"    {each.name}: {_plain_type(each.annotation)}"
+        for each in fields
+        if each.annotation and "property" not in each.labels
+    ]
+
+
+def _is_model(found: griffe.Class) -> bool:
+    """Report whether the class is a model of pydantic. Settings are none: they have a page of their own."""
+    if any(isinstance(base, griffe.Expr) and base.canonical_path == "pydantic.BaseModel" for base in found.bases):
+        return True
+    return any(isinstance(base, griffe.Class) and _is_model(base) for base in found.resolved_bases)
+
+
+def _plain_type(annotation: str | griffe.Expr) -> str:
+    """A type without the metadata of `Annotated`."""
+    if isinstance(annotation, griffe.ExprBinOp):
+        return f"{_plain_type(annotation.left)} {annotation.operator} {_plain_type(annotation.right)}"
+    if isinstance(annotation, griffe.ExprSubscript) and str(annotation.left) == "Annotated":
+        inside = annotation.slice
+        return _plain_type(inside.elements[0] if isinstance(inside, griffe.ExprTuple) else inside)
+    return str(annotation)
 
 
 def _described(found: griffe.Object) -> str:

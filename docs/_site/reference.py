@@ -331,8 +331,9 @@ def python() -> str:
     """The public names of Python, each with its entry by mkdocstrings."""
     lines = [
         "# Python API", "",
-        "This page lists the public names of Longshore in Python, by module, with their signatures. The built site"
-        " (`make docs`) also shows the members and the documentation of each name.", "",
+        "This page lists the public names of Longshore in Python, by module, with their signatures, and the"
+        " fields of models and dataclasses. The built site (`make docs`) also shows the other members and the"
+        " documentation of each name.", "",
     ]  # fmt: skip
     parts: list[tuple[str, str, ModuleType]] = [
         ("longshore.orchestration", "Plans, runs, clients and errors", orchestration),

@@ -117,6 +117,22 @@ def test_signatures_of_the_page_in_the_repository_are_not_shown_twice_on_the_sit
     assert (site / "reference" / "python.md").read_text().count(signature) == 1
 
 
+def test_fields_of_the_page_in_the_repository_are_not_shown_twice_on_the_site(site: Path) -> None:
+    field = "duration_s: float | None"
+    text = (site / "reference" / "python.md").read_text()
+    html = unescape(re.sub(r"<[^>]+>", "", (site / "reference" / "python.html").read_text()))
+    blocks = re.findall(r"^```text\n(.*?)^```$", (FOLDER / "python.md").read_text(), re.M | re.S)
+
+    for name in ("Report", "StepReport"):
+        assert [f"    {field}\n" in block for block in blocks if block.startswith(f"class {name}(")] == [True]
+    assert "    target: str | None\n" in next(block for block in blocks if block.startswith("class Step("))
+    # a constructor shows the fields of its dataclass
+    assert [block.count("changed: ") for block in blocks if block.startswith("class Result\n")] == [1]
+    assert f"    {field}" not in text
+    assert text.count(f"- `{field}`") == 2
+    assert f"    {field}\n" not in html
+
+
 def test_pages_of_the_reference_are_current(tmp_path: Path) -> None:
     # In a separate process, because other tests register operations.
     subprocess.run([sys.executable, "-m", "docs._site.reference", tmp_path], cwd=ROOT, check=True)
