@@ -144,8 +144,8 @@ ERRORS: dict[str, ErrorText] = {
         "1",
         "A service that the plan needs is down, and LONGSHORE_ON_BLOCKED is `refuse`. Nothing was stored.",
         "The breaker of the service is open.",
-        "Repair the service. If runs wait for the service (`longshore breaker ls`), the next call of one of them "
-        "closes the breaker. Otherwise, close the breaker: `longshore breaker reset SERVICE`.",
+        "Repair the service. If runs wait for the service (`longshore breaker ls`), one of them calls the service "
+        "within about 30 s, and closes the breaker. Otherwise, close the breaker: `longshore breaker reset SERVICE`.",
     ),
     "run-lost": ErrorText(
         "1",
@@ -254,7 +254,8 @@ ERRORS: dict[str, ErrorText] = {
         _STEP,
         "The effect has begun, and its outcome is not known yet. The next attempt begins after a delay. If the "
         "operation has a `done` function, the attempt calls the operation only if `done` finds no effect. If the "
-        "outcome is still not known after the `timeout` of the step, the step ends `unknown`.",
+        "outcome is still not known when the `timeout` of the step has passed since the first `Delayed`, the step ends "
+        "`unknown`.",
         "The service has accepted a request that it completes later.",
         "Wait, or raise the `timeout` of the step if the service needs longer.",
     ),
