@@ -197,20 +197,23 @@ def test_list_matches_the_engine_and_filters_by_the_whole_name(
 ) -> None:
     name, idle = container(), container(start=False)
     engine.rename(idle, f"{name}0")
-    rows = {row["Names"][0][1:]: row for row in engine.containers(all=True)}
+    image_id = engine.inspect_container(name)["Image"]
 
     def listed(**params: Any) -> dict[str, Any]:
         outcome = step("docker.list.get", **params).act()
         assert not outcome.changed
         return {one["name"]: one for one in outcome.data["containers"]}
 
-    assert listed(state="all").keys() == rows.keys()
+    # Other processes create containers on the engine, too.
+    assert listed(state="all").keys() >= {name, f"{name}0"}
     assert listed(state="all", name=name).keys() == {name}
     assert name in listed()
     assert f"{name}0" not in listed()
-    assert listed(state="stopped", name=f"{name}0")[f"{name}0"]["image_id"] == rows[f"{name}0"]["ImageID"]
+    assert listed(state="stopped", name=f"{name}0")[f"{name}0"]["image_id"] == image_id
     assert listed(state="all", label={"no.such": None}) == {}
-    assert step("docker.list.get", state="all", limit=1).act().data["count"] == len(rows)
+    data = step("docker.list.get", state="all", limit=1).act().data
+    assert data["count"] >= 2
+    assert len(data["containers"]) == 1
 
 
 def test_logs_returns_the_tail_of_each_stream(step: MakeStep, container: MakeContainer) -> None:
