@@ -97,7 +97,9 @@ latest: | .venv-latest/bin/python ## install the newest versions that pyproject.
 
 .venv/.locked: $(LOCK) | $(BIN)/python
 	@echo "installing the packages of $(LOCK) into .venv"
-	@$(UV_INSTALL) --require-hashes -r $(LOCK) || $(PIP_INSTALL) --require-hashes -r $(LOCK)
+	@$(UV_INSTALL) --require-hashes -r $(LOCK) \
+	  || { echo "uv has failed; pip installs the packages, which takes a minute"; \
+	       $(PIP_INSTALL) --require-hashes -r $(LOCK); }
 	@touch $@
 
 # The lock holds the build backend too: pip would fetch the newest one for an isolated build.

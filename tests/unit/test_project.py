@@ -99,7 +99,8 @@ def test_build_backend_lock_matches_its_declaration() -> None:
 
 
 def test_environment_is_installed_from_the_lock_only() -> None:
-    assert "--require-hashes -r $(LOCK)" in plan_record(r"\.venv/\.locked")
+    installs = re.findall(r"\$\((?:UV|PIP)_INSTALL\) [^|;]*", plan_record(r"\.venv/\.locked"))
+    assert [install.split()[1:] for install in installs] == [["--require-hashes", "-r", "$(LOCK)"]] * 2
     assert "--no-deps --no-build-isolation" in plan_record(r"\.venv/\.env")
     assert re.search(r"^\.venv/\.locked: \$\(LOCK\)", MAKEFILE, re.MULTILINE)
 
